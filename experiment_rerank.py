@@ -1,0 +1,75 @@
+"""Train the matcher on triplets, with a frozen or a finetuned backbone (paper, section 3.3)."""
+
+from pathlib import Path
+
+import torch
+from sacred import Experiment
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import MultiStepLR
+
+from models.ingredient import load_model, model_ingredient
+from sop.ingredient import data_ingredient, get_loaders
+from utils.experiment import fit, reports_errors, select_device, set_up
+from utils.losses import BinaryCrossEntropyWithLogits
+from utils.training import evaluate_rerank, parameter_groups, train_rerank
+
+ex = set_up(Experiment("Rerank (train)", ingredients=[data_ingredient, model_ingredient]))
+
+VALIDATION_CANDIDATES = 15  # of each query, to save time
+
+
+@ex.config
+def config():
+    epochs = 100
+    lr = 0.0001
+    weight_decay = 4e-4
+    no_bias_decay = False  # no weight decay for one-dimensional parameters
+    scheduler_tau = [60, 80]  # epochs after which the learning rate is multiplied by scheduler_gamma
+    scheduler_gamma = 0.1
+    resume = None  # checkpoint to take the weights from
+    cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"  # neighbour file of the test images, for validation
+    temp_dir = "logs/temp"  # where the checkpoint is written
+    cpu = False
+    cudnn_flag = "benchmark"  # or 'deterministic'
+    seed = 459858808
+
+
+@ex.automain
+@reports_errors
+def main(
+    _run,
+    _config,
+    epochs,
+    lr,
+    weight_decay,
+    no_bias_decay,
+    scheduler_tau,
+    scheduler_gamma,
+    resume,
+    cache_nn_inds,
+    temp_dir,
+    cpu,
+    cudnn_flag,
+    seed,
+):
+    device = select_device(cpu, cudnn_flag)
+    torch.manual_seed(seed)
+    loaders, recall_ks = get_loaders()
+    neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES]
+    torch.manual_seed(seed)
+    model = load_model(loaders.num_classes, resume, device, training=True)
+    optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay)
+    scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
+    loss = BinaryCrossEntropyWithLogits()
+    torch.manual_seed(seed)
+    return fit(
+        _run,
+        model,
+        optimizer,
+        scheduler,
+        train=lambda epoch: train_rerank(model, loaders.train, loss, optimizer, scheduler, epoch, _run),
+        validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks),
+        epochs=epochs,
+        cudnn_flag=cudnn_flag,
+        checkpoint=Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt",
+    )

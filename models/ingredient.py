@@ -1,0 +1,106 @@
+"""The `model` ingredient: from config to network."""
+
+from pathlib import Path
+
+import torch
+from sacred import Ingredient
+
+from models.matcher import Matcher
+from models.resnet import RerankingResNet
+from utils.checkpoint import load_weights
+
+model_ingredient = Ingredient("model")
+
+
+@model_ingredient.config
+def config():
+    arch = "resnet50"  # resnet18, resnet34, resnet50, resnet101 or resnet152
+    pretrained = True  # start the trunk from torchvision's IMAGENET1K_V1 weights
+    dropout = 0.0  # on the global descriptor, before the classifier
+    norm_layer = None  # after average pooling: 'layer', 'batch' or None
+    remap = False  # a linear layer before the global descriptor even when the sizes are equal
+    detach = False  # the classifier sends no gradient to the trunk
+    normalize = False  # L2-normalise the global descriptor
+    set_bn_eval = True  # keep the trunk's batch norms in eval mode while training
+    normalize_weight = False  # L2-normalise the classifier's rows
+    freeze_backbone = False  # train remap_local and the matcher only
+    num_global_features = 128
+    num_local_features = 128  # also the matcher's width; a multiple of 4
+    ert_seq_len = 102  # recorded only
+    ert_dim_feedforward = 1024
+    ert_nhead = 4
+    ert_num_encoder_layers = 6
+    ert_dropout = 0.0
+    ert_activation = "relu"  # or 'gelu'
+    ert_normalize_before = False  # pre-norm encoder with a final layer norm
+
+
+@model_ingredient.named_config
+def resnet50():
+    arch = "resnet50"
+    normalize = True
+
+
+@model_ingredient.capture
+def get_model(
+    num_classes,
+    arch,
+    pretrained,
+    dropout,
+    norm_layer,
+    remap,
+    detach,
+    normalize,
+    set_bn_eval,
+    normalize_weight,
+    freeze_backbone,
+    num_global_features,
+    num_local_features,
+    ert_seq_len,
+    ert_dim_feedforward,
+    ert_nhead,
+    ert_num_encoder_layers,
+    ert_dropout,
+    ert_activation,
+    ert_normalize_before,
+) -> RerankingResNet:
+    """The network for `num_classes` training classes; inside a run, Sacred fills in the rest from the config.
+
+    Raises InputError for an unknown `arch` or `norm_layer`, and when pretrained weights cannot be fetched.
+    """
+    matcher = Matcher(
+        d_model=num_local_features,
+        nhead=ert_nhead,
+        num_encoder_layers=ert_num_encoder_layers,
+        dim_feedforward=ert_dim_feedforward,
+        dropout=ert_dropout,
+        activation=ert_activation,
+        normalize_before=ert_normalize_before,
+    )
+    return RerankingResNet(
+        num_classes,
+        matcher,
+        arch=arch,
+        pretrained=pretrained,
+        num_global_features=num_global_features,
+        num_local_features=num_local_features,
+        norm_layer=norm_layer,
+        remap=remap,
+        normalize=normalize,
+        dropout=dropout,
+        detach=detach,
+        normalize_weight=normalize_weight,
+        set_bn_eval=set_bn_eval,
+        freeze_backbone=freeze_backbone,
+    )
+
+
+def load_model(
+    num_classes: int, resume: Path | str | None, device: torch.device, training: bool = False
+) -> RerankingResNet:
+    """The configured network on `device`, with the weights of the checkpoint `resume` when there is one."""
+    if resume is None:
+        return get_model(num_classes).to(device)
+    model = get_model(num_classes, pretrained=False)
+    load_weights(resume, model, training)
+    return model.to(device)

@@ -1,0 +1,95 @@
+"""The reranking transformer: local maps of two images in, one logit out (paper, section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.position_encoding import sine_position_encoding
+
+CLS, SEP, QUERY, CANDIDATE = range(4)  # rows of the segment table
+
+
+class Matcher(nn.Module):
+    """Scores pairs of local maps: the sequence `[CLS] query tokens [SEP] candidate tokens` goes through a transformer
+    encoder, and its CLS output through a linear layer to one logit; larger means more alike.
+
+    An image is turned into tokens once (`encode`) and then takes part in any number of pairs (`score`).
+    """
+
+    def __init__(
+        self,
+        d_model: int = 128,
+        nhead: int = 4,
+        num_encoder_layers: int = 6,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        normalize_before: bool = False,
+    ):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            d_model, nhead, dim_feedforward, dropout, activation, batch_first=True, norm_first=normalize_before
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, num_encoder_layers, nn.LayerNorm(d_model) if normalize_before else None, enable_nested_tensor=False
+        )
+        self.seg_encoder = nn.Embedding(4, d_model)
+        self.classifier = nn.Linear(d_model, 1)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, src_global: Tensor | None, src_local: Tensor, tgt_global: Tensor | None, tgt_local: Tensor):
+        """Logits, shape (B,), of B pairs of local maps (B, d, h, w): queries `src_local`, candidates `tgt_local`.
+
+        The two sides' maps may differ in height and width. The global descriptors are accepted and not used.
+        """
+        return self.score(self.encode(src_local, QUERY), self.encode(tgt_local, CANDIDATE))
+
+    def encode(self, local: Tensor, segment: int) -> Tensor:
+        """Tokens (B, h*w, d) of local maps (B, d, h, w): position code and `segment`'s vector added, row by row."""
+        position = sine_position_encoding(*local.shape[1:]).to(local)
+        return (local + position).flatten(2).transpose(1, 2) + self.seg_encoder.weight[segment]
+
+    def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
+        """Logits (B,) of pairs of encoded images, query (B, n, d) and candidate (B, m, d)."""
+        batch = len(query_tokens)
+        cls, sep = (self.seg_encoder.weight[row].expand(batch, 1, -1) for row in (CLS, SEP))
+        tokens = torch.cat((cls, query_tokens, sep, candidate_tokens), dim=1)
+        *layers, last = self.encoder.layers
+        for layer in layers:
+            tokens = _encoder_layer(layer, tokens)
+        readout = _encoder_layer(last, tokens, num_outputs=1)[:, 0]
+        if self.encoder.norm is not None:
+            readout = self.encoder.norm(readout)
+        return self.classifier(readout)[:, 0]
+
+
+def _encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Tensor:
+    """One `nn.TransformerEncoderLayer` on (B, L, d), computing the first `num_outputs` tokens only (default: all)."""
+    kept = tokens[:, :num_outputs]
+    if layer.norm_first:
+        kept = kept + layer.dropout1(_attention(layer.self_attn, layer.norm1(tokens), num_outputs))
+        return kept + _feed_forward(layer, layer.norm2(kept))
+    kept = layer.norm1(kept + layer.dropout1(_attention(layer.self_attn, tokens, num_outputs)))
+    return layer.norm2(kept + _feed_forward(layer, kept))
+
+
+def _feed_forward(layer, tokens: Tensor) -> Tensor:
+    return layer.dropout2(layer.linear2(layer.dropout(layer.activation(layer.linear1(tokens)))))
+
+
+def _attention(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: int | None) -> Tensor:
+    """Self-attention on (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
+    d, heads = attention.embed_dim, attention.num_heads
+    if num_outputs is None:
+        packed = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = packed.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    else:
+        weights, biases = attention.in_proj_weight.split((d, 2 * d)), attention.in_proj_bias.split((d, 2 * d))
+        query = F.linear(tokens[:, :num_outputs], weights[0], biases[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        packed = F.linear(tokens, weights[1], biases[1])
+        key, value = packed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    dropout = attention.dropout if attention.training else 0.0
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))

@@ -1,0 +1,96 @@
+"""Split files and the image sets they name."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils.errors import InputError
+
+
+class Draw(NamedTuple):
+    """One image to load, and the key of its random transform: (seed, epoch, position in the epoch)."""
+
+    image: int
+    key: tuple[int, int, int]
+
+
+class Split(NamedTuple):
+    """What a split file lists: image paths below the dataset's folder, and their class numbers."""
+
+    paths: list[str]
+    classes: list[int]
+
+
+def read_split(folder: Path | str, name: str) -> Split:
+    """Read the split file `name` of a dataset folder: one line an image, `path,class`. InputError where it is not so."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"dataset folder {folder} does not exist: run prepare_data.py, or set dataset.data_path")
+    file, split = folder / name, Split([], [])
+    if not file.is_file():
+        raise InputError(
+            f"split file {file} does not exist: run prepare_data.py, or set dataset.train_file and .test_file"
+        )
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        path, comma, class_number = line.rpartition(",")
+        if not (path and comma and class_number.strip().isdigit()):
+            raise InputError(f"{file}, line {number}: expected 'path,class number', found {line!r}")
+        split.paths.append(path)
+        split.classes.append(int(class_number))
+    if not split.paths:
+        raise InputError(f"split file {file} is empty: run prepare_data.py again")
+    return split
+
+
+def class_map(*splits: Split) -> dict[int, int]:
+    """The class numbers of some splits, sorted, mapped to 0 ... n-1."""
+    return {number: label for label, number in enumerate(sorted({c for split in splits for c in split.classes}))}
+
+
+class ImageSet(Dataset):
+    """The images of a split: `(pixels, label, index)`, pixels being what `transform` makes of the RGB photo.
+
+    An item is asked for by its index, or by a `Draw`, whose key then decides all that the transform draws.
+    """
+
+    def __init__(
+        self, folder: Path | str, split: Split, labels: dict[int, int], transform: Callable[[Image.Image], Tensor]
+    ):
+        self.folder, self.paths, self.transform = Path(folder), split.paths, transform
+        self.labels = np.array([labels[number] for number in split.classes])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int | Draw) -> tuple[Tensor, int, int]:
+        index, key = item if isinstance(item, Draw) else (item, None)
+        path = self.folder / self.paths[index]
+        try:
+            with Image.open(path) as photo:
+                image = photo.convert("RGB")
+        except FileNotFoundError as error:
+            raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(
+                f"photo {path} cannot be read ({error}): replace it or take it out of the split file"
+            ) from error
+        with _drawing_by(key):
+            return self.transform(image), int(self.labels[index]), index
+
+
+@contextmanager
+def _drawing_by(key: Sequence[int] | None) -> Iterator[None]:
+    """torch's CPU random numbers come from `key` inside the block, and go on as before after it."""
+    if key is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        yield

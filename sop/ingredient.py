@@ -1,0 +1,157 @@
+"""The `dataset` ingredient: from config to loaders."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from sacred import Ingredient
+from torch.utils.data import DataLoader
+
+from sop.dataset import ImageSet, Split, class_map, read_split
+from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
+from sop.transforms import test_transform, train_transform
+from utils.caches import load_neighbours
+from utils.errors import InputError, listing
+
+data_ingredient = Ingredient("dataset")
+
+SOP_TRAINING_IMAGES = 59551
+SAMPLERS = ("random", "random_id", "triplet")
+
+
+@data_ingredient.config
+def config():
+    name = "sop"  # names the checkpoint
+    data_path = "data/Stanford_Online_Products"
+    train_file = "train.txt"
+    test_file = "test.txt"  # or two files: query and gallery
+    batch_size = 128  # a multiple of sample_per_id
+    sample_per_id = 2
+    test_batch_size = 256
+    sampler = "random"  # 'random', 'random_id' or 'triplet'
+    num_workers = 8
+    pin_memory = True
+    crop_size = 224
+    recalls = [1, 10, 100, 1000]
+    num_identities = batch_size // sample_per_id  # classes in a batch of 'random_id'
+    num_iterations = SOP_TRAINING_IMAGES // batch_size  # batches in an epoch of 'random_id'; None: images // batch_size
+    train_cache_nn_inds = None  # neighbour file of the training images, for 'triplet'
+    test_cache_nn_inds = None  # recorded only
+
+
+@data_ingredient.named_config
+def sop_global():
+    name = "sop_global"
+    batch_size = 800
+    test_batch_size = 800
+    sampler = "random_id"
+
+
+@data_ingredient.named_config
+def sop_rerank():
+    name = "sop_rerank"
+    batch_size = 300
+    test_batch_size = 600
+    sampler = "triplet"
+    recalls = [1, 10, 100]
+    train_cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_train.pkl"
+    test_cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"
+
+
+class Loaders(NamedTuple):
+    """All yield uint8 images (B, 3, crop, crop), labels (B,) and positions (B,)."""
+
+    train: DataLoader | None  # None where training was not asked for
+    num_classes: int  # of the training images
+    query: DataLoader  # test images, in order
+    query_train: DataLoader  # training images with the test transform, in order
+    gallery: DataLoader | None  # None: the query set is searched against itself
+
+    def neighbours(self, path: Path | str) -> torch.Tensor:
+        """The test images' neighbour file, int64 (queries, K); InputError where it does not belong to them."""
+        queries, gallery = _size(self.query), _size(self.gallery or self.query)
+        return torch.from_numpy(load_neighbours(path, queries, gallery, {"training": _size(self.query_train)}))
+
+
+@data_ingredient.capture
+def get_loaders(
+    data_path,
+    train_file,
+    test_file,
+    batch_size,
+    sample_per_id,
+    test_batch_size,
+    sampler,
+    num_workers,
+    pin_memory,
+    crop_size,
+    recalls,
+    num_identities,
+    num_iterations,
+    train_cache_nn_inds,
+    training=True,
+) -> tuple[Loaders, list[int]]:
+    """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
+
+    Without `training` neither the train loader nor the neighbour file that it draws from is touched. The train loader
+    draws from torch's initial seed. Raises InputError for settings that do not go together and for missing or malformed
+    files.
+    """
+    if batch_size % sample_per_id:
+        raise InputError(f"dataset.batch_size={batch_size} is no multiple of dataset.sample_per_id={sample_per_id}")
+    test_files = [test_file] if isinstance(test_file, str) else list(test_file)
+    if len(test_files) > 2:
+        raise InputError(f"dataset.test_file={test_files}: give one file, or two, query and gallery")
+    train_split = read_split(data_path, train_file)
+    test_splits = [read_split(data_path, file) for file in test_files]
+    train_labels, test_labels = class_map(train_split), class_map(*test_splits)
+    workers = _usable_workers(num_workers)
+    loader = partial(DataLoader, num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available())
+
+    def in_order(split: Split, labels: dict[int, int]) -> DataLoader:
+        images = ImageSet(data_path, split, labels, test_transform(crop_size))
+        return loader(images, batch_size=test_batch_size)
+
+    def make_sampler(images: ImageSet) -> EpochSampler:
+        seed = torch.initial_seed()
+        if sampler == "random":
+            return RandomSampler(len(images), batch_size, seed)
+        if sampler == "random_id":
+            iterations = max(1, len(images) // batch_size) if num_iterations is None else num_iterations
+            return RandomIdentitySampler(images.labels, batch_size, num_identities, iterations, seed)
+        if sampler == "triplet":
+            if train_cache_nn_inds is None:
+                raise InputError(
+                    "the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file"
+                )
+            others = {"test": len(test_splits[0].paths)}
+            neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), others)
+            return TripletSampler(images.labels, neighbours, batch_size, seed)
+        raise InputError(f"dataset.sampler={sampler!r} is unknown: choose from {listing(SAMPLERS)}")
+
+    train = None
+    if training:
+        images = ImageSet(data_path, train_split, train_labels, train_transform(crop_size))
+        train = loader(images, batch_sampler=make_sampler(images), persistent_workers=workers > 0)
+    loaders = Loaders(
+        train=train,
+        num_classes=len(train_labels),
+        query=in_order(test_splits[0], test_labels),
+        query_train=in_order(train_split, train_labels),
+        gallery=in_order(test_splits[1], test_labels) if len(test_splits) == 2 else None,
+    )
+    return loaders, list(recalls)
+
+
+def _size(loader: DataLoader) -> int:
+    return len(loader.dataset)  # type: ignore[arg-type]
+
+
+def _usable_workers(num_workers: int) -> int:
+    """`num_workers`, or as many as there are cores; one line says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers > cores:
+        print(f"dataset.num_workers={num_workers}, but this process has {cores} cores: {cores} workers are used")
+    return min(num_workers, cores)

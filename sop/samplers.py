@@ -1,0 +1,150 @@
+"""Batch samplers of the train loader. Every draw follows from (seed, epoch, position in the epoch)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from sop.dataset import Draw
+from utils.errors import InputError
+
+HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Yields an epoch's batches as lists of `Draw`; `set_epoch` chooses the epoch, as in torch's DistributedSampler."""
+
+    def __init__(self, seed: int):
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def batches(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """The image indices of each batch of an epoch."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        position = 0
+        for batch in self.batches(np.random.default_rng((self.seed, self.epoch))):
+            yield [Draw(int(index), (self.seed, self.epoch, position + i)) for i, index in enumerate(batch)]
+            position += len(batch)
+
+
+class RandomSampler(EpochSampler):
+    """Shuffled batches of `num_images` images; the last partial one is dropped."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int):
+        super().__init__(seed)
+        if batch_size > num_images:
+            raise InputError(f"dataset.batch_size={batch_size}, but there are only {num_images} training images")
+        self.num_images, self.batch_size = num_images, batch_size
+
+    def __len__(self) -> int:
+        return self.num_images // self.batch_size
+
+    def batches(self, rng):
+        yield from rng.permutation(self.num_images)[: len(self) * self.batch_size].reshape(-1, self.batch_size)
+
+
+class RandomIdentitySampler(EpochSampler):
+    """`num_iterations` batches of `num_identities` different classes, `batch_size / num_identities` different images each.
+
+    The classes are drawn uniformly among those with enough images; the images of a class stand together.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, num_identities: int, num_iterations: int, seed: int):
+        super().__init__(seed)
+        if not 0 < num_identities <= batch_size or batch_size % num_identities:
+            raise InputError(
+                f"dataset.batch_size={batch_size} is no multiple of dataset.num_identities={num_identities}: each "
+                "class gives the same number of images to a batch"
+            )
+        self.images = ImagesByClass(labels)
+        self.each, self.num_identities, self.num_iterations = (
+            batch_size // num_identities,
+            num_identities,
+            num_iterations,
+        )
+        self.eligible = np.flatnonzero(self.images.counts >= self.each)
+        if num_identities > len(self.eligible):
+            raise InputError(
+                f"dataset.num_identities={num_identities}, but only {len(self.eligible)} training classes have "
+                f"{self.each} or more images: lower dataset.batch_size, dataset.num_identities or dataset.sample_per_id"
+            )
+
+    def __len__(self) -> int:
+        return self.num_iterations
+
+    def batches(self, rng):
+        for _ in range(self.num_iterations):
+            classes = rng.choice(self.eligible, self.num_identities, replace=False)
+            counts = self.images.counts[classes]
+            starts = np.cumsum(counts) - counts  # of each class in a list of all images of the drawn classes
+            place = np.arange(counts.sum()) - np.repeat(starts, counts)
+            shuffled = np.lexsort((rng.random(len(place)), np.repeat(np.arange(len(classes)), counts)))
+            first = shuffled[place < self.each]
+            yield self.images.order[np.repeat(self.images.starts[classes], counts)[first] + place[first]]
+
+
+class TripletSampler(EpochSampler):
+    """Anchor, positive, negative, anchor, ...: every training image once as anchor, in random order.
+
+    The positive is uniform among the other images of the anchor's class, the negative among those of its first 100
+    `neighbours` (n, K) of another class. Anchors that are alone in their class are skipped; those whose neighbours all
+    share their class take a random image of another class. The last, partial batch is kept.
+    """
+
+    def __init__(self, labels: np.ndarray, neighbours: np.ndarray, batch_size: int, seed: int):
+        super().__init__(seed)
+        if batch_size % 3:
+            raise InputError(
+                f"dataset.batch_size={batch_size} is no multiple of 3, but the sampler 'triplet' needs one"
+            )
+        self.images, self.labels, self.neighbours = ImagesByClass(labels), labels, neighbours[:, :HARD_NEIGHBOURS]
+        self.anchors = np.flatnonzero(self.images.counts[labels] > 1)
+        self.per_batch = batch_size // 3
+        if not len(self.anchors) or len(self.images.counts) < 2:
+            raise InputError("the sampler 'triplet' needs two training classes, and one class with two images")
+        self.hard = labels[self.neighbours] != labels[:, None]
+        without = int((~self.hard[self.anchors].any(axis=1)).sum())
+        if without or len(self.anchors) < len(labels):
+            print(
+                f"triplets: {len(labels) - len(self.anchors)} images alone in their class are no anchors; {without} "
+                "anchors with no neighbour of another class take a random negative"
+            )
+
+    def __len__(self) -> int:
+        return -(-len(self.anchors) // self.per_batch)
+
+    def batches(self, rng):
+        anchors = rng.permutation(self.anchors)
+        images, own = self.images, self.labels[anchors]
+        # the j-th image of the class, counted without the anchor
+        j = rng.integers(images.counts[own] - 1)
+        positives = images.order[images.starts[own] + j + (j >= images.rank[anchors])]
+        # the j-th image of all, counted without the anchor's class
+        j = rng.integers(len(self.labels) - images.counts[own])
+        negatives = images.order[j + images.counts[own] * (j >= images.starts[own])]
+        # the j-th neighbour of another class, where there is one
+        places = np.cumsum(self.hard[anchors], axis=1, dtype=np.uint8)
+        j = rng.integers(np.maximum(places[:, -1], 1))
+        column = (places > j[:, None]).argmax(axis=1)
+        negatives = np.where(places[:, -1] > 0, self.neighbours[anchors, column], negatives)
+        triplets = np.stack((anchors, positives, negatives), axis=1)
+        for start in range(0, len(anchors), self.per_batch):
+            yield triplets[start : start + self.per_batch].ravel()
+
+
+class ImagesByClass:
+    """Image indices grouped by their labels 0 ... n-1.
+
+    Class c holds `order[starts[c] : starts[c] + counts[c]]`; image i is number `rank[i]` of its class.
+    """
+
+    def __init__(self, labels: np.ndarray):
+        self.counts = np.bincount(labels)
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.order = np.argsort(labels, kind="stable")
+        self.rank = np.empty(len(labels), np.int64)
+        self.rank[self.order] = np.arange(len(labels)) - np.repeat(self.starts, self.counts)

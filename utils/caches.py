@@ -1,0 +1,152 @@
+"""Neighbour files: one pickled numpy array each, read without running any code that a file may hold.
+
+A file is written as numpy 1 names its parts, in pickle protocol 3, so that every Python since 3.6 with any numpy can
+read it.
+"""
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import atomic_write
+
+MODULES = {prefix + name for prefix in ("numpy.core.", "numpy._core.") for name in ("multiarray", "numeric")}
+
+
+class _DType:
+    """Stands in for numpy's dtype: a plain number type and its byte order."""
+
+    def __init__(self, code: str, *flags):
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"an array of {self.dtype} instead of numbers")
+
+    def __setstate__(self, state: tuple):
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for numpy's ndarray: its content is taken from the pickled bytes."""
+
+    array: np.ndarray
+
+    @classmethod
+    def rebuild(cls, *skeleton) -> "_Array":
+        """`_reconstruct` of pickle protocols 2 to 4; the content follows as state."""
+        return cls()
+
+    @classmethod
+    def from_buffer(cls, buffer, dtype: _DType, shape: tuple, order: str) -> "_Array":
+        """`_frombuffer` of pickle protocol 5."""
+        self = cls()
+        self.array = np.frombuffer(buffer, dtype.dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+        return self
+
+    def __setstate__(self, state: tuple):
+        _, shape, dtype, fortran_order, content = state
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _bytes_of(text: str, encoding: str) -> bytes:
+    """Stands in for `_codecs.encode`, which pickle protocol 2 writes bytes with."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows the names in a pickled array, and nothing else."""
+
+    def find_class(self, module: str, name: str):
+        if module in MODULES and name == "_reconstruct":
+            return _Array.rebuild
+        if module in MODULES and name == "_frombuffer":
+            return _Array.from_buffer
+        if (module, name) == ("numpy", "ndarray"):
+            return _Array
+        if (module, name) == ("numpy", "dtype"):
+            return _DType
+        if (module, name) == ("_codecs", "encode"):
+            return _bytes_of
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def pickle_load(path: Path | str) -> np.ndarray:
+    """The numpy array of numbers pickled in a file; InputError for anything else, and none of its code is run."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            loaded = _ArrayUnpickler(file).load()
+        if not isinstance(loaded, _Array):
+            raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}")
+        return loaded.array.copy()
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror}") from error
+    except Exception as error:  # a hostile or damaged pickle can raise anything
+        raise InputError(
+            f"{path} is not a pickled numpy array of numbers ({error}): it was refused and nothing in it was run"
+        ) from error
+
+
+def pickle_save(path: Path | str, data) -> None:
+    """Pickle an array of numbers into a file, whole or not at all."""
+    array = np.asarray(data)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"only arrays of numbers are pickled, not {array.dtype}")
+    with atomic_write(path) as file:
+
+        def write(chunk) -> None:
+            """The array's constructor, which stands first in the file, goes by numpy 1's name."""
+            if file.tell() == 0:
+                file.write(bytes(chunk[:100]).replace(b"numpy._core.multiarray", b"numpy.core.multiarray", 1))
+                chunk = chunk[100:]
+            file.write(chunk)
+
+        pickle.Pickler(SimpleNamespace(write=write), protocol=3).dump(array)  # type: ignore[arg-type]
+
+
+def load_neighbours(
+    path: Path | str, num_queries: int, num_gallery: int, others: dict[str, int] | None = None
+) -> np.ndarray:
+    """A neighbour file: int64 (num_queries, K), positions in a gallery of `num_gallery` images, nearest first.
+
+    `others` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError, with
+    what was found and what was expected, for a wrong type, shape, number of rows or range.
+    """
+    neighbours = pickle_load(path)
+    if neighbours.dtype.kind not in "iu":
+        raise InputError(
+            f"neighbour file {path} holds {neighbours.dtype} numbers, expected integers: is it nn_dists.pkl?"
+        )
+    if neighbours.ndim != 2 or not neighbours.shape[1]:
+        raise InputError(
+            f"neighbour file {path} has shape {neighbours.shape}, expected ({num_queries}, K): a row per query"
+        )
+    if len(neighbours) != num_queries:
+        match = [name for name, size in (others or {}).items() if size == len(neighbours)]
+        hint = (
+            f"it has as many as the {match[0]} images: was it made for those?"
+            if match
+            else "make it anew with eval_global.py"
+        )
+        raise InputError(
+            f"neighbour file {path} has {len(neighbours)} rows, expected {num_queries}, one per query; {hint}"
+        )
+    low, high = (int(neighbours.min()), int(neighbours.max())) if neighbours.size else (0, 0)
+    if low < 0 or high >= num_gallery:
+        row = int(((neighbours < 0) | (neighbours >= num_gallery)).any(axis=1).argmax())
+        raise InputError(
+            f"neighbour file {path} holds positions from {low} to {high} (first out of range in row {row}), expected "
+            f"0 to {num_gallery - 1}, positions in the gallery: make it anew with eval_global.py"
+        )
+    return neighbours.astype(np.int64, copy=False)
+
+
+def save_neighbours(folder: Path | str, distances: np.ndarray, positions: np.ndarray) -> None:
+    """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K), into `folder`."""
+    pickle_save(Path(folder) / "nn_dists.pkl", distances.astype(np.float32, copy=False))
+    pickle_save(Path(folder) / "nn_inds.pkl", positions.astype(np.int64, copy=False))

@@ -1,0 +1,106 @@
+"""What the five commands share: Sacred's settings, errors in one message, the device, the order of a training run."""
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import torch
+from sacred import SETTINGS, Experiment
+from sacred.run import Run
+from sacred.utils import SacredError, apply_backspaces_and_linefeeds
+from torch.backends import cudnn
+
+from utils.checkpoint import num_of_trainable_params, save_checkpoint
+from utils.errors import InputError, listing
+from utils.metrics import Recalls
+
+SETTINGS.CAPTURE_MODE = "sys"
+
+CUDNN_FLAGS = ("benchmark", "deterministic")
+
+
+class CommandError(SacredError):
+    """Ends a command with its message alone; Sacred records the run as failed."""
+
+    __module__ = "builtins"  # printed without a module's name
+
+    def __init__(self, message: str):
+        super().__init__(message, print_traceback=False)
+
+
+def set_up(ex: Experiment) -> Experiment:
+    """Captured output is kept as a terminal would show it."""
+    ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
+    return ex
+
+
+def reports_errors(main: Callable) -> Callable:
+    """Turn an InputError that ends a command into one message; `--debug` and `--pdb` still show where it was raised."""
+
+    @wraps(main)
+    def reporting(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            in_worker = re.search(
+                r"InputError: (.*)\s*\Z", str(error), flags=re.DOTALL
+            )  # behind the worker's traceback
+            raise CommandError(in_worker[1].strip() if in_worker else str(error)) from error
+
+    return reporting
+
+
+def select_device(cpu: bool, cudnn_flag: str) -> torch.device:
+    """`cuda:0`, or the CPU when asked for or where there is no CUDA device; sets cuDNN's flag."""
+    if cudnn_flag not in CUDNN_FLAGS:
+        raise InputError(f"cudnn_flag={cudnn_flag!r} is unknown: choose from {listing(CUDNN_FLAGS)}")
+    setattr(cudnn, cudnn_flag, True)
+    if not cpu and not torch.cuda.is_available():
+        print("no CUDA device was found: running on the CPU")
+    return torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+
+
+def report_recalls(run: Run, recalls: Recalls, columns: int) -> None:
+    """Print recalls and note them under `info['recall']`; says so where a K exceeds the columns of neighbours."""
+    beyond = [k for k in recalls if k > columns]
+    print(recalls, f"(K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else "")
+    run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
+
+
+def fit(
+    run: Run,
+    model,
+    optimizer,
+    scheduler,
+    train: Callable[[int], None],
+    validate: Callable[[], tuple],
+    epochs: int,
+    cudnn_flag: str,
+    checkpoint: Path,
+) -> float:
+    """Validate, then train and validate `epochs` times; returns the best R@1.
+
+    `train(epoch)` is one epoch, `validate()` returns what the metric functions do. Whenever R@1 is not below the best
+    so far, the states are saved as `checkpoint` and the recalls noted; `val.recall@K` is logged at step epoch + 1.
+    """
+    print(f"trainable parameters: {num_of_trainable_params(model):,}")
+    best: float | None = None
+    for epoch in range(-1, epochs):
+        if epoch >= 0:
+            cudnn.benchmark = cudnn_flag == "benchmark"
+            train(epoch)
+        cudnn.benchmark = False
+        recalls, _, positions = validate()
+        print(f"Validation [{epoch:03d}]" if epoch >= 0 else "Validation before training", end=" ")
+        for k, recall in recalls.items():
+            run.log_scalar(f"val.recall@{k}", recall, epoch + 1)
+        if best is None or recalls[1] >= best:
+            best = recalls[1]
+            save_checkpoint(checkpoint, model, optimizer, scheduler)
+            report_recalls(run, recalls, positions.shape[1])
+        else:
+            print(recalls)
+    run.add_artifact(str(checkpoint))
+    assert best is not None
+    return best

@@ -1,0 +1,78 @@
+"""Recall@K of global retrieval and of reranking (paper, section 4)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.knn import nearest_neighbours
+from utils.reranking import rerank
+
+Recalls = dict[int, float]
+MAX_CANDIDATES = 100
+
+
+def recall_at_ks(
+    query_features: Tensor,
+    query_labels: Tensor,
+    ks: Sequence[int],
+    gallery_features: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    cosine: bool = False,
+) -> tuple[Recalls, np.ndarray, np.ndarray]:
+    """Recall@K of exact search by squared L2 distance over descriptors (n, d) and (m, d), normalised when `cosine`.
+
+    Without a gallery the queries are searched among themselves, each leaving itself out. Returns `({K: recall in %},
+    distances, positions)`, two arrays of max(ks) columns, or of as many as there are images. ValueError when only one
+    of the gallery arguments is given.
+    """
+    gallery_labels = _checked_gallery_labels(query_labels, gallery_features, gallery_labels)
+    if cosine:
+        query_features = F.normalize(query_features, dim=1)
+        gallery_features = None if gallery_features is None else F.normalize(gallery_features, dim=1)
+    distances, positions = nearest_neighbours(query_features, gallery_features, max(ks))
+    return recalls_of(positions, query_labels, gallery_labels, ks), distances, positions
+
+
+def recall_at_ks_rerank(
+    query_features: Tensor,
+    query_labels: Tensor,
+    ks: Sequence[int],
+    matcher: nn.Module,
+    cache_nn_inds: Tensor,
+    gallery_features: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+) -> tuple[Recalls, np.ndarray, np.ndarray]:
+    """Recall@K after reranking each query's first 100 neighbours, of `cache_nn_inds` (n, K), by the matcher's logit.
+
+    Features are local maps, (n, d, h, w) and (m, d, h, w); `matcher` is the whole model. Returns `({K: recall in %},
+    logits, positions)`, sorted by falling logit, stably. Where K exceeds the columns, recall counts over what there is.
+    """
+    gallery_labels = _checked_gallery_labels(query_labels, gallery_features, gallery_labels)
+    gallery_features = query_features if gallery_features is None else gallery_features
+    scores, positions = rerank(matcher, query_features, gallery_features, cache_nn_inds[:, :MAX_CANDIDATES])
+    return recalls_of(positions, query_labels, gallery_labels, ks), scores, positions
+
+
+def recalls_of(positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]) -> Recalls:
+    """Recall@K, in % rounded to two decimals, of gallery positions (n, columns): the share of queries with an image of
+    their class among the first K columns."""
+    ranks = first_match_ranks(positions, query_labels, gallery_labels)
+    return {int(k): round(100 * float(np.mean(ranks < k)), 2) for k in ks}
+
+
+def first_match_ranks(positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor) -> np.ndarray:
+    """The first column, counted from 0, of each row that holds an image of the query's class; infinite without one."""
+    matches = gallery_labels.cpu().numpy()[positions] == query_labels.cpu().numpy()[:, None]
+    return (
+        np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
+        if matches.size
+        else np.full(len(positions), np.inf)
+    )
+
+
+def _checked_gallery_labels(query_labels: Tensor, features: Tensor | None, labels: Tensor | None) -> Tensor:
+    if (features is None) != (labels is None):
+        raise ValueError("gallery_features and gallery_labels go together: one was given without the other")
+    return query_labels if labels is None else labels

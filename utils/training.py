@@ -1,0 +1,109 @@
+"""One epoch of training and one evaluation, for global descriptors and for reranking."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.metrics import recall_at_ks, recall_at_ks_rerank
+
+FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
+
+
+def train_global(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None) -> None:
+    """One epoch of the contrastive loss on global descriptors; `train.acc` is the classifier's accuracy.
+
+    `loader` yields images (B, 3, H, W), labels (B,) and positions (B,). Steps the scheduler at its end.
+    """
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, descriptors, _ = model(images)
+        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        return class_loss(logits, descriptors, labels), accuracy
+
+    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex)
+
+
+def train_rerank(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None) -> None:
+    """One epoch of the matcher on triplets (paper, section 3.3); `train.acc` is its accuracy at threshold 0.5.
+
+    `loader` yields batches laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor,
+    positive) has target 1 and (anchor, negative) target 0. Steps the scheduler at its end.
+    """
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        local = model(images)[2]
+        anchors, positives, negatives = (local[role::3] for role in range(3))
+        logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
+        targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
+        accuracy = ((logits.detach() > 0) == (targets > 0)).float().mean()
+        return class_loss(logits, None, targets).mean(), accuracy
+
+    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex)
+
+
+def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int, ex) -> None:
+    model.train()
+    if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
+        loader.batch_sampler.set_epoch(epoch)
+    device, pending = _device(model), []
+    with tqdm(loader, desc=f"Training   [{epoch:03d}]", unit="batch") as progress:
+        for i, (images, labels, _) in enumerate(progress):
+            optimizer.zero_grad()
+            loss, accuracy = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            loss.backward()
+            optimizer.step()
+            pending.append(torch.stack((loss.detach(), accuracy)))
+            if (i + 1) % FETCH_EVERY == 0 or i + 1 == len(loader):
+                values = torch.stack(pending).tolist()
+                for j, (loss_value, accuracy_value) in enumerate(values, start=i + 1 - len(values)):
+                    if ex is not None:
+                        ex.log_scalar("train.loss", loss_value, epoch + j / len(loader))
+                        ex.log_scalar("train.acc", accuracy_value, epoch + j / len(loader))
+                pending.clear()
+                rate = optimizer.param_groups[0]["lr"]
+                progress.set_postfix(loss=f"{loss_value:.4f}", acc=f"{accuracy_value:.4f}", lr=f"{rate:.1e}")
+    scheduler.step()
+
+
+def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int]):
+    """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves."""
+    query_features, query_labels = _embed(model, query_loader, 1, "query")
+    features, labels = _embed(model, gallery_loader, 1, "gallery") if gallery_loader is not None else (None, None)
+    return recall_at_ks(query_features, query_labels, recall_ks, features, labels, cosine=True)
+
+
+def evaluate_rerank(model, cache_nn_inds: Tensor, query_loader, gallery_loader, recall_ks: Sequence[int]):
+    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` None: among themselves."""
+    query_maps, query_labels = _embed(model, query_loader, 2, "query")
+    maps, labels = _embed(model, gallery_loader, 2, "gallery") if gallery_loader is not None else (None, None)
+    return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, maps, labels)
+
+
+@torch.inference_mode()
+def _embed(model, loader, output: int, what: str) -> tuple[Tensor, Tensor]:
+    """One of the model's outputs for all images of a loader, and their labels; local maps are kept on the CPU."""
+    model.eval()
+    device, features, labels = _device(model), [], []
+    with tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress:
+        for images, batch_labels, _ in loader:
+            feature = model(images.to(device, non_blocking=True))[output]
+            features.append(feature.cpu() if output == 2 else feature)
+            labels.append(batch_labels)
+            progress.update(len(images))
+    return torch.cat(features), torch.cat(labels)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def parameter_groups(model: nn.Module, no_bias_decay: bool) -> list[dict]:
+    """All parameters, frozen ones too; with `no_bias_decay` the one-dimensional ones apart, without weight decay."""
+    if not no_bias_decay:
+        return [{"params": list(model.parameters())}]
+    return [
+        {"params": [parameter for parameter in model.parameters() if parameter.dim() != 1]},
+        {"params": [parameter for parameter in model.parameters() if parameter.dim() == 1], "weight_decay": 0.0},
+    ]
