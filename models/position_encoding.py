@@ -3,15 +3,19 @@
 import torch
 from torch import Tensor
 
+from utils.errors import InputError
+
 
 def sine_position_encoding(channels: int, height: int, width: int) -> Tensor:
     """Position code of a `height` x `width` grid: float32, shape (channels, height, width).
 
-    Row i = 1...h lies at y = 2 i / (h + 1e-6), column j likewise at x; with m = channels / 2, channel 2k of the y half is
-    sin(y / 10000^(2k/m)), channel 2k+1 its cosine; the x half follows. ValueError unless `channels` is a multiple of 4.
+    Row i = 1...h lies at y = 2 i / (h + 1e-6), column j likewise at x; with m = channels / 2, channel 2k of the y half
+    is sin(y / 10000^(2k/m)), channel 2k+1 its cosine; the x half follows.
+
+    Raises InputError unless `channels` is a multiple of 4.
     """
     if channels % 4:
-        raise ValueError(f"model.num_local_features={channels}: the position code needs a multiple of 4")
+        raise InputError(f"model.num_local_features={channels}: the position code needs a multiple of 4")
     half = channels // 2
     frequencies = 10000 ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
 

@@ -115,7 +115,7 @@ def _imagenet_weights(arch: str) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(
             f"model.pretrained=True: the ImageNet weights of {arch} could not be fetched ({error}). Put the file into "
-            f"{torch.hub.get_dir()}/checkpoints by hand, start from a checkpoint with resume=FILE, or train from scratch "
-            "with model.pretrained=False model.set_bn_eval=False"
+            f"{torch.hub.get_dir()}/checkpoints by hand, start from a checkpoint with resume=FILE, or train from "
+            "scratch with model.pretrained=False model.set_bn_eval=False"
         ) from error
     return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}

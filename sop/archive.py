@@ -90,7 +90,7 @@ def _safe_members(content: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile
 def write_split(folder: Path, name: str, file_name: str) -> int:
     """Write a split file beside SOP's own list of the images of `name` ('train' or 'test'); returns their number.
 
-    One line an image, `path,class_id-1`, in the list's order. Raises InputError for a list that is missing or malformed.
+    One line an image, `path,class_id-1`, in the list's order. InputError for a list that is missing or malformed.
     """
     source, split = folder / LISTS[name], Split([], [])
     if not source.is_file():

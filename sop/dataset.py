@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
 
 def read_split(folder: Path | str, name: str) -> Split:
-    """Read the split file `name` of a dataset folder: one line an image, `path,class`. InputError where it is not so."""
+    """Read the split file `name` of a dataset folder: one line an image, `path,class`. InputError if it is not so."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"dataset folder {folder} does not exist: run prepare_data.py, or set dataset.data_path")

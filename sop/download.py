@@ -23,7 +23,7 @@ def download(url: str, folder: Path, md5: str | None = None) -> Path:
     """Fetch `url` (http, https or file) into `folder` under its own name and return the path.
 
     A whole file that is already there is kept; a partial one is continued when the server says that it still has the
-    same file. Connections that break and answers that say "later" are tried again with growing pauses. Raises InputError
+    same file. Connections that break and answers that say "later" are tried again with growing pauses. InputError
     when the file cannot be had, or has another MD5 than `md5`.
     """
     address = urlparse(url)

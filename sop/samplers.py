@@ -48,9 +48,9 @@ class RandomSampler(EpochSampler):
 
 
 class RandomIdentitySampler(EpochSampler):
-    """`num_iterations` batches of `num_identities` different classes, `batch_size / num_identities` different images each.
+    """`num_iterations` batches of `num_identities` different classes, `batch_size / num_identities` images each.
 
-    The classes are drawn uniformly among those with enough images; the images of a class stand together.
+    Both are drawn uniformly, without repeats, among the classes with enough images; the images of a class stand together.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, num_identities: int, num_iterations: int, seed: int):

@@ -12,8 +12,8 @@ def nearest_neighbours(queries: Tensor, gallery: Tensor | None, k: int) -> tuple
     """The `k` nearest gallery rows of each query: squared distances float32 (n, k), rising, and positions int64 (n, k).
 
     Descriptors are (n, d) and (m, d). With `gallery` None the queries are searched among themselves, and each leaves
-    out its own position, whatever else lies at distance 0. With fewer images than `k` there are as many columns as images.
-    Searched on the GPU when the queries lie there and faiss has one.
+    out its own position, whatever else lies at distance 0. With fewer images than `k` there are as many columns as
+    images. Searched on the GPU when the queries lie there and faiss has one.
     """
     searched = queries if gallery is None else gallery
     k = min(k, len(searched) - (gallery is None))
