@@ -1,11 +1,14 @@
-"""Fetch Stanford Online Products, unpack it and write the split files."""
+"""Fetch Stanford Online Products, unpack it and write the split files; fetch the published files; verify the images."""
 
 from pathlib import Path
 
 from sacred import Experiment
 
-from sop.archive import SOP_URL, official_md5, unpack, write_split
+from sop.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack, write_split
+from sop.dataset import read_split
 from sop.download import download
+from sop.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
+from sop.verify import verify_images
 from utils.experiment import reports_errors, set_up
 
 ex = set_up(Experiment("Prepare SOP"))
@@ -18,13 +21,43 @@ def config():
     sop_md5 = official_md5(sop_url)  # None: not checked
     train_file = "train.txt"
     test_file = "test.txt"
+    hub_repository = "fwtan/rrt_sop_data"  # the published files
+    checkpoint_dir = "rrt_sop_ckpts"
+    neighbour_dir = "rrt_sop_caches"
+
+
+@ex.command
+@reports_errors
+def checkpoints(hub_repository, checkpoint_dir, neighbour_dir):
+    """Fetch the published checkpoints."""
+    fetch(CHECKPOINTS, hub_repository, Path(checkpoint_dir))
+    print("evaluate with", *evaluation_commands(CHECKPOINTS, checkpoint_dir, neighbour_dir), sep="\n  ")
+
+
+@ex.command
+@reports_errors
+def neighbours(hub_repository, checkpoint_dir, neighbour_dir):
+    """Fetch the published neighbour files."""
+    fetch(NEIGHBOURS, hub_repository, Path(neighbour_dir))
+    print("evaluate with", *evaluation_commands(NEIGHBOURS, checkpoint_dir, neighbour_dir), sep="\n  ")
+
+
+@ex.command
+@reports_errors
+def verify(sop_dir, train_file, test_file):
+    """Open every image that the split files name."""
+    folder = Path(sop_dir)
+    verify_images(folder, [path for name in (train_file, test_file) for path in read_split(folder, name).paths])
 
 
 @ex.automain
 @reports_errors
 def main(sop_dir, sop_url, sop_md5, train_file, test_file):
+    """Fetch SOP, unpack it and write the split files."""
     folder = Path(sop_dir)
-    if not folder.is_dir():
+    if is_free(folder):
         unpack(download(sop_url, folder.parent, sop_md5), folder)
-    for name, file_name in (("train", train_file), ("test", test_file)):
-        print(f"{folder / file_name}: {write_split(folder, name, file_name)} images")
+    lists = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
+    for file_name, split in lists.items():
+        write_split(folder / file_name, split)
+        print(f"{folder / file_name}: {len(split.paths)} images")

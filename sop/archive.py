@@ -1,9 +1,14 @@
-"""SOP's archive: where it is, how it is unpacked, and the split files made from it."""
+"""SOP's archive: where it is, how it is unpacked, and the lists of images in it."""
 
+import lzma
+import re
 import shutil
 import stat
 import zipfile
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
@@ -18,9 +23,21 @@ OFFICIAL_URLS = {
     SOP_URL.replace("http:", "https:"),
     "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
 }
-LISTS = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
+TRAIN_LIST, TEST_LIST = "Ebay_train.txt", "Ebay_test.txt"
 MAX_MEMBERS = 1_000_000
-MAX_UNPACKED = 64 << 30  # bytes
+MAX_UNPACKED = 16 << 30  # bytes; SOP has 3 GB
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # a file of that name is one on Windows
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    UnicodeDecodeError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+Members = dict[PurePosixPath, zipfile.ZipInfo]
 
 
 def official_md5(url: str) -> str | None:
@@ -28,81 +45,123 @@ def official_md5(url: str) -> str | None:
     return SOP_MD5 if url in OFFICIAL_URLS else None
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the archive's single top folder as `folder`, whole or not at all.
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
-    What an interrupted call left is started over. Raises InputError for an archive that is damaged, that would write
-    outside the folder, or that is larger than any dataset of this kind.
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack the single top folder of SOP's archive as `folder`, whole or not at all.
+
+    What an interrupted call left is started over. InputError for an archive that is not to be trusted, that is damaged
+    or not SOP's, and when the operating system refuses; `folder` is then as it was, and the archive is kept.
     """
-    partial = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(partial, ignore_errors=True)
+    folder = folder.resolve()
+    unfinished = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        with open_archive(archive) as (content, members):
+            progress = tqdm(_below_top(members, archive).items(), desc=f"Unpacking {archive.name}", unit="file")
+            for path, member in progress:
+                target = unfinished / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(member) as source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file)
+        unfinished.replace(folder)
+    except OSError as error:
+        raise InputError(
+            f"{archive} could not be unpacked as {folder}: {error.strerror or error}; the archive is kept, "
+            "run the command again"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def open_archive(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
+    """A zip archive and its files, each by a path that stays in the folder it is unpacked to.
+
+    InputError when a member's path does not, when there are more or larger ones than a dataset has, and, also while the
+    archive is being read in the block, when it is damaged.
+    """
     try:
         with zipfile.ZipFile(archive) as content:
-            members = _safe_members(content, archive)
-            with tqdm(members, desc=f"Unpacking {archive.name}", unit="file") as progress:
-                for member, relative in progress:
-                    target = partial / relative
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with content.open(member) as source, target.open("xb") as file:
-                        shutil.copyfileobj(source, file)
-        partial.replace(folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"archive {archive} is damaged ({error}): delete it and run prepare_data.py again") from error
-    except OSError as error:
-        raise InputError(f"{archive} could not be unpacked as {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            yield content, _safe_members(content, archive)
+    except DAMAGED as error:
+        raise InputError(f"archive {archive} is damaged ({error}): delete it and run the command again") from error
 
 
-def _safe_members(content: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """An archive's files with their paths below its single top folder; InputError when one is not to be trusted."""
+def is_safe(name: str) -> bool:
+    """Whether a path given by others names something below the folder that it is joined to, on every system."""
+    path = PurePosixPath(name)
+    return (
+        len(path.parts) > 0
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not any(character in name for character in "\\:")
+        and not any(DEVICE.fullmatch(part) for part in path.parts)
+    )
+
+
+def _safe_members(content: zipfile.ZipFile, archive: Path) -> Members:
     members = [member for member in content.infolist() if not member.filename.startswith("__MACOSX/")]
-    size = sum(member.file_size for member in members)
+    size = sum(member.file_size for member in members)  # reading a member stops at the size it declares
     if len(members) > MAX_MEMBERS or size > MAX_UNPACKED:
         raise InputError(
-            f"archive {archive} holds {len(members)} members and {size} bytes: too many for a dataset, refused"
+            f"archive {archive} was refused: {len(members)} members of {size} bytes together, "
+            f"expected at most {MAX_MEMBERS} and {MAX_UNPACKED}; check where it comes from"
         )
-    safe = []
+    safe: Members = {}
     for member in members:
         path, kind = PurePosixPath(member.filename), stat.S_IFMT(member.external_attr >> 16)
-        trusted = (
-            len(path.parts) > 0
-            and not path.is_absolute()
-            and ".." not in path.parts
-            and not any(c in member.filename for c in "\\:\0")
-            and not any(PureWindowsPath(part).is_reserved() for part in path.parts)
-            and kind in (0, stat.S_IFREG, stat.S_IFDIR)
-        )
-        if not trusted:
+        if not is_safe(member.filename) or kind not in (0, stat.S_IFREG, stat.S_IFDIR) or path in safe:
             raise InputError(
-                f"archive {archive} was refused: its member {member.filename!r} could be written elsewhere"
+                f"archive {archive} was refused: its member {member.filename!r} could be written outside the folder "
+                "or over another; check where it comes from"
             )
         if not member.is_dir():
-            safe.append((member, path))
-    tops = {path.parts[0] for _, path in safe}
-    if len(tops) != 1 or any(len(path.parts) < 2 for _, path in safe):
+            safe[path] = member
+    return safe
+
+
+def _below_top(members: Members, archive: Path) -> Members:
+    """The files of SOP's archive by their paths below its single top folder."""
+    tops = {path.parts[0] for path in members}
+    inside = {path.relative_to(path.parts[0]): member for path, member in members.items()}
+    if len(tops) != 1 or not {PurePosixPath(TRAIN_LIST), PurePosixPath(TEST_LIST)} <= inside.keys():
         raise InputError(
-            f"archive {archive} is not laid out like SOP's: expected one top folder, found {sorted(tops)[:5]}"
+            f"archive {archive} is not SOP's: expected one top folder with {TRAIN_LIST} and {TEST_LIST}, "
+            f"found {len(members)} files below {sorted(tops)[:5]}; check sop_url"
         )
-    return [(member, path.relative_to(path.parts[0])) for member, path in safe]
+    return inside
 
 
-def write_split(folder: Path, name: str, file_name: str) -> int:
-    """Write a split file beside SOP's own list of the images of `name` ('train' or 'test'); returns their number.
+def read_list(file: Path) -> Split:
+    """Read SOP's own list of images: a header, then a line `image_id class_id super_class_id path` for each image.
 
-    One line an image, `path,class_id-1`, in the list's order. InputError for a list that is missing or malformed.
+    Class numbers start at 0, class ids at 1. InputError, with the line, when the list is missing or malformed.
     """
-    source, split = folder / LISTS[name], Split([], [])
-    if not source.is_file():
-        raise InputError(f"{source} does not exist: {folder} is not SOP's folder; choose another sop_dir or delete it")
-    for number, line in enumerate(source.read_text().splitlines()[1:], start=2):
-        fields = line.split(maxsplit=3)
-        if len(fields) != 4 or not fields[1].isdigit():
-            raise InputError(
-                f"{source}, line {number}: expected 'image_id class_id super_class_id path', found {line!r}"
-            )
-        split.paths.append(fields[3])
-        split.classes.append(int(fields[1]) - 1)
-    with atomic_write(folder / file_name) as file:
-        file.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())
-    return len(split.paths)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: {file.parent} is not SOP's folder; choose another sop_dir or move it")
+    split, form = Split([], []), "image_id class_id super_class_id path"
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        fields = line.strip().split(maxsplit=3)
+        is_image = len(fields) == 4 and fields[1].isdecimal() and int(fields[1]) > 0
+        if is_image != (number > 1):
+            expected = f"'{form}', class ids from 1" if number > 1 else f"the header '{form}'"
+            raise InputError(f"{file}, line {number}: expected {expected}, found {line!r}; unpack the archive again")
+        if is_image:
+            split.paths.append(fields[3])
+            split.classes.append(int(fields[1]) - 1)
+    if not split.paths:
+        raise InputError(f"{file} lists no images: unpack the archive again")
+    return split
+
+
+def write_split(file: Path, split: Split) -> None:
+    """Write a split file: one line an image, `path,class number`, no header and no newline at the end."""
+    if file.name in (TRAIN_LIST, TEST_LIST):
+        raise InputError(f"{file} is SOP's own list and was left as it is: choose another train_file or test_file")
+    with atomic_write(file) as content:
+        content.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())

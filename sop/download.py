@@ -3,18 +3,20 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
 import requests
 from tqdm import tqdm
 
+from sop.archive import SOP_URL
 from utils.errors import InputError
 from utils.files import atomic_write
 
-CHUNK = 1 << 20
-ATTEMPTS = 5
+CHUNK = 1 << 16  # bytes read at a time; as many are lost when a connection breaks
+ATTEMPTS = 5  # in a row that bring nothing
 TIMEOUT = 30  # seconds to connect, and between two pieces of an answer
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
@@ -23,59 +25,74 @@ def download(url: str, folder: Path, md5: str | None = None) -> Path:
     """Fetch `url` (http, https or file) into `folder` under its own name and return the path.
 
     A whole file that is already there is kept; a partial one is continued when the server says that it still has the
-    same file. Connections that break and answers that say "later" are tried again with growing pauses. InputError
-    when the file cannot be had, or has another MD5 than `md5`.
+    same file. Connections that break and answers that say "later" are tried again with growing pauses. InputError when
+    the file cannot be had or written, or has another MD5 than `md5` (None: not checked).
     """
     address = urlparse(url)
-    path = folder / Path(unquote(address.path)).name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        if address.scheme == "file":
-            _copy(Path(unquote(address.path)), path, md5)
-            return path
-        if address.scheme not in ("http", "https"):
-            raise InputError(f"{url}: only http, https and file addresses can be fetched")
-        _fetch(url, part)
-        _check_md5(part, md5, "deleted: run the command again")
-        part.replace(path)
-        _validator_file(part).unlink(missing_ok=True)
-    else:
+    source = Path(unquote(address.path))
+    path = folder / source.name
+    if source.name in ("", ".."):
+        raise InputError(f"{url} names no file: give the address of the archive itself")
+    if path.exists():
         print(f"{path} is there already")
-        _check_md5(path, md5, "left as it is: delete it and run the command again")
+        _check_md5(path, md5, "delete it and run the command again")
+    elif address.scheme == "file":
+        _copy(source, path, md5)
+    elif address.scheme in ("http", "https"):
+        try:
+            _fetch_whole(url, path, md5)
+        except OSError as error:
+            raise InputError(
+                f"{path} could not be written: {error.strerror or error}; what has come is kept, run the command again"
+            ) from error
+    else:
+        raise InputError(
+            f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
+        )
     return path
 
 
 def _copy(source: Path, path: Path, md5: str | None) -> None:
     if not source.is_file():
         raise InputError(f"file {source} does not exist: check the address")
+    _check_md5(source, md5, "check the file and the address; nothing was copied")
     with source.open("rb") as content, atomic_write(path) as file, _progress(path, source.stat().st_size) as progress:
         while chunk := content.read(CHUNK):
             file.write(chunk)
             progress.update(len(chunk))
-    _check_md5(path, md5, "deleted: check the file at the address")
 
 
 def _progress(path: Path, total: int | None, initial: int = 0) -> tqdm:
     return tqdm(desc=path.name, total=total, initial=initial, unit="B", unit_scale=True, unit_divisor=1024)
 
 
-def _check_md5(path: Path, expected: str | None, outcome: str) -> None:
+def _check_md5(path: Path, expected: str | None, advice: str) -> None:
     if expected is None:
         return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != expected:
-        if outcome.startswith("deleted"):
-            path.unlink()
-        raise InputError(
-            f"{path} has the MD5 {found}, expected {expected}: it is damaged or another file, and {outcome}"
-        )
+    if found != expected.lower():
+        raise InputError(f"{path} has the MD5 {found}, expected {expected}: it is damaged or another file; {advice}")
+
+
+def _fetch_whole(url: str, path: Path, md5: str | None) -> None:
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    _fetch(url, part)
+    try:
+        _check_md5(part, md5, "it was deleted: run the command again, or set sop_md5 if the file has a newer version")
+    except InputError:
+        part.unlink()
+        _note_file(part).unlink()
+        raise
+    part.replace(path)
+    _note_file(part).unlink()
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Bring `part` to full length."""
-    for attempt in range(1, ATTEMPTS + 1):
+    """Bring `part` to full length in as many requests as it takes."""
+    failures, most = 0, _length(part)
+    while True:
         try:
             return _fetch_rest(url, part)
         except (
@@ -84,77 +101,100 @@ def _fetch(url: str, part: Path) -> None:
             requests.exceptions.ChunkedEncodingError,
             _TryAgain,
         ) as error:
-            if attempt == ATTEMPTS:
-                kept = (
-                    f"; {part.stat().st_size} bytes are kept in {part}, run the command again to go on"
-                    if part.exists()
-                    else ""
-                )
-                raise InputError(f"{url} could not be fetched in {ATTEMPTS} attempts ({error}){kept}") from error
-            pause = 2.0 ** (attempt - 1)
+            have = _length(part)
+            failures, most = (1, have) if have > most else (failures + 1, most)
+            if failures == ATTEMPTS:
+                raise InputError(
+                    f"{url} could not be fetched, {ATTEMPTS} attempts in a row failed ({error}); {have} bytes are kept "
+                    f"in {part}: run the command again to go on"
+                ) from error
+            pause = 2.0**failures
             tqdm.write(f"{error}: trying again in {pause:.0f} s")
             time.sleep(pause)
+        except requests.RequestException as error:
+            raise InputError(f"{url} cannot be fetched ({error}): check the address") from error
 
 
 class _TryAgain(Exception):
     """The server's answer may be better later."""
 
 
+class _Note(NamedTuple):
+    """What is known of the file that a partial one is the start of; kept beside it."""
+
+    url: str
+    validator: str | None  # the server's mark of this version: its strong ETag, or its date
+    size: int | None  # bytes
+
+
 def _fetch_rest(url: str, part: Path) -> None:
-    have, validator = _resumable(part, url)
+    """One request for what `part` lacks."""
+    note = _read_note(part, url)
+    have = _length(part) if note else 0
+    if note and have == note.size:
+        return  # stopped between the last byte and the renaming
     headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": str(validator)}
+    if note and have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": str(note.validator)}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code in TRANSIENT:
             raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
-        if answer.status_code == 416:  # nothing lies behind what is here, or the file has changed
-            part.unlink()
-            raise _TryAgain("the partial file does not fit the one on the server")
-        if not answer.ok:
+        if answer.status_code in (206, 416):
+            content_range = answer.headers.get("Content-Range", "")
+            if note and note.size is None and content_range == f"bytes */{have}":
+                return  # nothing is lacking: as above, but its length had not been told
+            if note is None or not _continues(answer.headers, have, note):
+                part.unlink(missing_ok=True)
+                raise _TryAgain("the file on the server is not the one that was begun")
+        elif answer.ok:
+            have = 0
+            part.write_bytes(b"")  # emptied before the note changes: a note never stands beside another file's bytes
+            length = answer.headers.get("Content-Length")
+            note = _Note(url, _validator(answer.headers), int(length) if length else None)
+            _write_note(part, note)
+        else:
             raise InputError(f"{url}: the server answered {answer.status_code} {answer.reason}: check the address")
-        resumed = answer.status_code == 206
-        if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            part.unlink()
-            raise _TryAgain("the server sent another part than was asked for")
-        have = have if resumed else 0
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        _remember_validator(part, url, answer.headers)
-        try:
-            with part.open("ab" if resumed else "wb") as file, _progress(part.with_suffix(""), total, have) as progress:
-                for chunk in _chunks(answer):
-                    file.write(chunk)
-                    progress.update(len(chunk))
-        except OSError as error:
-            if isinstance(error, requests.RequestException):
-                raise
-            raise InputError(
-                f"{part} could not be written: {error.strerror}; run the command again to go on"
-            ) from error
+        with part.open("ab") as file, _progress(part.with_suffix(""), note.size, have) as progress:
+            for chunk in answer.iter_content(CHUNK):
+                file.write(chunk)
+                progress.update(len(chunk))
+    if note.size not in (None, _length(part)):
+        raise _TryAgain(f"{_length(part)} of {note.size} bytes have come")
 
 
-def _chunks(answer: requests.Response) -> Iterator[bytes]:
-    return answer.iter_content(CHUNK)
+def _continues(headers: Mapping[str, str], have: int, note: _Note) -> bool:
+    """Whether a partial answer goes on where `have` bytes of the noted file end."""
+    span, _, size = headers.get("Content-Range", "").partition("/")
+    return (
+        span.startswith(f"bytes {have}-")
+        and (note.size is None or size in ("*", str(note.size)))
+        and _validator(headers) in (None, note.validator)
+    )
 
 
-def _validator_file(part: Path) -> Path:
+def _validator(headers: Mapping[str, str]) -> str | None:
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else headers.get("Last-Modified")
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _note_file(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _remember_validator(part: Path, url: str, headers) -> None:
-    """Note what tells whether the server still has the same file: its strong ETag, or its date."""
-    etag = headers.get("ETag", "")
-    validator = etag if etag.startswith('"') else headers.get("Last-Modified")
-    with atomic_write(_validator_file(part)) as file:
-        file.write(json.dumps({"url": url, "validator": validator}).encode())
+def _write_note(part: Path, note: _Note) -> None:
+    with atomic_write(_note_file(part)) as file:
+        file.write(json.dumps(note._asdict()).encode())
 
 
-def _resumable(part: Path, url: str) -> tuple[int, str | None]:
-    """The length of a partial file that can be continued, and the server's mark of the file that it belongs to."""
+def _read_note(part: Path, url: str) -> _Note | None:
+    """The note beside a partial file of `url` that is whole or can be continued."""
     try:
-        note = json.loads(_validator_file(part).read_text())
-        same = note["url"] == url and note["validator"]
-        return (part.stat().st_size, note["validator"]) if same else (0, None)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, None
+        note = _Note(**json.loads(_note_file(part).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    whole = note.size == _length(part)
+    return note if note.url == url and part.exists() and (note.validator or whole) else None

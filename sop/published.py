@@ -1,0 +1,89 @@
+"""The published checkpoints and neighbour files: their names, where they are, how they are evaluated."""
+
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from huggingface_hub import HfApi
+
+from sop.archive import is_safe, open_archive
+from utils.errors import InputError
+from utils.files import atomic_write
+
+RERANK = (
+    "python eval_rerank.py -F logs/eval_rerank_{backbone}_r50 with temp_dir=logs/eval_rerank_{backbone}_r50 "
+    "resume={{checkpoints}}/rrt_r50_sop_rerank_{backbone}.pt dataset.sop_rerank model.resnet50 "
+    "cache_nn_inds={{neighbours}}/rrt_r50_sop_nn_inds_test.pkl"
+)
+EVAL_GLOBAL = (
+    "python eval_global.py -F logs/eval_global_r50 with temp_dir=logs/eval_global_r50 "
+    "resume={checkpoints}/rrt_r50_sop_global.pt dataset.sop_global model.resnet50"
+)
+EVAL_RERANK = tuple(RERANK.format(backbone=backbone) for backbone in ("frozen", "finetune"))
+
+
+class Published(NamedTuple):
+    """A folder of the repository, the files it is known to hold (bare or in zip files), the commands that use them."""
+
+    folder: str
+    names: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+CHECKPOINTS = Published(
+    "rrt_sop_ckpts",
+    ("rrt_r50_sop_global.pt", "rrt_r50_sop_rerank_frozen.pt", "rrt_r50_sop_rerank_finetune.pt"),
+    (EVAL_GLOBAL, *EVAL_RERANK),
+)
+NEIGHBOURS = Published("rrt_sop_caches", ("rrt_r50_sop_nn_inds_test.pkl", "rrt_r50_sop_nn_inds_train.pkl"), EVAL_RERANK)
+
+
+def fetch(published: Published, repository: str, target: Path) -> None:
+    """Bring the published files into the folder `target`, each whole or not at all; those that are there are kept.
+
+    InputError, with what to do by hand, when the hub cannot be reached or does not have them.
+    """
+    missing = [name for name in published.names if not (target / name).exists()]
+    if not missing:
+        print(f"{', '.join(published.names)}: all in {target} already")
+        return
+    hub = HfApi()
+    by_hand = f"fetch {', '.join(missing)} by hand from {hub.endpoint}/{repository}/tree/main/{published.folder}"
+    arriving = target / ".arriving"
+    shutil.rmtree(arriving, ignore_errors=True)
+    try:
+        for path in hub.list_repo_files(repository):
+            if path.startswith(f"{published.folder}/") and is_safe(path) and not (target / Path(path).name).exists():
+                _put(Path(hub.hf_hub_download(repository, path, local_dir=arriving)), target)
+    except InputError:
+        raise
+    except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{repository} could not be fetched ({reason}): run the command again, or {by_hand} into {target}"
+        ) from error
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+    lacking = [name for name in missing if not (target / name).exists()]
+    if lacking:
+        raise InputError(f"{repository} does not have {', '.join(lacking)} in {published.folder}/: {by_hand}")
+
+
+def _put(file: Path, target: Path) -> None:
+    """Move a file that has arrived into `target`; of a zip file, the files in it that are not there yet."""
+    if file.suffix != ".zip":
+        file.replace(target / file.name)
+        return
+    with open_archive(file) as (content, members):
+        for path, member in members.items():
+            if not (target / path.name).exists():
+                with content.open(member) as source, atomic_write(target / path.name) as unpacked:
+                    shutil.copyfileobj(source, unpacked)
+
+
+def evaluation_commands(published: Published, checkpoint_dir: str, neighbour_dir: str) -> list[str]:
+    """The commands that evaluate published files, for folders of those names."""
+    return [
+        command.format(checkpoints=PurePosixPath(checkpoint_dir), neighbours=PurePosixPath(neighbour_dir))
+        for command in published.commands
+    ]
