@@ -1,0 +1,139 @@
+"""A small set of drawn photos in SOP's layout: every command can be tried in minutes and without a download."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from sop.archive import TEST_LIST, TRAIN_LIST, is_free
+from sop.drawing import DIFFICULTY, Album, draw_photos
+from sop.shapes import COLOURWAYS, SHAPES, family
+from utils.errors import InputError
+from utils.files import atomic_write
+
+SETTINGS_FILE = "demo.json"
+LEAST = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
+MAX_PROCESSES = 8
+
+
+def draw_demo(
+    folder: Path, num_products: int = 800, views: int = 6, seed: int = 0, size: int = 128, processes: int | None = None
+) -> None:
+    """Draw a demo set as `folder`, whole or not at all: photos of size x size pixels, and SOP's two lists of them.
+
+    There are `views` photos of each product; the first half of the products are for training, the others for testing.
+    The settings give the set, whatever the number of processes (by default one a core). A set of the same settings that
+    stands there is kept; what an interrupted call left is started over. Raises InputError for settings that make no
+    set, for a folder that holds anything else, and when the operating system refuses.
+    """
+    settings = {"num_products": num_products, "views": views, "seed": seed, "size": size}
+    for name, least in LEAST.items():
+        if settings[name] < least:
+            raise InputError(f"{name}={settings[name]} makes no demo set: the least is {least}")
+    if not is_free(folder):
+        _check_same(folder, settings)
+        print(f"{folder}: the demo set is there already and is kept")
+        return
+    folder = folder.resolve()
+    unfinished = folder.with_name(f".{folder.name}.drawing")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for shape in SHAPES:
+            (unfinished / _super_class(shape)).mkdir(parents=True)
+        albums = [
+            Album([unfinished / path for path in _paths(product, views)], seed, product, size)
+            for product in range(num_products)
+        ]
+        with _parallel(processes or min(MAX_PROCESSES, os.cpu_count() or 1)) as mapped:
+            for _ in tqdm(mapped(draw_photos, albums), f"Drawing {folder.name}", num_products, unit="product"):
+                pass
+        _write_lists(unfinished, num_products, views)
+        (unfinished / SETTINGS_FILE).write_text(json.dumps(_recorded(settings), indent=1))
+        unfinished.replace(folder)
+    except OSError as error:
+        raise InputError(f"the demo set {folder} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def contact_sheet(folder: Path, path: Path, products: int = 3, tile: int = 80) -> None:
+    """Write a picture of a demo set: four blocks, each `products` of one family, a product a row and a view a column.
+
+    Photos are shown at tile x tile pixels. Raises InputError when `folder` is no demo set.
+    """
+    settings = _read_settings(folder)
+    num_products, views = settings["num_products"], settings["views"]
+    width, height = views * tile, products * tile
+    gap = tile // 10
+    sheet = Image.new("RGB", (2 * width + gap, (len(SHAPES) + 1) // 2 * (height + gap) - gap), "white")
+    for block, shape in enumerate(SHAPES):
+        alike = [p for p in range(num_products) if family(p) == (shape, block % len(COLOURWAYS))][:products]
+        left, top = block % 2 * (width + gap), block // 2 * (height + gap)
+        for row, product in enumerate(alike):
+            for column, name in enumerate(_paths(product, views)):
+                with Image.open(folder / name) as photo:
+                    sheet.paste(photo.resize((tile, tile)), (left + column * tile, top + row * tile))
+    with atomic_write(path) as file:
+        sheet.save(file, "JPEG", quality=80)
+
+
+def _super_class(shape: str) -> str:
+    """The folder of a shape's photos."""
+    return f"{shape}_final"
+
+
+def _paths(product: int, views: int) -> list[str]:
+    """The photos of a product, below the set's folder."""
+    return [f"{_super_class(family(product)[0])}/{product + 1:012d}_{view}.JPG" for view in range(views)]
+
+
+def _write_lists(folder: Path, num_products: int, views: int) -> None:
+    """SOP's list of each split: a header, then `image_id class_id super_class_id path`, all ids from 1."""
+    half, super_classes = num_products // 2, list(SHAPES)
+    for name, products in ((TRAIN_LIST, range(half)), (TEST_LIST, range(half, num_products))):
+        lines = ["image_id class_id super_class_id path"]
+        for product in products:
+            super_class = super_classes.index(family(product)[0]) + 1
+            for view, path in enumerate(_paths(product, views)):
+                lines.append(f"{product * views + view + 1} {product + 1} {super_class} {path}")
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def _recorded(settings: dict) -> dict:
+    """Settings as the settings file holds them, with how hard the drawing is."""
+    return json.loads(json.dumps(settings | DIFFICULTY._asdict()))
+
+
+def _read_settings(folder: Path) -> dict:
+    """The settings of the demo set in a folder; InputError when there is none."""
+    try:
+        return json.loads((folder / SETTINGS_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no demo set: choose another folder for it") from error
+
+
+def _check_same(folder: Path, settings: dict) -> None:
+    """Raise InputError unless the folder holds a demo set of these settings."""
+    found, wanted = _read_settings(folder), _recorded(settings)
+    other = [name for name in wanted if found.get(name) != wanted[name]]
+    if other:
+        raise InputError(
+            f"{folder} holds a demo set drawn with {', '.join(f'{name}={found.get(name)}' for name in other)}, not "
+            f"{', '.join(f'{name}={wanted[name]}' for name in other)}: delete it, or choose another folder"
+        )
+
+
+@contextmanager
+def _parallel(processes: int) -> Iterator[Callable]:
+    """A map over some processes, its results in any order; one process is this one."""
+    if processes == 1:
+        yield map
+        return
+    with get_context("spawn").Pool(processes) as pool:
+        yield pool.imap_unordered
