@@ -141,3 +141,8 @@ def fill_disk(monkeypatch, suffix: str, after: int) -> None:
         return Limited()
 
     monkeypatch.setattr(Path, "open", limited_open)
+
+
+def names(folder: Path) -> list[str]:
+    """What stands in a folder, hidden or not."""
+    return sorted(path.name for path in folder.iterdir())

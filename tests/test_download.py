@@ -1,6 +1,5 @@
 import hashlib
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import pytest
 import sop.download
 from sop.archive import SOP_URL
 from sop.download import ATTEMPTS, CHUNK, download
-from tests.faults import fill_disk, send, serve, serving
+from tests.faults import fill_disk, names, send, serve, serving
 from utils.errors import InputError
 
 OLD, NEW = (np.random.default_rng(seed).bytes(5 * CHUNK + 1000) for seed in (1, 2))
@@ -45,10 +44,6 @@ def begin(tmp_path):
 
 def stop(*_):
     raise KeyboardInterrupt
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_file_is_fetched_with_a_bar_that_shows_the_rate(tmp_path, capsys):

@@ -1,0 +1,283 @@
+import signal
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import sop.archive
+from sop.archive import SOP_MD5, SOP_URL, is_free, is_safe, official_md5, read_list, unpack, write_split
+from sop.dataset import Split, read_split
+from tests.faults import fill_disk, names
+from utils.errors import InputError
+
+HEADER = "image_id class_id super_class_id path\n"
+FILES = {
+    "Ebay_train.txt": HEADER + "1 1 1 bicycle_final/a b.JPG\n2 1 1 bicycle_final/2.JPG\n3 2 1 chair_final/3,4.JPG\n",
+    "Ebay_test.txt": HEADER + "1 3 1 bicycle_final/4.JPG\n",
+    **{f"bicycle_final/{name}.JPG": name * 1000 for name in ("a b", "2", "4")},
+    "chair_final/3,4.JPG": "3",
+}
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    return write_archive(tmp_path / "SOP.zip")
+
+
+def write_archive(path: Path, more: dict | None = None, top: str = "Stanford_Online_Products/") -> Path:
+    """SOP's archive in small; `more` has further members, by name or ZipInfo."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
+        for name in ("", "bicycle_final/"):
+            content.mkdir(top + name)
+        for name, text in FILES.items():
+            content.writestr(top + name, text)
+        for name, text in (more or {}).items():
+            content.writestr(name, text)
+    return path
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its text."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def with_mode(name: str, mode: int) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)
+    member.external_attr = mode << 16
+    return member
+
+
+def test_the_md5_is_known_for_the_official_addresses_only():
+    assert (
+        official_md5(SOP_URL) == official_md5("ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip") == SOP_MD5
+    )
+    assert official_md5("http://example.org/Stanford_Online_Products.zip") is None
+
+
+def test_the_top_folder_becomes_the_folder(archive, tmp_path):
+    unpack(archive, tmp_path / "data" / "sop")
+    assert contents(tmp_path / "data") == {f"sop/{name}": text for name, text in FILES.items()}
+
+
+def test_an_empty_folder_is_filled_and_what_macos_adds_is_left_out(tmp_path):
+    archive = write_archive(tmp_path / "SOP.zip", {"__MACOSX/Stanford_Online_Products/._2.JPG": "x"})
+    (tmp_path / "real").mkdir()
+    (tmp_path / "sop").symlink_to(tmp_path / "real")
+    assert is_free(tmp_path / "sop") and is_free(tmp_path / "none")
+    unpack(archive, tmp_path / "sop")
+    assert contents(tmp_path / "real") == FILES and (tmp_path / "sop").is_symlink()
+    assert not is_free(tmp_path / "sop") and not is_free(archive)
+
+
+TOP = "Stanford_Online_Products/"
+HOSTILE = {
+    "parent": "../evil",
+    "parent-inside": TOP + "a/../../../evil",
+    "absolute": "/tmp/evil",
+    "drive": "C:/evil",
+    "backslash": TOP + "..\\evil",
+    "device-name": TOP + "NUL.txt",
+    "symlink": with_mode(TOP + "link", stat.S_IFLNK | 0o777),
+    "device": with_mode(TOP + "disk", stat.S_IFBLK | 0o666),
+    "pipe": with_mode(TOP + "pipe", stat.S_IFIFO | 0o666),
+    "nothing": "./",
+}
+
+
+@pytest.mark.parametrize("member", HOSTILE.values(), ids=HOSTILE)
+def test_a_member_that_could_leave_the_folder_is_refused(tmp_path, member):
+    archive = write_archive(tmp_path / "SOP.zip", {member: "/etc/passwd"})
+    before = archive.read_bytes()
+    with pytest.raises(InputError, match=r"SOP.zip was refused: its member '.*' could be written outside the folder"):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"]
+    assert archive.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_a_member_given_twice_is_refused(tmp_path):
+    archive = write_archive(tmp_path / "SOP.zip", {TOP + "./Ebay_test.txt": "x", TOP + "Ebay_test.txt": "y"})
+    with pytest.raises(InputError, match=r"refused: its member .* or over another"):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"]
+
+
+def test_a_file_and_a_folder_of_one_name(tmp_path):
+    archive = write_archive(tmp_path / "SOP.zip", {TOP + "bicycle_final/2.JPG/3.JPG": "x"})
+    with pytest.raises(InputError, match=r"could not be unpacked as .*sop: (File exists|Not a directory)"):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"), [("MAX_MEMBERS", "8 members"), ("MAX_UNPACKED", r"members of \d+ bytes together")]
+)
+def test_more_than_a_dataset_has_is_refused(archive, tmp_path, monkeypatch, limit, message):
+    monkeypatch.setattr(sop.archive, limit, 7)
+    with pytest.raises(InputError, match=rf"SOP.zip was refused: .*{message}.*expected at most.*check where it"):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"]
+
+
+def test_a_member_is_not_unpacked_beyond_the_size_it_declares(tmp_path):
+    archive = write_archive(tmp_path / "SOP.zip", {TOP + "bomb": "0" * 100_000})
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    with pytest.raises(InputError, match=r"SOP.zip is damaged \(Bad CRC-32"):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"]
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    start = content.index(b"bicycle_final/a b.JPG") + 25
+    return {
+        "truncated": content[:-100],
+        "half": content[: len(content) // 2],
+        "empty": b"",
+        "a-page": b"<html>not found</html>",
+        "flipped": content[:start] + bytes([content[start] ^ 0xFF]) + content[start + 1 :],
+        "other-method": content.replace((8).to_bytes(2, "little"), (99).to_bytes(2, "little")),
+    }
+
+
+@pytest.mark.parametrize("kind", damaged(b"bicycle_final/a b.JPG" + b"." * 9))
+def test_a_damaged_archive(archive, tmp_path, kind):
+    broken = damaged(archive.read_bytes())[kind]
+    archive.write_bytes(broken)
+    with pytest.raises(InputError, match=r"archive .*SOP.zip is damaged \(.+\): delete it and run the command again"):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"] and archive.read_bytes() == broken
+
+
+def test_an_archive_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as content:
+        content.writestr("birds/1.jpg", "x")
+    with pytest.raises(InputError, match=r"birds.zip is not SOP's: expected one top folder .* found 1 files.*'birds'"):
+        unpack(tmp_path / "birds.zip", tmp_path / "sop")
+    two = write_archive(tmp_path / "two.zip", {"other/x": "x"})
+    with pytest.raises(InputError, match=r"two.zip is not SOP's.*'Stanford_Online_Products', 'other'"):
+        unpack(two, tmp_path / "sop")
+    assert not (tmp_path / "sop").exists()
+
+
+def test_a_full_disk(archive, tmp_path, monkeypatch):
+    (tmp_path / "sop").mkdir()
+    with monkeypatch.context() as patch:
+        fill_disk(patch, "2.JPG", 10)
+        with pytest.raises(InputError, match=r"could not be unpacked as .*sop: No space left.*the archive is kept"):
+            unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip", "sop"] and names(tmp_path / "sop") == []
+    unpack(archive, tmp_path / "sop")
+    assert contents(tmp_path / "sop") == FILES
+
+
+KILLED = """
+import os, signal, shutil, sys
+from pathlib import Path
+from sop.archive import unpack
+copy, left = shutil.copyfileobj, [3]
+def copy_until_killed(source, file):
+    copy(source, file)
+    file.flush()
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+shutil.copyfileobj = copy_until_killed
+unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_unpacking_is_started_over(archive, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, archive, tmp_path / "sop"], cwd=Path(__file__).parents[1])
+    assert killed.returncode == -signal.SIGKILL
+    assert is_free(tmp_path / "sop")
+    assert len(contents(tmp_path / ".sop.unpacking")) == 3
+    unpack(archive, tmp_path / "sop")
+    assert contents(tmp_path / "sop") == FILES and names(tmp_path) == ["SOP.zip", "sop"]
+
+
+def test_an_interrupted_unpacking_leaves_nothing(archive, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sop.archive.shutil, "copyfileobj", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive, tmp_path / "sop")
+    assert names(tmp_path) == ["SOP.zip"]
+
+
+def test_a_folder_that_is_not_empty_is_not_replaced(archive, tmp_path):
+    (tmp_path / "sop").mkdir()
+    (tmp_path / "sop" / "mine").write_text("mine")
+    with pytest.raises(InputError, match=r"could not be unpacked as .*sop: Directory not empty"):
+        unpack(archive, tmp_path / "sop")
+    assert contents(tmp_path / "sop") == {"mine": "mine"}
+
+
+def test_safe_names():
+    assert all(map(is_safe, ("a", "a/b.JPG", "a b/c,d..JPG", "...", "console/nullify", "com10")))
+    assert not any(map(is_safe, ("", ".", "/", "..", "a/..", "a\\b", "c:", "nul", "a/Com1.txt", "LPT9.a/b")))
+
+
+def test_a_list_becomes_a_split_file(tmp_path):
+    (tmp_path / "Ebay_train.txt").write_text(FILES["Ebay_train.txt"].replace("\n", "\r\n"))
+    split = read_list(tmp_path / "Ebay_train.txt")
+    assert split == Split(["bicycle_final/a b.JPG", "bicycle_final/2.JPG", "chair_final/3,4.JPG"], [0, 0, 1])
+    write_split(tmp_path / "train.txt", split)
+    written = (tmp_path / "train.txt").read_bytes()
+    assert written == b"bicycle_final/a b.JPG,0\nbicycle_final/2.JPG,0\nchair_final/3,4.JPG,1"
+    assert read_split(tmp_path, "train.txt") == split
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "1 1 1 a.JPG\n2 1 1\n", "line 3: expected 'image_id class_id super_class_id path'.*found '2 1 1'"),
+        (HEADER + "1 1 1 a.JPG\n\n2 1 1 b.JPG", "line 3: .*found ''"),
+        (HEADER + "1 one 1 a.JPG\n", "line 2: .*found '1 one 1 a.JPG'"),
+        (HEADER + "1 0 1 a.JPG\n", "line 2: expected .*class ids from 1, found '1 0 1 a.JPG'"),
+        (HEADER + "1 -1 1 a.JPG\n", "line 2: "),
+        (HEADER + "1 \u00b2 1 a.JPG\n", "line 2: "),
+        (
+            "1 1 1 a.JPG\n2 1 1 b.JPG\n",
+            "line 1: expected the header 'image_id class_id super_class_id path', found '1 1",
+        ),
+        (HEADER, "lists no images: unpack the archive again"),
+        ("", "lists no images"),
+    ],
+)
+def test_a_malformed_list(tmp_path, text, message):
+    (tmp_path / "Ebay_train.txt").write_text(text)
+    with pytest.raises(InputError, match=rf"Ebay_train.txt,? {message}"):
+        read_list(tmp_path / "Ebay_train.txt")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "Ebay_train.txt").write_bytes(b"\xff\xfe\x00\n\xff\xff")
+    with pytest.raises(InputError, match=r"Ebay_train.txt, line 2"):
+        read_list(tmp_path / "Ebay_train.txt")
+
+
+def test_a_missing_list(tmp_path):
+    with pytest.raises(
+        InputError, match=r"Ebay_train.txt does not exist: .* is not SOP's folder; choose another sop_dir"
+    ):
+        read_list(tmp_path / "Ebay_train.txt")
+
+
+def test_sops_own_list_is_not_overwritten(tmp_path):
+    (tmp_path / "Ebay_test.txt").write_text(FILES["Ebay_test.txt"])
+    with pytest.raises(InputError, match=r"Ebay_test.txt is SOP's own list and was left as it is: choose another"):
+        write_split(tmp_path / "Ebay_test.txt", Split(["a"], [0]))
+    assert (tmp_path / "Ebay_test.txt").read_text() == FILES["Ebay_test.txt"]
+
+
+def test_a_full_disk_keeps_the_split_file_that_was_there(tmp_path, monkeypatch):
+    (tmp_path / "train.txt").write_text("a,0")
+    fill_disk(monkeypatch, ".part", 2)
+    with pytest.raises(InputError, match=r"train.txt could not be written: No space left"):
+        write_split(tmp_path / "train.txt", Split(["b", "c"], [0, 1]))
+    assert contents(tmp_path) == {"train.txt": "a,0"}

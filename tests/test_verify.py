@@ -1,0 +1,58 @@
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sop.dataset import read_split
+from sop.verify import verify_images
+from utils.errors import InputError
+
+
+@pytest.fixture
+def folder(photos, tmp_path):
+    """The photos of `conftest`: 44, of which the last class has 4 identical ones."""
+    return shutil.copytree(photos, tmp_path / "sop")
+
+
+@pytest.fixture
+def paths(folder) -> list[str]:
+    return [path for name in ("train.txt", "test.txt") for path in read_split(folder, name).paths]
+
+
+def test_good_images_are_counted(folder, paths, capsys):
+    shutil.copy(folder / paths[0], folder / paths[1])
+    verify_images(folder, paths + paths[:3])  # one named twice is one image
+    shown = capsys.readouterr()
+    assert shown.out == "44 images, 2 groups of identical files (6 files)\n"
+    assert "Verifying: 100%" in shown.err and "44/44" in shown.err
+
+
+def test_each_missing_or_unreadable_image_is_listed(folder, paths, capsys):
+    missing, cut, empty, text, directory, *_ = paths
+    (folder / missing).unlink()
+    (folder / cut).write_bytes((folder / cut).read_bytes()[:-500])  # its header is whole
+    (folder / empty).write_bytes(b"")
+    (folder / text).write_text("<html>not found</html>")
+    (folder / directory).unlink()
+    (folder / directory).mkdir()
+    with pytest.raises(InputError) as raised:
+        verify_images(folder, paths)
+    assert str(raised.value) == (
+        f"{folder}: of 44 images 1 are missing and 4 unreadable (listed above): "
+        "move the folder away and run prepare_data.py to unpack it again"
+    )
+    shown = capsys.readouterr().out
+    assert f"{folder / missing}: missing\n" in shown
+    assert f"{folder / cut}: unreadable (image file is truncated" in shown
+    assert f"{folder / empty}: unreadable (cannot identify image file" in shown
+    assert f"{folder / text}: unreadable (cannot identify image file" in shown
+    assert f"{folder / directory}: unreadable ([Errno 21] Is a directory" in shown
+    assert shown.count("unreadable (") == 4 and "44 images, 1 groups of identical files (4 files)\n" in shown
+
+
+def test_images_of_every_mode_are_read(tmp_path, capsys):
+    for mode in ("L", "RGB", "CMYK"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).convert(mode).save(tmp_path / f"{mode}.JPG")
+    verify_images(tmp_path, ["L.JPG", "RGB.JPG", "CMYK.JPG"])
+    assert "3 images, 0 groups" in capsys.readouterr().out
