@@ -102,6 +102,8 @@ def get_loaders(
     if batch_size % sample_per_id:
         raise InputError(f"dataset.batch_size={batch_size} is no multiple of dataset.sample_per_id={sample_per_id}")
     test_files = [test_file] if isinstance(test_file, str) else list(test_file)
+    if training and 1 not in recalls:
+        raise InputError(f"dataset.recalls={list(recalls)} lacks 1: training chooses its best epoch by R@1")
     if len(test_files) > 2:
         raise InputError(f"dataset.test_file={test_files}: give one file, or two, query and gallery")
     train_split = read_split(data_path, train_file)

@@ -50,7 +50,7 @@ class RandomSampler(EpochSampler):
 class RandomIdentitySampler(EpochSampler):
     """`num_iterations` batches of `num_identities` different classes, `batch_size / num_identities` images each.
 
-    Both are drawn uniformly, without repeats, among the classes with enough images; the images of a class stand together.
+    Both are drawn uniformly, without repeats, among the classes with enough images; a class's images stand together.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, num_identities: int, num_iterations: int, seed: int):

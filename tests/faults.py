@@ -3,19 +3,19 @@
 import errno
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Behaviour = Callable[[BaseHTTPRequestHandler], None]
-Headers = dict[str, str | None]  # None: not sent
+Headers = Mapping[str, str | None]  # None: not sent
 
 
 class Server:
     """Each request takes the next behaviour of `script`, the last one stays; `requests` has (path, headers) of each."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.script: list[Behaviour] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
         outer = self
@@ -63,7 +63,7 @@ def send(code: int, content: bytes, headers: Headers, drop_after: int | None = N
         request.send_response(code)
         chunked = "Transfer-Encoding" in headers
         length = {"Content-Length": None if chunked else str(len(content))}
-        for name, value in (length | headers).items():
+        for name, value in {**length, **headers}.items():
             if value is not None:
                 request.send_header(name, value)
         request.send_header("Connection", "close")
@@ -92,7 +92,7 @@ def serve(
     headers: Headers | None = None,
 ) -> Behaviour:
     """A file, in ranges where asked for; `trusting` ignores If-Range, as some servers do."""
-    told: Headers = {"ETag": etag} | (headers or {})
+    told: Headers = {"ETag": etag, **(headers or {})}
 
     def behave(request: BaseHTTPRequestHandler) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
@@ -101,9 +101,9 @@ def serve(
             return send(200, content, told, drop_after)(request)
         start = int(asked[1])
         if start >= len(content):
-            return send(416, b"", told | {"Content-Range": f"bytes */{len(content)}"})(request)
-        partial = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        return send(206, content[start:], told | partial, drop_after)(request)
+            return send(416, b"", {**told, "Content-Range": f"bytes */{len(content)}"})(request)
+        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return send(206, content[start:], {**told, "Content-Range": span}, drop_after)(request)
 
     return behave
 

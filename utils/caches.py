@@ -51,8 +51,8 @@ class _Array:
         self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
-def _bytes_of(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, which pickle protocol 2 writes bytes with."""
+def _bytes_of(text: str = "", encoding: str = "latin1") -> bytes:
+    """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
     return text.encode("latin1")
@@ -71,6 +71,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _DType
         if (module, name) == ("_codecs", "encode"):
+            return _bytes_of
+        if module in ("builtins", "__builtin__") and name == "bytes":
             return _bytes_of
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 

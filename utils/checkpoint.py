@@ -73,17 +73,21 @@ def _read(path: Path | str) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: check resume=") from error
     except pickle.UnpicklingError as error:
-        reason = re.search(r"Unsupported (?:global|class|operand)[^\n]*|[^\n]*GLOBAL [^\n]*", str(error))
+        reason = re.search(r"Unsupported (?:global|class|operand).*|.*GLOBAL .*", str(error))
         raise InputError(
             f"checkpoint {path} was refused, and no code in it was run: it is no plain checkpoint of tensors "
-            f"({reason[0].strip() if reason else str(error).splitlines()[0]})"
+            f"({reason[0].strip() if reason else _first_line(error)})"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"checkpoint {path} could not be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"checkpoint {path} could not be read: {_first_line(error)}") from error
     state = content.get("state", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} is not a checkpoint: expected a dict with 'state', or a dict of named tensors")
     return state_dict_to_cpu(state)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:

@@ -1,0 +1,90 @@
+"""A tiny dataset in SOP's layout, and Sacred runs in process."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sacred.observers import FileStorageObserver
+
+TINY = {  # settings under which a step takes milliseconds
+    "cpu": True,
+    "dataset": {"num_workers": 0, "crop_size": 64, "test_batch_size": 8, "recalls": [1, 10]},
+    "model": {
+        "arch": "resnet18",
+        "pretrained": False,
+        "num_global_features": 16,
+        "num_local_features": 16,
+        "ert_dim_feedforward": 32,
+        "ert_num_encoder_layers": 2,
+    },
+}
+
+
+def draw_photo(path: Path, class_number: int, seed: int) -> None:
+    """A photo of a class: a noisy field of its colour."""
+    rng = np.random.default_rng((class_number, seed))
+    colour = np.random.default_rng(class_number).integers(0, 256, 3)
+    field = np.clip(colour + rng.normal(0, 40, (60, 72, 3)), 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(field).save(path, "JPEG")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A prepared dataset folder: 6 training classes of 4 photos, 5 test classes of 4, the last with identical twins."""
+    folder = tmp_path_factory.mktemp("photos") / "sop"
+    for name, classes in (("train", range(6)), ("test", range(6, 11))):
+        lines = []
+        for number in classes:
+            for i in range(4):
+                path = f"toy_final/{number}_{i}.JPG"
+                draw_photo(folder / path, number, 0 if number == 10 else i)
+                lines.append(f"{path},{number}")
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def tiny(photos):
+    """Config updates for a tiny run on the photos, with nested changes merged in."""
+
+    def merge(**changes):
+        merged = json.loads(json.dumps(TINY | {"dataset": TINY["dataset"] | {"data_path": str(photos)}}))
+        for key, value in changes.items():
+            merged[key] = (
+                merged[key] | value if isinstance(value, dict) else str(value) if key.endswith("_dir") else value
+            )
+        return merged
+
+    return merge
+
+
+@pytest.fixture
+def observed(tmp_path):
+    """Run an experiment in process under a file observer; its result, info and folder."""
+
+    def run(ex, command=None, named_configs=(), **config):
+        folder = tmp_path / f"sacred{len(list(tmp_path.glob('sacred*')))}"
+        ex.observers[:] = [FileStorageObserver(folder)]
+        try:
+            result = ex.run(command, config_updates=config, named_configs=named_configs).result
+        finally:
+            ex.observers.clear()
+        texts = {name: (folder / "1" / f"{name}.json").read_text() for name in ("info", "metrics", "run")}
+        return SimpleNamespace(
+            result=result,
+            folder=folder / "1",
+            printed=(folder / "1" / "cout.txt").read_text(),
+            **{name: json.loads(text) for name, text in texts.items()},
+        )
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,144 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import MultiStepLR
+
+from tests.test_resnet import new
+from utils import state_dict_to_cpu
+from utils.checkpoint import load_weights, save_checkpoint
+from utils.errors import InputError
+
+
+def small(num_classes=5, **changes):
+    return new(num_classes, **{"arch": "resnet18", "ert_num_encoder_layers": 2, "ert_dim_feedforward": 16} | changes)
+
+
+def randomised(**changes):
+    model = small(**changes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def assert_same_weights(a, b, but=()):
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]) or name in but
+
+
+def test_saved_and_loaded(tmp_path):
+    model, other = randomised(), small()
+    for optimizer in (SGD(model.parameters(), 0.1, momentum=0.9), AdamW(model.parameters())):
+        scheduler = MultiStepLR(optimizer, [1, 2])
+        model(torch.rand(2, 3, 32, 32))[1].sum().backward()
+        optimizer.step()
+        save_checkpoint(tmp_path / "run" / "c.pt", model, optimizer, scheduler)
+        content = torch.load(tmp_path / "run" / "c.pt", weights_only=True)
+        assert set(content) == {"state", "optim", "scheduler"}
+        assert content["scheduler"]["milestones"] == {1: 1, 2: 1}
+        assert {str(tensor.device) for tensor in content["state"].values()} == {"cpu"}
+        load_weights(tmp_path / "run" / "c.pt", other, training=False)
+        assert_same_weights(model, other)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state": s}, lambda s: {"state": s, "optim": {}, "epoch": 3}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_forms_of_a_checkpoint(tmp_path, wrap, prefix):
+    model, other = randomised(), small()
+    torch.save(wrap({prefix + name: tensor for name, tensor in model.state_dict().items()}), tmp_path / "c.pt")
+    load_weights(tmp_path / "c.pt", other, training=False)
+    assert_same_weights(model, other)
+    assert not any(name.startswith("module.") for name in state_dict_to_cpu({"module.a": torch.ones(1)}))
+
+
+def test_a_classifier_of_another_size(tmp_path, capsys):
+    model = randomised(num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    for training, said in (
+        (False, "left out, evaluation does not need it"),
+        (True, "WARNING, the classifier starts anew"),
+    ):
+        other = small()
+        load_weights(tmp_path / "c.pt", other, training)
+        output = capsys.readouterr()
+        assert "its classifier has 7 classes, the training images 5: " in output.out + output.err
+        assert said in output.out + output.err
+        assert not other.classifier.weight.any()
+        for name, tensor in model.state_dict().items():
+            assert name.startswith("classifier.") or torch.equal(tensor, other.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_local_features": 64},
+            r"remap_local\.weight \(64, 512, 1, 1\), expected \(128, .*model\.num_local_features",
+        ),
+        ({"num_global_features": 64}, r"remap\.weight \(64, 512\), expected \(128, 512\).*model\.num_global_features"),
+        ({"num_global_features": 512}, r"tensors missing \(remap\.weight, remap\.bias\).*model\.num_global_features"),
+        ({"ert_num_encoder_layers": 3}, r"12 tensors not in the model \(matcher\..*model\.ert_num_encoder_layers"),
+        ({"ert_num_encoder_layers": 1}, r"12 tensors missing \(matcher\..*model\.ert_num_encoder_layers"),
+        ({"ert_dim_feedforward": 32}, r"of another shape \(matcher.*linear1.*model\.ert_dim_feedforward"),
+        ({"ert_normalize_before": True}, r"2 tensors not in the model .*model\.ert_normalize_before"),
+        ({"norm_layer": "batch"}, r"3 tensors not in the model \(norm_layer\..*model\.norm_layer"),
+        ({"arch": "resnet34"}, r"not in the model \(layer1\.2\.conv1.*model\.arch"),
+    ],
+)
+def test_another_architecture(tmp_path, changes, message):
+    model = small()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save(randomised(**changes).state_dict(), tmp_path / "c.pt")
+    with pytest.raises(InputError, match=rf"checkpoint .*c\.pt does not fit this model: .*{message}"):
+        load_weights(tmp_path / "c.pt", model, training=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Hostile:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
+    torch.save({"state": Hostile(tmp_path / "ran")}, tmp_path / "c.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"checkpoint .*c\.pt was refused, and no code in it was run: .*system"):
+        load_weights(tmp_path / "c.pt", small(), training=False)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "could not be read|was refused"),
+        (b"not a checkpoint", "could not be read|was refused"),
+        (torch.ones(3), "is not a checkpoint: expected a dict with 'state'"),
+        ({}, "is not a checkpoint: expected a dict with 'state'"),
+        ({"state": 3}, "is not a checkpoint: expected a dict with 'state'"),
+        ({"epoch": 3, "loss": 0.1}, "is not a checkpoint: expected a dict with 'state'"),
+    ],
+)
+def test_not_a_checkpoint(tmp_path, content, message):
+    if isinstance(content, bytes):
+        (tmp_path / "c.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(InputError, match=message):
+        load_weights(tmp_path / "c.pt", small(), training=False)
+
+
+def test_a_truncated_checkpoint(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "c.pt")
+    (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:100_000])
+    with pytest.raises(InputError, match=r"c\.pt could not be read"):
+        load_weights(tmp_path / "c.pt", small(), training=False)
+
+
+def test_a_missing_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint .*none\.pt does not exist: check resume="):
+        load_weights(tmp_path / "none.pt", small(), training=False)

@@ -1,0 +1,239 @@
+"""The four commands on a tiny dataset: the whole chain, what it leaves behind, and what it refuses."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval_global
+import eval_rerank
+import experiment_global
+import experiment_rerank
+from utils import pickle_load, pickle_save
+from utils.experiment import CommandError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def neighbours(photos, tmp_path_factory):
+    """Neighbour files of training and test images: all the others, in order."""
+    folder = tmp_path_factory.mktemp("neighbours")
+    for name, n in (("train", 24), ("test", 20)):
+        pickle_save(folder / f"{name}.pkl", np.array([[j for j in range(n) if j != i] for i in range(n)]))
+    return folder
+
+
+def steps(metrics, name):
+    return metrics[name]["steps"]
+
+
+def test_the_chain(tiny, observed, tmp_path):
+    data = {"batch_size": 12, "num_iterations": 3}
+    trained = observed(
+        experiment_global.ex,
+        named_configs=["dataset.sop_global", "model.resnet50"],
+        **tiny(temp_dir=tmp_path / "global", epochs=2, lr=0.01, dataset=data, model={"set_bn_eval": False}),
+    )
+    checkpoint = tmp_path / "global" / "resnet18_sop_global.pt"
+    assert trained.result == trained.info["recall"]["1"] == max(trained.metrics["val.recall@1"]["values"])
+    assert steps(trained.metrics, "train.loss") == [0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3]
+    assert steps(trained.metrics, "val.recall@1") == steps(trained.metrics, "val.recall@10") == [0, 1, 2]
+    assert trained.run["artifacts"] == ["resnet18_sop_global.pt"]
+    assert (trained.folder / "resnet18_sop_global.pt").read_bytes() == checkpoint.read_bytes()
+    assert "trainable parameters: 11,2" in trained.printed
+    assert re.search(r"Validation \[001\] \{1: [\d.]+, 10: [\d.]+\}", trained.printed)
+    assert re.search(r"Training   \[001\]: 100%.*acc=[\d.]+, loss=[\d.]+, lr=1.0e-02", trained.printed)
+
+    evaluated = {}
+    for query_set, rows in (("test", 20), ("train", 24)):
+        folder = tmp_path / f"eval_{query_set}"
+        changes = {"temp_dir": folder, "resume": str(checkpoint), "query_set": query_set}
+        evaluated[query_set] = observed(
+            eval_global.ex, None, ["dataset.sop_global", "model.resnet50"], **tiny(**changes)
+        )
+        distances, positions = pickle_load(folder / "nn_dists.pkl"), pickle_load(folder / "nn_inds.pkl")
+        assert (distances.shape, distances.dtype) == ((rows, 10), np.float32)
+        assert (positions.shape, positions.dtype) == ((rows, 10), np.int64)
+        assert not (positions == np.arange(rows)[:, None]).any()
+        assert (np.diff(distances, axis=1) >= 0).all()
+    assert evaluated["test"].info["recall"] == trained.info["recall"]
+
+    caches = {"cache_nn_inds": str(tmp_path / "eval_test" / "nn_inds.pkl")}
+    data = {"train_cache_nn_inds": str(tmp_path / "eval_train" / "nn_inds.pkl"), "batch_size": 18}
+    for name, frozen in (("frozen", True), ("finetune", False)):
+        trained = observed(
+            experiment_rerank.ex,
+            named_configs=["dataset.sop_rerank", "model.resnet50"],
+            **tiny(
+                **caches,
+                temp_dir=tmp_path / name,
+                resume=str(checkpoint),
+                epochs=1,
+                dataset=data,
+                model={"freeze_backbone": frozen},
+            ),
+        )
+        before = torch.load(checkpoint, weights_only=True)["state"]
+        checkpoint = tmp_path / name / "resnet18_sop_rerank.pt"
+        after = torch.load(checkpoint, weights_only=True)["state"]
+        if frozen:
+            assert all(torch.equal(before[key], after[key]) for key in before if key.startswith(("layer", "remap.")))
+        assert steps(trained.metrics, "train.loss") == [0, 0.25, 0.5, 0.75]
+        assert trained.result == trained.info["recall"]["1"]
+
+    reranked = observed(
+        eval_rerank.ex,
+        None,
+        ["dataset.sop_rerank", "model.resnet50"],
+        **tiny(**caches, temp_dir=tmp_path / "reranked", resume=str(checkpoint)),
+    )
+    logits = pickle_load(tmp_path / "reranked" / "nn_dists.pkl")
+    positions = pickle_load(tmp_path / "reranked" / "nn_inds.pkl")
+    assert (logits.dtype, positions.dtype) == (np.float32, np.int64)
+    assert (np.diff(logits, axis=1) <= 0).all()
+    assert np.array_equal(np.sort(positions), np.sort(pickle_load(caches["cache_nn_inds"])))
+    assert reranked.info["recall"] == trained.info["recall"]  # 10 candidates either way
+    assert str({int(k): recall for k, recall in reranked.info["recall"].items()}) in reranked.printed
+
+
+def test_a_seed_gives_one_run(tiny, observed, tmp_path):
+    runs = []
+    for number, (seed, workers) in enumerate(((1, 0), (1, 2), (2, 0))):
+        folder = tmp_path / str(number)
+        data = {"batch_size": 6, "num_workers": workers}
+        runs.append(observed(experiment_global.ex, **tiny(temp_dir=folder, epochs=1, seed=seed, dataset=data)))
+    losses = [run.metrics["train.loss"]["values"] for run in runs]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_evaluation_of_the_initial_model_says_so(tiny, observed, tmp_path):
+    run = observed(eval_global.ex, **tiny(temp_dir=tmp_path / "new" / "folder", dataset={"recalls": [1, 1000]}))
+    assert "evaluating the initial model" in run.printed
+    assert "(K = 1000 counts over the 19 neighbours there are)" in run.printed
+    assert set(run.info["recall"]) == {"1", "1000"}
+    assert "float64" not in run.printed + str(run.info)
+    assert pickle_load(tmp_path / "new" / "folder" / "nn_inds.pkl").shape == (20, 19)
+
+
+def test_query_and_gallery_files(tiny, observed, photos, tmp_path):
+    lines = (photos / "test.txt").read_text().splitlines()
+    (photos / "q.txt").write_text("\n".join(lines[4::4]))
+    (photos / "g.txt").write_text("\n".join(lines[1::4] + lines[2::4]))
+    data = {"test_file": ["q.txt", "g.txt"]}
+    run = observed(eval_global.ex, **tiny(temp_dir=tmp_path / "two", dataset=data))
+    positions = pickle_load(tmp_path / "two" / "nn_inds.pkl")
+    assert positions.shape == (4, 10)
+    classes = [int(line.split(",")[1]) for line in lines]
+    gallery, queries = np.array(classes[1::4] + classes[2::4]), np.array(classes[4::4])
+    first = 100 * float((gallery[positions[:, 0]] == queries).mean())
+    assert run.info["recall"] == {"1": first, "10": 100.0}
+    observed(eval_global.ex, **tiny(temp_dir=tmp_path / "train", query_set="train", dataset=data))
+    assert pickle_load(tmp_path / "train" / "nn_inds.pkl").shape == (24, 10)  # searched among themselves
+
+
+def test_without_an_improvement_the_state_before_training_is_kept(tiny, observed, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "resnet18_sop.pt").write_bytes(b"stale")
+    recalls = iter([90.0, 10.0, 20.0])
+    monkeypatch.setattr(
+        experiment_global, "evaluate_global", lambda *_: ({1: (r := next(recalls)), 10: r}, None, np.zeros((20, 10)))
+    )
+    torch.manual_seed(364086339)
+    run = observed(experiment_global.ex, **tiny(temp_dir=tmp_path / "run", epochs=2, dataset={"batch_size": 12}))
+    assert (run.result, run.info["recall"]) == (90.0, {"1": 90.0, "10": 90.0})
+    content = torch.load(run.folder / "resnet18_sop.pt", weights_only=True)
+    assert content["scheduler"]["last_epoch"] == 0
+    assert run.metrics["val.recall@1"]["values"] == [90.0, 10.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("ex", "changes", "message"),
+    [
+        (eval_global.ex, {"query_set": "val"}, r"query_set='val' is unknown: choose from 'test', 'train'"),
+        (
+            eval_global.ex,
+            {"cudnn_flag": "fast"},
+            r"cudnn_flag='fast' is unknown: choose from 'benchmark', 'deterministic'",
+        ),
+        (eval_global.ex, {"resume": "none.pt"}, r"checkpoint none\.pt does not exist: check resume="),
+        (eval_rerank.ex, {}, r"no checkpoint was given: reranking needs a trained model, set resume=FILE"),
+        (eval_rerank.ex, {"resume": "x.pt"}, r"caches/sop/nn_inds_test\.pkl could not be read: No such file"),
+        (experiment_rerank.ex, {"dataset": {"sampler": "triplet"}}, r"'triplet' needs dataset\.train_cache_nn_inds"),
+        (experiment_global.ex, {"dataset": {"recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
+        (experiment_rerank.ex, {"dataset": {"recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
+    ],
+)
+def test_refused_in_one_message_and_before_anything_is_written(tiny, observed, tmp_path, ex, changes, message):
+    with pytest.raises(CommandError, match=message):
+        observed(ex, **tiny(temp_dir=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+    run = (tmp_path / "sacred0" / "1" / "run.json").read_text()
+    assert '"status": "FAILED"' in run
+    assert re.search(message.replace("'", ".").replace('"', "."), run.replace("\\\\", "\\"))
+
+
+def test_an_unreadable_photo_ends_a_run_in_one_line(tiny, observed, photos, tmp_path):
+    (photos / "broken.JPG").write_bytes(b"no photo")
+    (photos / "with_broken.txt").write_text("broken.JPG,0")
+    for workers in (0, 1):
+        data = {"test_file": "with_broken.txt", "num_workers": workers}
+        with pytest.raises(CommandError, match=r"^photo \S+broken\.JPG cannot be read \(.*\): replace it.*split file$"):
+            observed(eval_global.ex, **tiny(temp_dir=tmp_path / "run", dataset=data))
+
+
+def command_line(script, *argv):
+    return subprocess.run([sys.executable, ROOT / script, *argv], capture_output=True, text=True, cwd=ROOT)
+
+
+def flags(config, prefix=""):
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flags(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
+
+
+def test_command_lines(tiny, neighbours, tmp_path):
+    checkpoint = tmp_path / "train" / "resnet18_sop.pt"
+    runs = {
+        "experiment_global.py": {"epochs": 1, "temp_dir": tmp_path / "train", "dataset": {"batch_size": 12}},
+        "eval_global.py": {"temp_dir": tmp_path / "eval", "resume": str(checkpoint)},
+        "experiment_rerank.py": {
+            "epochs": 1,
+            "temp_dir": tmp_path / "rerank",
+            "resume": str(checkpoint),
+            "cache_nn_inds": str(neighbours / "test.pkl"),
+            "dataset": {
+                "batch_size": 24,
+                "sampler": "triplet",
+                "train_cache_nn_inds": str(neighbours / "train.pkl"),
+            },
+        },
+        "eval_rerank.py": {
+            "temp_dir": tmp_path / "final",
+            "resume": str(tmp_path / "rerank" / "resnet18_sop.pt"),
+            "cache_nn_inds": str(neighbours / "test.pkl"),
+        },
+    }
+    for script, changes in runs.items():
+        done = command_line(script, "-F", tmp_path / "log", "with", *flags(tiny(**changes)))
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert pickle_load(tmp_path / "final" / "nn_dists.pkl").shape == (20, 19)
+    assert sorted(path.name for path in (tmp_path / "log").iterdir() if path.name.isdigit()) == ["1", "2", "3", "4"]
+
+
+def test_a_failing_command_line(tmp_path):
+    done = command_line("eval_rerank.py", "-F", tmp_path, "with", "cpu=True")
+    assert done.returncode == 1
+    assert "Error: no checkpoint was given: reranking needs a trained model, set resume=FILE" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = command_line("eval_rerank.py", "--unobserved", "--debug", "with", "cpu=True")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

@@ -1,0 +1,194 @@
+"""The `dataset` and `model` ingredients as the commands see them."""
+
+import pytest
+import torch
+
+import eval_global
+import eval_rerank
+import experiment_global
+import experiment_rerank
+import prepare_data
+from sop.ingredient import get_loaders
+from utils.caches import save_neighbours
+from utils.errors import InputError
+
+SETTINGS = {
+    "train_file": "train.txt",
+    "test_file": "test.txt",
+    "batch_size": 6,
+    "sample_per_id": 2,
+    "test_batch_size": 8,
+    "sampler": "random",
+    "num_workers": 0,
+    "pin_memory": True,
+    "crop_size": 32,
+    "recalls": [1, 10],
+    "num_identities": 3,
+    "num_iterations": 4,
+    "train_cache_nn_inds": None,
+}
+
+
+def loaders_of(photos, **changes):
+    return get_loaders(**{"data_path": photos, **SETTINGS, **changes})[0]
+
+
+def config(ex, *named_configs, **updates):
+    return ex.run("print_config", config_updates=updates, named_configs=named_configs).config
+
+
+def test_defaults_of_the_scripts():
+    common = {"cpu": False, "cudnn_flag": "benchmark"}
+    training = common | {
+        "epochs": 100,
+        "weight_decay": 4e-4,
+        "scheduler_tau": [60, 80],
+        "scheduler_gamma": 0.1,
+        "temp_dir": "logs/temp",
+        "no_bias_decay": False,
+    }
+    expected = {
+        eval_global: common | {"seed": 0, "resume": None, "temp_dir": "outputs/temp", "query_set": "test"},
+        eval_rerank: common
+        | {"seed": 0, "resume": None, "temp_dir": "logs/temp", "cache_nn_inds": "caches/sop/nn_inds_test.pkl"},
+        experiment_global: training
+        | {"lr": 0.001, "momentum": 0.9, "nesterov": True, "temperature": 0.05, "seed": 364086339},
+        experiment_rerank: training
+        | {
+            "lr": 0.0001,
+            "resume": None,
+            "cache_nn_inds": "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl",
+            "seed": 459858808,
+        },
+    }
+    names = {"Global (eval)", "Rerank (eval)", "Global (train)", "Rerank (train)"}
+    assert {module.ex.path for module in expected} == names
+    assert prepare_data.ex.path == "Prepare SOP"
+    for module, defaults in expected.items():
+        got = config(module.ex)
+        assert {key: got[key] for key in defaults} == defaults
+
+
+def test_defaults_of_the_ingredients():
+    got = config(eval_global.ex)
+    assert got["dataset"] == {
+        "name": "sop",
+        "data_path": "data/Stanford_Online_Products",
+        "train_file": "train.txt",
+        "test_file": "test.txt",
+        "batch_size": 128,
+        "sample_per_id": 2,
+        "test_batch_size": 256,
+        "sampler": "random",
+        "num_workers": 8,
+        "pin_memory": True,
+        "crop_size": 224,
+        "recalls": [1, 10, 100, 1000],
+        "num_identities": 64,
+        "num_iterations": 465,
+        "train_cache_nn_inds": None,
+        "test_cache_nn_inds": None,
+    }
+    assert got["model"] == {
+        "arch": "resnet50",
+        "pretrained": True,
+        "dropout": 0.0,
+        "norm_layer": None,
+        "remap": False,
+        "detach": False,
+        "normalize": False,
+        "set_bn_eval": True,
+        "normalize_weight": False,
+        "freeze_backbone": False,
+        "num_global_features": 128,
+        "num_local_features": 128,
+        "ert_seq_len": 102,
+        "ert_dim_feedforward": 1024,
+        "ert_nhead": 4,
+        "ert_num_encoder_layers": 6,
+        "ert_dropout": 0.0,
+        "ert_activation": "relu",
+        "ert_normalize_before": False,
+    }
+
+
+def test_named_configs_and_derived_values():
+    got = config(experiment_global.ex, "dataset.sop_global", "model.resnet50", dataset={"batch_size": 400})
+    data = got["dataset"]
+    assert (data["name"], data["batch_size"], data["test_batch_size"]) == ("sop_global", 400, 800)
+    assert (data["sampler"], data["num_identities"], data["num_iterations"]) == ("random_id", 200, 148)
+    assert got["model"]["normalize"] is True
+    data = config(experiment_rerank.ex, "dataset.sop_rerank")["dataset"]
+    assert (data["name"], data["batch_size"], data["test_batch_size"], data["sampler"]) == (
+        "sop_rerank",
+        300,
+        600,
+        "triplet",
+    )
+    assert data["recalls"] == [1, 10, 100]
+    assert data["train_cache_nn_inds"] == "rrt_sop_caches/rrt_r50_sop_nn_inds_train.pkl"
+    assert data["test_cache_nn_inds"] == "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"
+    assert (data["num_identities"], data["num_iterations"]) == (150, 198)
+
+
+def test_loaders(photos):
+    loaders = loaders_of(photos)
+    assert loaders.num_classes == 6
+    assert loaders.gallery is None
+    images, labels, positions = next(iter(loaders.query))
+    assert (images.shape, images.dtype) == ((8, 3, 32, 32), torch.uint8)
+    assert (labels.tolist(), positions.tolist()) == ([0] * 4 + [1] * 4, list(range(8)))
+    assert len(loaders.query_train.dataset) == 24
+    assert [len(labels) for _, labels, _ in loaders.train] == [6] * 4
+
+
+@pytest.mark.parametrize(("batch_size", "identities", "batches"), [(6, 3, 4), (10, 5, 2), (18, 6, 1)])
+def test_as_many_iterations_as_images_allow(photos, batch_size, identities, batches):
+    changes = {"sampler": "random_id", "num_iterations": None, "batch_size": batch_size, "num_identities": identities}
+    assert len(loaders_of(photos, **changes).train) == batches
+
+
+def test_query_and_gallery_files_share_one_class_map(photos):
+    lines = (photos / "test.txt").read_text().splitlines()
+    (photos / "query.txt").write_text("\n".join(lines[8:10] + lines[16:17]))
+    (photos / "gallery.txt").write_text("\n".join(lines[10:16]))
+    loaders = loaders_of(photos, test_file=["query.txt", "gallery.txt"])
+    assert loaders.query.dataset.labels.tolist() == [0, 0, 2]
+    assert loaders.gallery.dataset.labels.tolist() == [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 7}, r"dataset\.batch_size=7 is no multiple of dataset\.sample_per_id=2"),
+        ({"sampler": "best"}, r"dataset\.sampler='best' is unknown: choose from 'random', 'random_id', 'triplet'"),
+        ({"sampler": "triplet"}, r"'triplet' needs dataset\.train_cache_nn_inds"),
+        ({"sampler": "triplet", "train_cache_nn_inds": "none.pkl"}, r"none\.pkl could not be read: No such file"),
+        ({"test_file": ["a", "b", "c"]}, r"dataset\.test_file=.*give one file, or two"),
+    ],
+)
+def test_settings_that_do_not_fit(photos, changes, message):
+    with pytest.raises(InputError, match=message):
+        loaders_of(photos, **changes)
+
+
+def test_evaluation_does_not_read_the_train_cache(photos):
+    loaders = get_loaders(
+        **{"data_path": photos, **SETTINGS, "sampler": "triplet", "train_cache_nn_inds": "none.pkl"}, training=False
+    )[0]
+    assert loaders.train is None
+
+
+def test_neighbour_file_of_the_other_split(photos, tmp_path):
+    save_neighbours(tmp_path, torch.zeros(24, 3).numpy(), torch.zeros(24, 3).numpy())
+    with pytest.raises(InputError, match=r"has 24 rows, expected 20, .* as many as the training images"):
+        loaders_of(photos).neighbours(tmp_path / "nn_inds.pkl")
+    save_neighbours(tmp_path, torch.zeros(20, 3).numpy(), torch.zeros(20, 3).numpy())
+    with pytest.raises(InputError, match=r"has 20 rows, expected 24, .* as many as the test images"):
+        loaders_of(photos, sampler="triplet", train_cache_nn_inds=tmp_path / "nn_inds.pkl")
+
+
+def test_more_workers_than_cores(photos, monkeypatch, capsys):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+    assert loaders_of(photos, num_workers=8).query.num_workers == 3
+    assert capsys.readouterr().out == "dataset.num_workers=8, but this process has 3 cores: 3 workers are used\n"

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from models.matcher import CANDIDATE, CLS, QUERY, SEP, Matcher
+from models.position_encoding import sine_position_encoding
+from tests.reference import META, assert_answer, normal, published_model
+
+
+def plain_score(matcher: Matcher, query: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+    """The same by torch's own encoder, all tokens through all layers."""
+    segment = matcher.seg_encoder.weight
+    sides = []
+    for maps, row in ((query, QUERY), (candidate, CANDIDATE)):
+        code = sine_position_encoding(*maps.shape[1:])
+        tokens = torch.stack([(one + code).flatten(1).T for one in maps])
+        sides.append(tokens + segment[row])
+    cls, sep = (segment[row].repeat(len(query), 1, 1) for row in (CLS, SEP))
+    encoded = matcher.encoder(torch.cat((cls, sides[0], sep, sides[1]), dim=1))
+    return matcher.classifier(encoded[:, 0]).squeeze(1)
+
+
+@pytest.mark.parametrize("variant", META["variants"])
+def test_published(variant):
+    model = published_model(50, **META["variants"][variant]).eval()
+    d = model.matcher.seg_encoder.embedding_dim
+    for tag, (h, w) in {"7x7": (7, 7), "5x3": (5, 3)}.items():
+        src, tgt = normal(f"src.{tag}.{d}", 8, d, h, w), normal(f"tgt.{tag}.{d}", 8, d, h, w)
+        with torch.no_grad():
+            assert_answer(model.matcher(None, src, None, tgt), f"{variant}.match.{tag}")
+
+
+@pytest.mark.parametrize("normalize_before", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("shapes", [((1, 16, 1, 1), (1, 16, 1, 1)), ((3, 16, 2, 5), (3, 16, 4, 3))])
+def test_equals_torch_encoder_with_gradients(normalize_before, activation, shapes):
+    matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before)
+    query, candidate = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    fast, plain = matcher(None, query, None, candidate), plain_score(matcher, query, candidate)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    inputs = (query, candidate, *matcher.parameters())
+    for a, b in zip(torch.autograd.grad(fast.sum(), inputs), torch.autograd.grad(plain.sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    matcher = Matcher(16, 2, 2, 32, dropout=0.5)
+    maps = torch.randn(4, 16, 2, 2)
+    assert not torch.equal(matcher(None, maps, None, maps), matcher(None, maps, None, maps))
+    matcher.eval()
+    torch.testing.assert_close(matcher(None, maps, None, maps), plain_score(matcher, maps, maps), rtol=1e-5, atol=1e-5)
+
+
+def test_order_of_a_pair_matters():
+    matcher, (a, b) = Matcher(16, 2, 2, 32), torch.randn(2, 1, 16, 2, 2)
+    assert matcher(None, a, None, b).item() != pytest.approx(matcher(None, b, None, a).item(), abs=1e-6)

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.reference import ANSWERS, assert_answer, integers, normal, published_model
+from utils.metrics import recall_at_ks, recall_at_ks_rerank
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("tag", ["self", "gallery"])
+def test_global_published(tag, cosine):
+    gallery = {"gallery_features": normal("knn.g", 40, 16), "gallery_labels": integers("knn.gl", 12, 40)}
+    recalls, distances, positions = recall_at_ks(
+        normal("knn.q", 60, 16),
+        integers("knn.ql", 12, 60),
+        [1, 10, 20],
+        cosine=cosine,
+        **(gallery if tag == "gallery" else {}),
+    )
+    key = f"knn.{tag}.{'cosine' if cosine else 'l2'}"
+    assert_answer([recalls[k] for k in (1, 10, 20)], f"{key}.recall", 1e-9)
+    assert_answer(distances, f"{key}.dists", 1e-5)
+    assert (positions == ANSWERS[f"{key}.inds"]).mean() > 0.99
+
+
+def test_rerank_published():
+    recalls, scores, positions = recall_at_ks_rerank(
+        normal("rr.local", 30, 128, 3, 3),
+        integers("rr.labels", 6, 30),
+        [1, 5, 10],
+        published_model(6).eval(),
+        torch.from_numpy(ANSWERS["rerank.cache"]),
+    )
+    assert_answer([recalls[k] for k in (1, 5, 10)], "rerank.recall", 1e-9)
+    assert_answer(scores, "rerank.scores", 1e-4)
+    assert (positions == ANSWERS["rerank.inds"]).mean() > 0.99
+
+
+def test_recalls_are_plain_rounded_numbers():
+    labels = torch.tensor([0, 0, 1])
+    recalls, _, positions = recall_at_ks(torch.tensor([[0.0], [1.0], [5.0]]), labels, [1, 1000])
+    assert recalls == {1: 66.67, 1000: 66.67}
+    assert [type(value) for value in recalls.values()] == [float, float]
+    assert positions.shape == (3, 2)
+
+
+def test_padding_never_counts_as_a_hit():
+    features, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 2])
+    recalls, _, _ = recall_at_ks(features, labels, [10], features[:2] + 9, torch.tensor([5, 2]))
+    assert recalls == {10: 33.33}
+
+
+def test_identical_photos_leave_the_query_out_and_not_its_twin():
+    features = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    recalls, _, positions = recall_at_ks(features, torch.tensor([0, 0, 1]), [1])
+    assert positions[:2, 0].tolist() == [1, 0]
+    assert recalls == {1: 66.67}
+
+
+def test_one_gallery_argument_needs_the_other():
+    features, labels = torch.randn(3, 4), torch.arange(3)
+    for arguments in ({"gallery_features": features}, {"gallery_labels": labels}):
+        with pytest.raises(ValueError, match="one was given without the other"):
+            recall_at_ks(features, labels, [1], **arguments)
+        with pytest.raises(ValueError, match="one was given without the other"):
+            recall_at_ks_rerank(features, labels, [1], torch.nn.Linear(1, 1), torch.zeros(3, 1), **arguments)
+
+
+def test_ranks_against_a_plain_count():
+    rng = np.random.default_rng(0)
+    features, labels = torch.from_numpy(rng.normal(size=(40, 4))).float(), torch.from_numpy(rng.integers(0, 9, 40))
+    recalls, _, positions = recall_at_ks(features, labels, [1, 3, 39])
+    for k, recall in recalls.items():
+        hits = sum(any(labels[j] == labels[i] for j in row[:k]) for i, row in enumerate(positions))
+        assert recall == round(100 * hits / 40, 2)

@@ -1,0 +1,208 @@
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import prepare_data
+from prepare_data import ex
+from sop.archive import SOP_MD5, SOP_URL
+from sop.published import CHECKPOINTS, NEIGHBOURS
+from tests.faults import fill_disk, names, send, serve, serving
+from tests.test_published import BARE, hub
+from utils.experiment import CommandError
+
+ROOT = Path(prepare_data.__file__).parent
+HEADER = "image_id class_id super_class_id path\n"
+TRAIN = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24))
+TEST = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24, 44))
+
+
+@pytest.fixture(scope="session")
+def archive(photos) -> bytes:
+    """SOP's archive made of the photos of `conftest`."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as content:
+        content.writestr("Stanford_Online_Products/Ebay_train.txt", TRAIN)
+        content.writestr("Stanford_Online_Products/Ebay_test.txt", TEST)
+        for path in sorted(photos.glob("toy_final/*")):
+            content.write(path, f"Stanford_Online_Products/{path.relative_to(photos)}")
+    return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Run a command of the script on `tmp_path/data/sop`."""
+
+    def run(url="http://127.0.0.1:1/SOP.zip", command=None, **changes):
+        return ex.run(command, config_updates={"sop_dir": str(tmp_path / "data" / "sop"), "sop_url": url} | changes)
+
+    return run
+
+
+def test_the_config():
+    config = ex.run("print_config").config
+    expected = {
+        "sop_dir": "data/Stanford_Online_Products",
+        "sop_url": SOP_URL,
+        "sop_md5": SOP_MD5,
+        "train_file": "train.txt",
+        "test_file": "test.txt",
+        "hub_repository": "fwtan/rrt_sop_data",
+        "checkpoint_dir": "rrt_sop_ckpts",
+        "neighbour_dir": "rrt_sop_caches",
+    }
+    assert {key: value for key, value in config.items() if key != "seed"} == expected
+    assert ex.path == "Prepare SOP"
+    elsewhere = ex.run("print_config", config_updates={"sop_url": "http://example.org/SOP.zip"}).config
+    assert elsewhere["sop_md5"] is None
+
+
+def test_the_dataset_is_fetched_unpacked_and_split(prepare, archive, photos, tmp_path):
+    data = tmp_path / "data"
+    with serving(serve(archive, drop_after=100_000), serve(archive)) as server:
+        prepare(f"{server.url}/SOP.zip", sop_md5=hashlib.md5(archive).hexdigest())
+        assert names(data) == ["SOP.zip", "sop"] and (data / "SOP.zip").read_bytes() == archive
+        assert names(data / "sop") == ["Ebay_test.txt", "Ebay_train.txt", "test.txt", "toy_final", "train.txt"]
+        for name in ("train.txt", "test.txt"):
+            assert (data / "sop" / name).read_bytes() == (photos / name).read_bytes()
+        server.requests.clear()
+
+        prepare(f"{server.url}/SOP.zip", train_file="learn.txt")  # nothing is fetched where the folder is there
+        shutil.rmtree(data / "sop")
+        prepare(f"{server.url}/SOP.zip")  # nor where the archive is
+        assert server.requests == []
+    assert (data / "sop" / "train.txt").read_bytes() == (photos / "train.txt").read_bytes()
+
+
+def test_a_local_archive_into_an_empty_folder(prepare, archive, tmp_path):
+    (tmp_path / "SOP.zip").write_bytes(archive)
+    (tmp_path / "data" / "sop").mkdir(parents=True)
+    prepare((tmp_path / "SOP.zip").as_uri())
+    assert names(tmp_path / "data") == ["SOP.zip", "sop"]
+    assert (tmp_path / "data" / "sop" / "train.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("answer", "changes", "message", "left"),
+    [
+        (send(404, b"", {}), {}, "SOP.zip: the server answered 404 Not Found", []),
+        (serve(b"PK"), {"sop_md5": SOP_MD5}, rf"has the MD5 \w+, expected {SOP_MD5}", []),
+        (serve(b"PK"), {}, r"SOP.zip is damaged \(File is not a zip file\): delete it", ["SOP.zip"]),
+        (send(503, b"", {}), {}, "5 attempts in a row failed", []),
+    ],
+    ids=["404", "md5", "damaged", "503"],
+)
+def test_a_download_that_fails_ends_in_one_message(prepare, tmp_path, answer, changes, message, left):
+    with serving(answer) as server, pytest.raises(CommandError, match=message) as raised:
+        prepare(f"{server.url}/SOP.zip", **changes)
+    assert "\n" not in str(raised.value) and names(tmp_path / "data") == left
+
+
+def test_the_ftp_address_is_answered_with_the_http_one(prepare, tmp_path):
+    with pytest.raises(CommandError, match=rf"^ftp://.* cannot be fetched: .*; SOP's is sop_url={SOP_URL}$"):
+        prepare("ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip")
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_while_unpacking_keeps_the_archive(prepare, archive, tmp_path, monkeypatch):
+    with serving(serve(archive)) as server:
+        with monkeypatch.context() as patch, pytest.raises(CommandError, match="No space left"):
+            fill_disk(patch, "7_2.JPG", 100)
+            prepare(f"{server.url}/SOP.zip")
+        assert names(tmp_path / "data") == ["SOP.zip"]
+        prepare(f"{server.url}/SOP.zip")
+    assert len(server.requests) == 1 and names(tmp_path / "data") == ["SOP.zip", "sop"]
+
+
+def test_a_folder_that_is_not_sops_is_left_alone(prepare, tmp_path):
+    folder = tmp_path / "data" / "sop"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("mine")
+    with pytest.raises(CommandError, match=r"Ebay_train.txt does not exist: .*sop is not SOP's folder; choose another"):
+        prepare()
+    assert names(folder) == ["mine"] and names(tmp_path / "data") == ["sop"]
+
+
+def test_a_malformed_list_leaves_the_split_files_as_they_were(prepare, tmp_path):
+    folder = tmp_path / "data" / "sop"
+    folder.mkdir(parents=True)
+    (folder / "Ebay_train.txt").write_text(TRAIN)
+    (folder / "Ebay_test.txt").write_text(TEST + "45 11 1\n")
+    (folder / "train.txt").write_text("mine")
+    with pytest.raises(CommandError, match=r"Ebay_test.txt, line 22: expected .* found '45 11 1'"):
+        prepare()
+    assert (folder / "train.txt").read_text() == "mine" and not (folder / "test.txt").exists()
+
+
+def test_verify(prepare, archive, tmp_path, capsys):
+    (tmp_path / "SOP.zip").write_bytes(archive)
+    prepare((tmp_path / "SOP.zip").as_uri())
+    prepare(command="verify")
+    assert "44 images, 1 groups of identical files (4 files)" in capsys.readouterr().out
+    (tmp_path / "data" / "sop" / "toy_final" / "0_0.JPG").unlink()
+    with pytest.raises(CommandError, match="of 44 images 1 are missing and 0 unreadable"):
+        prepare(command="verify")
+    assert "0_0.JPG: missing" in capsys.readouterr().out
+
+
+def test_verify_before_anything_is_there(prepare):
+    with pytest.raises(CommandError, match=r"data/sop does not exist: run prepare_data.py"):
+        prepare(command="verify")
+
+
+def command_line(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "prepare_data.py"), *arguments],
+        cwd=folder,
+        env=os.environ | {"NO_PROXY": "*"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_line(archive, photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    with serving(serve(archive)) as server:
+        done = command_line("-F", "logs", "with", "sop_dir=data/sop", f"sop_url={server.url}/SOP.zip", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data/sop/train.txt: 24 images" in done.stdout and "data/sop/test.txt: 20 images" in done.stdout
+    assert (tmp_path / "data" / "sop" / "test.txt").read_bytes() == (photos / "test.txt").read_bytes()
+    assert json.loads((tmp_path / "logs" / "1" / "config.json").read_text())["sop_dir"] == "data/sop"
+
+
+def test_the_command_line_reports_one_message(tmp_path):
+    with serving(send(404, b"", {})) as server:
+        failed = command_line("with", f"sop_url={server.url}/SOP.zip", folder=tmp_path)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.strip().endswith("SOP.zip: the server answered 404 Not Found: check the address")
+
+
+def test_the_published_files_from_the_command_line(tmp_path):
+    files = BARE | {f"rrt_sop_caches/{name}": name.encode() for name in NEIGHBOURS.names}
+    with serving(hub(files)) as server:
+        fetched = command_line("checkpoints", folder=tmp_path, HF_ENDPOINT=server.url)
+        assert fetched.returncode == 0, fetched.stderr
+        assert names(tmp_path / "rrt_sop_ckpts") == sorted(CHECKPOINTS.names)
+        assert (
+            "python eval_global.py -F logs/eval_global_r50 with temp_dir=logs/eval_global_r50 resume=" in fetched.stdout
+        )
+        fetched = command_line("neighbours", "with", "neighbour_dir=nn", folder=tmp_path, HF_ENDPOINT=server.url)
+    assert fetched.returncode == 0, fetched.stderr
+    assert names(tmp_path / "nn") == sorted(NEIGHBOURS.names)
+    assert "cache_nn_inds=nn/rrt_r50_sop_nn_inds_test.pkl\n" in fetched.stdout

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.matcher import Matcher
+from tests.test_matcher import plain_score
+from utils import reranking
+from utils.reranking import rerank
+
+
+class Model(nn.Module):
+    def __init__(self, normalize_before=False):
+        super().__init__()
+        self.matcher = Matcher(16, 2, 2, 32, normalize_before=normalize_before).eval()
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 1000])
+@pytest.mark.parametrize(("queries", "columns"), [(1, 1), (1, 6), (5, 1), (11, 6)])
+@pytest.mark.parametrize("normalize_before", [False, True])
+@torch.no_grad()
+def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_before):
+    monkeypatch.setitem(reranking.PAIRS, "cpu", pairs)
+    model = Model(normalize_before)
+    query_maps, gallery_maps = torch.randn(queries, 16, 3, 2), torch.randn(9, 16, 3, 2)
+    neighbours = torch.stack([torch.randperm(9)[:columns] for _ in range(queries)])
+    scores, positions = rerank(model, query_maps, gallery_maps, neighbours)
+    for i in range(queries):
+        row = [float(plain_score(model.matcher, query_maps[i : i + 1], gallery_maps[j : j + 1])) for j in neighbours[i]]
+        order = sorted(range(columns), key=lambda place, row=row: -row[place])
+        np.testing.assert_allclose(scores[i], [row[place] for place in order], atol=1e-5)
+        assert positions[i].tolist() == neighbours[i][order].tolist()
+    assert (scores.dtype, positions.dtype) == (np.float32, np.int64)
+
+
+def test_equal_logits_keep_their_order():
+    model, maps = Model(), torch.ones(4, 16, 2, 2)
+    _, positions = rerank(model, maps, maps, torch.tensor([[2, 0, 3, 1]] * 4))
+    assert positions.tolist() == [[2, 0, 3, 1]] * 4

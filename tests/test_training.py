@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import MultiStepLR
+
+from tests.reference import assert_answer, normal, pixels, published_model
+from tests.test_resnet import new
+from utils import BinaryCrossEntropyWithLogits, Contrastive
+from utils.training import parameter_groups, train_global, train_rerank
+
+
+class Log:
+    def __init__(self):
+        self.rows = []
+
+    def log_scalar(self, name, value, step):
+        self.rows.append((name, value, step))
+
+    def values(self, name):
+        return [value for key, value, _ in self.rows if key == name]
+
+
+def batches(tag, count, n, labels):
+    return [(pixels(f"{tag}.{i}", n, 3, 64, 64), labels, torch.arange(n)) for i in range(count)]
+
+
+@torch.no_grad()
+def assert_probe(model, tag, tolerance):
+    model.eval()
+    assert_answer(model(pixels("probe", 2, 3, 64, 64))[1], f"{tag}.probe.g", tolerance)
+    pair = normal("psrc", 4, 128, 2, 2), normal("ptgt", 4, 128, 2, 2)
+    assert_answer(model.matcher(None, pair[0], None, pair[1]), f"{tag}.probe.match", tolerance)
+
+
+def test_global_published():
+    model, log = published_model(6), Log()
+    optimizer = SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=4e-4, nesterov=True)
+    scheduler = MultiStepLR(optimizer, [1], 0.1)
+    for epoch in range(2):
+        loader = batches(f"global{epoch}", 3, 12, torch.arange(12) // 2)
+        train_global(model, loader, Contrastive(temperature=0.05), optimizer, scheduler, epoch, log)
+    assert_answer(log.values("train.loss"), "train_global.loss", 2e-4)
+    assert_answer(log.values("train.acc"), "train_global.acc", 1e-6)
+    assert_answer([step for name, _, step in log.rows if name == "train.loss"], "train_global.step", 1e-9)
+    assert_probe(model, "train_global", 2e-3)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_rerank_published(frozen):
+    tag = "train_rerank_frozen" if frozen else "train_rerank_finetune"
+    model, log = published_model(6, freeze_backbone=frozen), Log()
+    optimizer = AdamW(model.parameters(), lr=1e-4, weight_decay=4e-4)
+    scheduler = MultiStepLR(optimizer, [60, 80], 0.1)
+    loader = batches(tag, 3, 9, torch.arange(9))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train_rerank(model, loader, BinaryCrossEntropyWithLogits(), optimizer, scheduler, 0, log)
+    assert_answer(log.values("train.loss"), "train_rerank_frozen.loss" if frozen else f"{tag}.loss", 1e-3)
+    assert_answer(log.values("train.acc"), f"{tag}.acc", 1e-6)
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    trunk = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
+    assert moved == ({"remap_local", "matcher"} if frozen else {"remap_local", "matcher"} | trunk)
+    assert_probe(model, tag, 1e-2)
+
+
+@pytest.mark.parametrize("count", [3, 20, 45])
+def test_every_iteration_is_logged_once_and_in_order(count):
+    model, log = torch.nn.Linear(1, 1), Log()
+    model.forward = lambda images: (images[:, :2], model.weight.expand(len(images), 1), None)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    loader = [(torch.full((2, 3), float(i)), torch.zeros(2, dtype=torch.long), None) for i in range(count)]
+    loss = lambda logits, features, labels: features.sum() * 0 + logits.mean()  # noqa: E731
+    train_global(model, loader, loss, optimizer, MultiStepLR(optimizer, [1]), 4, log)
+    assert log.values("train.loss") == [float(i) for i in range(count)]
+    assert [step for name, _, step in log.rows if name == "train.acc"] == [4 + i / count for i in range(count)]
+
+
+def test_parameter_groups():
+    model = new(arch="resnet18", freeze_backbone=True)
+    assert [len(group["params"]) for group in parameter_groups(model, False)] == [len(list(model.parameters()))]
+    decayed, kept = parameter_groups(model, True)
+    assert {p.dim() for p in kept["params"]} == {1}
+    assert 1 not in {p.dim() for p in decayed["params"]}
+    assert kept["weight_decay"] == 0
+    assert "weight_decay" not in decayed
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))

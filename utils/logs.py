@@ -1,0 +1,201 @@
+"""Tables and curves of runs: `python -m utils.logs logs/… [--format text|csv|markdown] [--plot FILE]`."""
+
+import argparse
+import csv
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from statistics import mean, stdev
+
+from utils.errors import InputError
+from utils.runs import Recalls, Run, at, find_run_folders, read_run
+
+Row = dict[str, object]
+
+# config keys in which runs of one group may differ
+WHERE_WRITTEN = {"seed", "temp_dir"}
+WHERE_READ = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
+WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
+
+
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Completed runs with recalls that differ only in `seed` and in the files they read and write, two or more each.
+
+    Where a seed occurs twice among them, they must have read the same files too: what differs may be the checkpoint, as
+    when a frozen and a finetuned model are evaluated.
+    """
+    completed = [run for run in runs if run.status == "COMPLETED" and run.best and run.config]
+    groups = []
+    for group in _partition(completed, WHERE_WRITTEN | WHERE_READ):
+        seeds = [json.dumps(run.config.get("seed")) for run in group]
+        groups += [group] if len(set(seeds)) == len(seeds) else _partition(group, WHERE_WRITTEN)
+    return [group for group in groups if len(group) > 1]
+
+
+def _partition(runs: Sequence[Run], ignored: set[str]) -> list[list[Run]]:
+    def rest(node):
+        return {key: rest(node[key]) for key in node if key not in ignored} if isinstance(node, dict) else node
+
+    groups = defaultdict(list)
+    for run in runs:
+        groups[json.dumps([run.experiment, rest(run.config)], sort_keys=True)].append(run)
+    return list(groups.values())
+
+
+def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
+    """One row per run; recalls in %, None where not known. Groups count from 1."""
+    ks = sorted({k for run in runs for k in (*run.best, *run.last)})
+    group_of = {run.folder: number for number, group in enumerate(groups, 1) for run in group}
+    return [
+        {
+            "folder": run.folder,
+            "experiment": run.experiment,
+            "script": run.script,
+            "dataset": at(run.config, "dataset", "name"),
+            "seed": run.config.get("seed"),
+            **{f"R@{k} best": run.best.get(k) for k in ks},
+            "best epoch": run.best_epoch,
+            **{f"R@{k} last": run.last.get(k) for k in ks},
+            "duration": run.duration,
+            "status": run.status,
+            "group": group_of.get(run.folder),
+        }
+        for run in runs
+    ]
+
+
+def group_rows(groups: Sequence[Sequence[Run]], show: Callable[[float, float], object]) -> list[Row]:
+    """One row per group; `show(mean, sample standard deviation)` makes the cell of a recall that all its runs have."""
+    rows: list[Row] = []
+    ks = sorted({k for group in groups for run in group for k in (*run.best, *run.last)})
+    for number, group in enumerate(groups, 1):
+        row: Row = {
+            "group": number,
+            "n": len(group),
+            "experiment": group[0].experiment,
+            "dataset": at(group[0].config, "dataset", "name"),
+            "seeds": ", ".join(str(run.config.get("seed")) for run in group),
+        }
+        sides: dict[str, list[Recalls]] = {"best": [run.best for run in group], "last": [run.last for run in group]}
+        for side, recalls in sides.items():
+            for k in ks:
+                values = [recall[k] for recall in recalls if k in recall]
+                row[f"R@{k} {side}"] = show(mean(values), stdev(values)) if len(values) == len(group) else None
+        rows.append(row)
+    return rows
+
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """One line per run, durations in seconds; a run of a group also carries the group's n, means and deviations."""
+    groups = group_runs(runs)
+    statistics = {}
+    for row in group_rows(groups, lambda average, deviation: (average, deviation)):
+        statistics[row["group"]] = {"n": row["n"]} | {
+            f"{name} {what}": cell[i] if isinstance(cell, tuple) else None
+            for name, cell in row.items()
+            if name.startswith("R@")
+            for i, what in enumerate(("mean", "sd"))
+        }
+    rows = [row | statistics.get(row["group"], {}) for row in run_rows(runs, groups)]
+    for row in rows:
+        duration = row.pop("duration")
+        row["duration_s"] = round(duration.total_seconds()) if isinstance(duration, timedelta) else None
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    text = StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_tables(runs: Sequence[Run], table: Callable[[list[Row]], str], heading: str = "") -> str:
+    """The runs, the groups and what could not be read, each table laid out by `table`, headings after `heading`."""
+    groups = group_runs(runs)
+    parts = [table(run_rows(runs, groups))]
+    if groups:
+        rows = group_rows(groups, lambda average, deviation: f"{average:.2f} ± {deviation:.2f}")
+        parts += [heading + "Runs that differ only in their seed: mean ± sample standard deviation", table(rows)]
+    if unread := unread_lines(runs):
+        parts += [heading + "Could not be read", "\n".join(f"- {line}" for line in unread)]
+    return "\n\n".join(parts) + "\n"
+
+
+def unread_lines(runs: Sequence[Run]) -> list[str]:
+    """For each run folder of which something could not be read: the folder and why."""
+    return [f"{run.folder}: {'; '.join(run.problems)}" for run in runs if run.problems]
+
+
+def text_table(rows: list[Row]) -> str:
+    """Columns aligned by blanks, numbers to the right."""
+    lines = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def markdown_table(rows: list[Row]) -> str:
+    """A table in Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[_cell(value).replace("|", "\\|") for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, timedelta):
+        minutes, seconds = divmod(round(value.total_seconds()), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "" if value is None else " ".join(str(value).split())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 when a run was read and a plot that was asked for is drawn."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.logs",
+        description="Table of the Sacred runs in folders: best and last recalls in %, and mean ± spread over seeds.",
+        epilog="Epochs count those trained, 0 is before training. STALE: not ended, but silent for five minutes.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="searched for run folders, to any depth")
+    parser.add_argument("--format", choices=("text", "csv", "markdown"), default="text")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw train.loss and val.recall@K (.png, .pdf, .svg)")
+    options = parser.parse_args(arguments)
+
+    found = {folder: find_run_folders(folder) for folder in options.folders}
+    runs = [read_run(folder) for folder in dict.fromkeys(path for paths in found.values() for path in paths)]
+    if runs and options.format == "csv":
+        print(as_csv(runs), end="")
+        for line in unread_lines(runs):
+            print(f"could not be read: {line}", file=sys.stderr)
+    elif runs:
+        print(
+            as_tables(runs, text_table) if options.format == "text" else as_tables(runs, markdown_table, "## "), end=""
+        )
+    for folder in (folder for folder, paths in found.items() if not paths):
+        print(f"{folder}: {'no Sacred run was found in it' if folder.is_dir() else 'no such folder'}", file=sys.stderr)
+    if all(run.status == "UNREADABLE" for run in runs):
+        print("no run could be read: give folders named by `-F`, or one that holds such", file=sys.stderr)
+        return 1
+    if options.plot:
+        from utils.plots import plot_runs  # matplotlib takes longer to import than everything else here
+
+        try:
+            plot_runs(runs, options.plot)
+        except InputError as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
