@@ -61,11 +61,13 @@ def select_device(cpu: bool, cudnn_flag: str) -> torch.device:
     return torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
 
 
-def report_recalls(run: Run, recalls: Recalls, columns: int) -> None:
-    """Print recalls and note them under `info['recall']`; says so where a K exceeds the columns of neighbours."""
+def report_recalls(run: Run, recalls: Recalls, columns: int, title: str = "", best: bool = True) -> None:
+    """Print recalls, saying so where a K exceeds the columns of neighbours; the `best` go to `info['recall']`."""
     beyond = [k for k in recalls if k > columns]
-    print(recalls, f"(K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else "")
-    run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
+    note = f" (K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else ""
+    print(f"{title}{recalls}{note}")
+    if best:
+        run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
 
 
 def fit(
@@ -92,15 +94,14 @@ def fit(
             train(epoch)
         cudnn.benchmark = False
         recalls, _, positions = validate()
-        print(f"Validation [{epoch:03d}]" if epoch >= 0 else "Validation before training", end=" ")
         for k, recall in recalls.items():
             run.log_scalar(f"val.recall@{k}", recall, epoch + 1)
-        if best is None or recalls[1] >= best:
+        improved = best is None or recalls[1] >= best
+        title = f"Validation [{epoch:03d}] " if epoch >= 0 else "Validation before training "
+        report_recalls(run, recalls, positions.shape[1], title, improved)
+        if improved:
             best = recalls[1]
             save_checkpoint(checkpoint, model, optimizer, scheduler)
-            report_recalls(run, recalls, positions.shape[1])
-        else:
-            print(recalls)
     run.add_artifact(str(checkpoint))
     assert best is not None
     return best
