@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,7 +13,7 @@ from utils.errors import InputError, listing
 from utils.files import atomic_write
 from utils.runs import Run
 
-LINE_STYLES = ("-", "--", "-.", ":")
+LINE_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 
 
 def plot_runs(runs: Sequence[Run], path: Path) -> None:
@@ -37,7 +38,8 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
         loss_panel.plot(*_columns(epoch_means(run.losses)), color=colour, marker=".")
         for j, k in enumerate(ks):
             points = [(epoch, recalls[k]) for epoch, recalls in run.validations.items() if k in recalls]
-            recall_panel.plot(*_columns(points), color=colour, linestyle=LINE_STYLES[j % 4], marker=".")
+            marker = "." if len(points) == 1 else None
+            recall_panel.plot(*_columns(points), color=colour, linestyle=LINE_STYLES[j % 4], marker=marker)
     loss_panel.set(title="train.loss, and its mean over each epoch", xlabel="epoch", ylabel="loss")
     recall_panel.set(title="val.recall@K", xlabel="epochs trained", ylabel="recall [%]")
     for panel in (loss_panel, recall_panel):
