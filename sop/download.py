@@ -33,22 +33,23 @@ def download(url: str, folder: Path, md5: str | None = None) -> Path:
     path = folder / source.name
     if source.name in ("", ".."):
         raise InputError(f"{url} names no file: give the address of the archive itself")
-    if path.exists():
-        print(f"{path} is there already")
-        _check_md5(path, md5, "delete it and run the command again")
-    elif address.scheme == "file":
-        _copy(source, path, md5)
-    elif address.scheme in ("http", "https"):
-        try:
+    try:
+        if path.exists():
+            print(f"{path} is there already")
+            _check_md5(path, md5, "delete it and run the command again")
+        elif address.scheme == "file":
+            _copy(source, path, md5)
+        elif address.scheme in ("http", "https"):
             _fetch_whole(url, path, md5)
-        except OSError as error:
+        else:
             raise InputError(
-                f"{path} could not be written: {error.strerror or error}; what has come is kept, run the command again"
-            ) from error
-    else:
+                f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
+            )
+    except OSError as error:
         raise InputError(
-            f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
-        )
+            f"{url} could not be brought to {path}: {error.strerror or error}; what has come is kept, "
+            "run the command again to go on"
+        ) from error
     return path
 
 
@@ -104,15 +105,20 @@ def _fetch(url: str, part: Path) -> None:
             have = _length(part)
             failures, most = (1, have) if have > most else (failures + 1, most)
             if failures == ATTEMPTS:
+                advice = f"{have} bytes are kept in {part}, run the command again" if have else "check the network"
                 raise InputError(
-                    f"{url} could not be fetched, {ATTEMPTS} attempts in a row failed ({error}); {have} bytes are kept "
-                    f"in {part}: run the command again to go on"
+                    f"{url} could not be fetched, {ATTEMPTS} attempts in a row failed ({_root(error)}): {advice}"
                 ) from error
             pause = 2.0**failures
-            tqdm.write(f"{error}: trying again in {pause:.0f} s")
+            tqdm.write(f"{_root(error)}: trying again in {pause:.0f} s")
             time.sleep(pause)
         except requests.RequestException as error:
             raise InputError(f"{url} cannot be fetched ({error}): check the address") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error goes back to, without the layers that passed it on."""
+    return _root(error.__context__) if error.__context__ else error
 
 
 class _TryAgain(Exception):

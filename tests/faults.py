@@ -3,6 +3,7 @@
 import errno
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,6 +107,14 @@ def serve(
         return send(206, content[start:], {**told, "Content-Range": span}, drop_after)(request)
 
     return behave
+
+
+def without_pauses(monkeypatch) -> list[float]:
+    """Attempts follow at once, and no proxy stands between; the pauses that would have been made are noted."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setenv("NO_PROXY", "*")
+    return pauses
 
 
 def fill_disk(monkeypatch, suffix: str, after: int) -> None:

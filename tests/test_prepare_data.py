@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import prepare_data
 from prepare_data import ex
 from sop.archive import SOP_MD5, SOP_URL
 from sop.published import CHECKPOINTS, NEIGHBOURS
-from tests.faults import fill_disk, names, send, serve, serving
+from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from tests.test_published import BARE, hub
 from utils.experiment import CommandError
 
@@ -39,8 +38,7 @@ def archive(photos) -> bytes:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    without_pauses(monkeypatch)
 
 
 @pytest.fixture

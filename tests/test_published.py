@@ -1,5 +1,4 @@
 import json
-import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from huggingface_hub import HfApi
 
 import sop.published
 from sop.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
-from tests.faults import fill_disk, names, send, serving
+from tests.faults import fill_disk, names, send, serving, without_pauses
 from utils.errors import InputError
 
 REPOSITORY = "fwtan/rrt_sop_data"
@@ -46,8 +45,7 @@ def zipped(path: Path, files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def served(monkeypatch):
     """A hub that has the files it is given, and no pauses between attempts."""
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    without_pauses(monkeypatch)
     with serving() as server:
         monkeypatch.setattr(sop.published, "HfApi", partial(HfApi, endpoint=server.url))
 

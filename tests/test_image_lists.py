@@ -1,0 +1,68 @@
+import pytest
+
+from sop.archive import read_list, write_split
+from sop.dataset import Split, read_split
+from tests.faults import fill_disk, names
+from tests.test_archive import FILES, HEADER
+from utils.errors import InputError
+
+
+def test_a_list_becomes_a_split_file(tmp_path):
+    (tmp_path / "Ebay_train.txt").write_text(FILES["Ebay_train.txt"].replace("\n", "\r\n"))
+    split = read_list(tmp_path / "Ebay_train.txt")
+    assert split == Split(["bicycle_final/a b.JPG", "bicycle_final/2.JPG", "chair_final/3,4.JPG"], [0, 0, 1])
+    write_split(tmp_path / "train.txt", split)
+    written = (tmp_path / "train.txt").read_bytes()
+    assert written == b"bicycle_final/a b.JPG,0\nbicycle_final/2.JPG,0\nchair_final/3,4.JPG,1"
+    assert read_split(tmp_path, "train.txt") == split
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "1 1 1 a.JPG\n2 1 1\n", "line 3: expected 'image_id class_id super_class_id path'.*found '2 1 1'"),
+        (HEADER + "1 1 1 a.JPG\n\n2 1 1 b.JPG", "line 3: .*found ''"),
+        (HEADER + "1 one 1 a.JPG\n", "line 2: .*found '1 one 1 a.JPG'"),
+        (HEADER + "1 0 1 a.JPG\n", "line 2: expected .*class ids from 1, found '1 0 1 a.JPG'"),
+        (HEADER + "1 -1 1 a.JPG\n", "line 2: "),
+        (HEADER + "1 \u00b2 1 a.JPG\n", "line 2: "),
+        (
+            "1 1 1 a.JPG\n2 1 1 b.JPG\n",
+            "line 1: expected the header 'image_id class_id super_class_id path', found '1 1",
+        ),
+        (HEADER, "lists no images: unpack the archive again"),
+        ("", "lists no images"),
+    ],
+)
+def test_a_malformed_list(tmp_path, text, message):
+    (tmp_path / "Ebay_train.txt").write_text(text)
+    with pytest.raises(InputError, match=rf"Ebay_train.txt,? {message}"):
+        read_list(tmp_path / "Ebay_train.txt")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "Ebay_train.txt").write_bytes(b"\xff\xfe\x00\n\xff\xff")
+    with pytest.raises(InputError, match=r"Ebay_train.txt, line 2"):
+        read_list(tmp_path / "Ebay_train.txt")
+
+
+def test_a_missing_list(tmp_path):
+    with pytest.raises(
+        InputError, match=r"Ebay_train.txt does not exist: .* is not SOP's folder; choose another sop_dir"
+    ):
+        read_list(tmp_path / "Ebay_train.txt")
+
+
+def test_sops_own_list_is_not_overwritten(tmp_path):
+    (tmp_path / "Ebay_test.txt").write_text(FILES["Ebay_test.txt"])
+    with pytest.raises(InputError, match=r"Ebay_test.txt is SOP's own list and was left as it is: choose another"):
+        write_split(tmp_path / "Ebay_test.txt", Split(["a"], [0]))
+    assert (tmp_path / "Ebay_test.txt").read_text() == FILES["Ebay_test.txt"]
+
+
+def test_a_full_disk_keeps_the_split_file_that_was_there(tmp_path, monkeypatch):
+    (tmp_path / "train.txt").write_text("a,0")
+    fill_disk(monkeypatch, ".part", 2)
+    with pytest.raises(InputError, match=r"train.txt could not be written: No space left"):
+        write_split(tmp_path / "train.txt", Split(["b", "c"], [0, 1]))
+    assert names(tmp_path) == ["train.txt"] and (tmp_path / "train.txt").read_text() == "a,0"
