@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,21 @@ def test_a_truncated_checkpoint(tmp_path):
 def test_a_missing_checkpoint(tmp_path):
     with pytest.raises(InputError, match=r"checkpoint .*none\.pt does not exist: check resume="):
         load_weights(tmp_path / "none.pt", small(), training=False)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+    model = small()
+    optimizer = SGD(model.parameters(), 0.1)
+    scheduler = MultiStepLR(optimizer, [1])
+    save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler)
+    before = (tmp_path / "c.pt").read_bytes()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"c\.pt could not be written: File too large; what stood there is kept"):
+            save_checkpoint(tmp_path / "c.pt", randomised(), optimizer, scheduler)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "c.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]

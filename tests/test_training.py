@@ -6,7 +6,8 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tests.reference import assert_answer, normal, pixels, published_model
 from tests.test_resnet import new
 from utils import BinaryCrossEntropyWithLogits, Contrastive
-from utils.training import parameter_groups, train_global, train_rerank
+from utils.errors import InputError
+from utils.training import parameter_groups, short_of_memory, train_global, train_rerank
 
 
 class Log:
@@ -62,16 +63,60 @@ def test_rerank_published(frozen):
     assert_probe(model, tag, 1e-2)
 
 
-@pytest.mark.parametrize("count", [3, 20, 45])
-def test_every_iteration_is_logged_once_and_in_order(count):
+def train_on(losses):
+    """Epoch 4 of a model whose losses are given; iteration i shows the images i and i + 1."""
     model, log = torch.nn.Linear(1, 1), Log()
     model.forward = lambda images: (images[:, :2], model.weight.expand(len(images), 1), None)
     optimizer = SGD(model.parameters(), lr=0.0)
-    loader = [(torch.full((2, 3), float(i)), torch.zeros(2, dtype=torch.long), None) for i in range(count)]
+    labels = torch.zeros(2, dtype=torch.long)
+    loader = [(torch.full((2, 3), loss), labels, torch.tensor([i, i + 1])) for i, loss in enumerate(losses)]
     loss = lambda logits, features, labels: features.sum() * 0 + logits.mean()  # noqa: E731
     train_global(model, loader, loss, optimizer, MultiStepLR(optimizer, [1]), 4, log)
+    return log
+
+
+@pytest.mark.parametrize("count", [3, 20, 45])
+def test_every_iteration_is_logged_once_and_in_order(count):
+    log = train_on([float(i) for i in range(count)])
     assert log.values("train.loss") == [float(i) for i in range(count)]
     assert [step for name, _, step in log.rows if name == "train.acc"] == [4 + i / count for i in range(count)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_training(value):
+    message = rf"the loss is {value} at epoch 4, iteration 22, of the training images \[22, 23\]: training stops"
+    with pytest.raises(InputError, match=message):
+        train_on([1.0] * 22 + [value] + [1.0] * 30)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("tried to allocate 2 GiB"), r"CUDA is out of memory: lower dataset\.batch_size.*2 GiB"),
+        (
+            RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. ... out of shared memory."),
+            r"\(/dev/shm\) is too small for the loader: lower dataset\.num_workers .* or dataset\.batch_size",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)"),
+            r"\(/dev/shm\) is too small",
+        ),
+    ],
+)
+def test_short_of_memory(error, message):
+    def batches():
+        raise error
+        yield
+
+    loader, model = batches(), torch.nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=message):
+        train_global(model, loader, None, optimizer, MultiStepLR(optimizer, [1]), 0)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="size mismatch"), short_of_memory("x"):
+        raise RuntimeError("size mismatch")
 
 
 def test_parameter_groups():

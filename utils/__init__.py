@@ -1,12 +1,18 @@
-from utils.caches import pickle_load, pickle_save
-from utils.checkpoint import num_of_trainable_params, state_dict_to_cpu
-from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
+"""Losses, metrics, search, training, files. The names below are fetched at first use: importing torch takes seconds."""
 
-__all__ = [
-    "BinaryCrossEntropyWithLogits",
-    "Contrastive",
-    "num_of_trainable_params",
-    "pickle_load",
-    "pickle_save",
-    "state_dict_to_cpu",
-]
+from importlib import import_module
+
+_HOMES = {
+    "BinaryCrossEntropyWithLogits": "utils.losses",
+    "Contrastive": "utils.losses",
+    "num_of_trainable_params": "utils.checkpoint",
+    "pickle_load": "utils.caches",
+    "pickle_save": "utils.caches",
+    "state_dict_to_cpu": "utils.checkpoint",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'utils' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -41,7 +41,12 @@ def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler) ->
         "scheduler": scheduler.state_dict(),
     }
     with atomic_write(path) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides the write that failed
+                raise error.__context__ from None
+            raise
 
 
 def load_weights(path: Path | str, model: nn.Module, training: bool) -> None:

@@ -1,11 +1,14 @@
 """One epoch of training and one evaluation, for global descriptors and for reranking."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.errors import InputError
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
@@ -47,21 +50,31 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
     model.train()
     if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
         loader.batch_sampler.set_epoch(epoch)
-    device, pending = _device(model), []
-    with tqdm(loader, desc=f"Training   [{epoch:03d}]", unit="batch") as progress:
-        for i, (images, labels, _) in enumerate(progress):
+    device, pending, shown = _device(model), [], []
+    with (
+        short_of_memory("dataset.batch_size"),
+        tqdm(loader, desc=f"Training   [{epoch:03d}]", unit="batch") as progress,
+    ):
+        for i, (images, labels, positions) in enumerate(progress):
             optimizer.zero_grad()
             loss, accuracy = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
             loss.backward()
             optimizer.step()
             pending.append(torch.stack((loss.detach(), accuracy)))
+            shown.append(positions)
             if (i + 1) % FETCH_EVERY == 0 or i + 1 == len(loader):
                 values = torch.stack(pending).tolist()
                 for j, (loss_value, accuracy_value) in enumerate(values, start=i + 1 - len(values)):
+                    if not math.isfinite(loss_value):
+                        raise InputError(
+                            f"the loss is {loss_value} at epoch {epoch}, iteration {j}, of the training images "
+                            f"{shown[j - i - 1].tolist()}: training stops; lower lr, or look at these photos"
+                        )
                     if ex is not None:
                         ex.log_scalar("train.loss", loss_value, epoch + j / len(loader))
                         ex.log_scalar("train.acc", accuracy_value, epoch + j / len(loader))
                 pending.clear()
+                shown.clear()
                 rate = optimizer.param_groups[0]["lr"]
                 progress.set_postfix(loss=f"{loss_value:.4f}", acc=f"{accuracy_value:.4f}", lr=f"{rate:.1e}")
     scheduler.step()
@@ -86,13 +99,32 @@ def _embed(model, loader, output: int, what: str) -> tuple[Tensor, Tensor]:
     """One of the model's outputs for all images of a loader, and their labels; local maps are kept on the CPU."""
     model.eval()
     device, features, labels = _device(model), [], []
-    with tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress:
+    with (
+        short_of_memory("dataset.test_batch_size"),
+        tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
+    ):
         for images, batch_labels, _ in loader:
             feature = model(images.to(device, non_blocking=True))[output]
             features.append(feature.cpu() if output == 2 else feature)
             labels.append(batch_labels)
             progress.update(len(images))
     return torch.cat(features), torch.cat(labels)
+
+
+@contextmanager
+def short_of_memory(setting: str) -> Iterator[None]:
+    """Turn what torch raises for want of CUDA memory or of shared memory into an InputError naming `setting`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({error})") from error
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "unable to write to file </torch" not in str(error):
+            raise
+        raise InputError(
+            f"shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
+            f"{setting}, or enlarge it (docker run --shm-size=8g)"
+        ) from error
 
 
 def _device(model: nn.Module) -> torch.device:
