@@ -17,20 +17,21 @@ class Difficulty(NamedTuple):
     """How hard the products are to tell apart; lengths are in the product's space."""
 
     prints: tuple[int, int] = (3, 5)  # how many on a product, fewest and most
-    print_size: Range = (0.17, 0.23)  # their radius
-    yaw: float = 38.0  # degrees to either side, like the next two
-    pitch: float = 22.0
-    roll: float = 22.0
-    scale: Range = (0.62, 0.88)  # half the photo's width over one unit
-    shift: float = 0.14  # of half the photo's width, to either side
-    occluders: tuple[int, int] = (0, 2)  # how many, fewest and most
+    print_size: Range = (0.19, 0.24)  # their radius
+    yaw: float = 30.0  # degrees to either side, like the next two
+    pitch: float = 16.0
+    roll: float = 16.0
+    scale: Range = (0.72, 0.92)  # half the photo's width over one unit
+    shift: float = 0.1  # of half the photo's width, to either side
+    occluders: tuple[int, int] = (0, 1)  # how many, fewest and most
     occluder_size: Range = (0.22, 0.42)  # their radius
-    clutter: tuple[int, int] = (7, 16)  # shapes in the background, fewest and most
+    clutter: tuple[int, int] = (5, 12)  # shapes in the background, fewest and most
+    stray: float = 0.15  # the share of them that are prints
     blur: float = 0.012  # of the background, its radius in photo widths, at most
-    exposure: Range = (0.6, 1.2)  # times the light
-    falloff: float = 0.35  # of the light, from the photo's middle to its darkest edge, at most
-    cast: float = 0.14  # of a colour channel, up or down
-    noise: Range = (2.0, 8.0)  # standard deviation, in grey levels of 255
+    exposure: Range = (0.7, 1.2)  # times the light
+    falloff: float = 0.3  # of the light, from the photo's middle to its darkest edge, at most
+    cast: float = 0.1  # of a colour channel, up or down
+    noise: Range = (2.0, 7.0)  # standard deviation, in grey levels of 255
 
 
 DIFFICULTY = Difficulty()
@@ -170,7 +171,7 @@ def _background(rng: np.random.Generator, canvas: int) -> Image.Image:
         _fill(draw, np.array([(0, left), (canvas, right), (canvas, canvas), (0, canvas)]), _any_colour(rng))
     for _ in range(rng.integers(*DIFFICULTY.clutter, endpoint=True)):
         middle = rng.uniform(0, canvas, 2)
-        if rng.random() < 0.3:
+        if rng.random() < DIFFICULTY.stray:
             _print(rng, draw, INKS, middle, rng.uniform(*DIFFICULTY.print_size) * canvas / 2)
         else:
             _fill(draw, middle + _blob(rng) * rng.uniform(0.06, 0.26) * canvas, _any_colour(rng))
