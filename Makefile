@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test install
+.PHONY: test demo demo-long install
 
 test: install
 	$(BIN)/ruff check .
@@ -15,3 +15,47 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
+
+# The real commands on drawn photos; a step that has ended well is not run again.
+demo: install
+	$(BIN)/python prepare_data.py --unobserved demo
+	$(MAKE) --no-print-directory demo-chain RUN=logs/demo
+	$(BIN)/python -m utils.logs logs/demo/1/eval_*
+
+demo-long: install
+	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=$(LONG_PRODUCTS)
+	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed \
+		DATA=dataset.data_path=data/demo_long EPOCHS="$(LONG_EPOCHS)" || exit; done
+	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
+
+LONG_PRODUCTS := 2000
+LONG_EPOCHS := 60 60 20
+
+RUN ?= logs/demo
+SEED ?= 1
+DATA ?=
+EPOCHS ?= 20 15 5
+FOLDER = $(RUN)/$(SEED)
+SETTINGS = seed=$(SEED) model.demo $(DATA)
+GLOBAL = $(FOLDER)/global/resnet18_demo_global.pt
+FROZEN = $(FOLDER)/frozen/resnet18_demo_rerank.pt
+FINETUNED = $(FOLDER)/finetune/resnet18_demo_rerank.pt
+CACHE = cache_nn_inds=$(FOLDER)/eval_global/nn_inds.pkl
+TRIPLETS = $(CACHE) dataset.train_cache_nn_inds=$(FOLDER)/nn_train/nn_inds.pkl
+
+# $(call step,folder,command): Sacred's folder is the run's own
+step = @test -e $(FOLDER)/$(1)/done || { echo "== $(1)" && $(BIN)/python $(firstword $(2)) -F $(FOLDER)/$(1) with \
+	temp_dir=$(FOLDER)/$(1) $(wordlist 2,99,$(2)) $(SETTINGS) && touch $(FOLDER)/$(1)/done; }
+tau = 'scheduler_tau=[$(shell expr $(1) \* 7 / 10),$(shell expr $(1) \* 9 / 10)]' epochs=$(1)
+
+.PHONY: demo-chain
+demo-chain:
+	$(call step,global,experiment_global.py dataset.demo_global lr=0.05 $(call tau,$(word 1,$(EPOCHS))))
+	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
+	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
+	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.0005 \
+		model.freeze_backbone=True $(call tau,$(word 2,$(EPOCHS))))
+	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))
+	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) lr=0.0002 \
+		$(call tau,$(word 3,$(EPOCHS))))
+	$(call step,eval_finetune,eval_rerank.py dataset.demo_rerank resume=$(FINETUNED) $(CACHE))

@@ -41,6 +41,16 @@ def resnet50():
     normalize = True
 
 
+@model_ingredient.named_config
+def demo():
+    arch = "resnet18"
+    pretrained = False
+    normalize = True
+    set_bn_eval = False
+    ert_dim_feedforward = 256
+    ert_num_encoder_layers = 3
+
+
 @model_ingredient.capture
 def get_model(
     num_classes,

@@ -60,6 +60,30 @@ def sop_rerank():
     test_cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"
 
 
+@data_ingredient.named_config
+def demo_global():
+    name = "demo_global"
+    data_path = "data/demo"
+    batch_size = 128
+    sample_per_id = 4
+    test_batch_size = 100
+    sampler = "random_id"
+    num_iterations = None
+    crop_size = 96
+    recalls = [1, 10, 100]
+
+
+@data_ingredient.named_config
+def demo_rerank():
+    name = "demo_rerank"
+    data_path = "data/demo"
+    batch_size = 150
+    test_batch_size = 100
+    sampler = "triplet"
+    crop_size = 96
+    recalls = [1, 10, 100]
+
+
 class Loaders(NamedTuple):
     """All yield uint8 images (B, 3, crop, crop), labels (B,) and positions (B,)."""
 
