@@ -27,15 +27,7 @@ TRAIN_LIST, TEST_LIST = "Ebay_train.txt", "Ebay_test.txt"
 MAX_MEMBERS = 1_000_000
 MAX_UNPACKED = 16 << 30  # bytes; SOP has 3 GB
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # a file of that name is one on Windows
-DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    UnicodeDecodeError,
-    NotImplementedError,
-    RuntimeError,
-)
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError, RuntimeError)
 
 Members = dict[PurePosixPath, zipfile.ZipInfo]
 

@@ -50,7 +50,6 @@ def fetch(published: Published, repository: str, target: Path) -> None:
     hub = HfApi()
     by_hand = f"fetch {', '.join(missing)} by hand from {hub.endpoint}/{repository}/tree/main/{published.folder}"
     arriving = target / ".arriving"
-    shutil.rmtree(arriving, ignore_errors=True)
     try:
         for path in hub.list_repo_files(repository):
             if path.startswith(f"{published.folder}/") and is_safe(path) and not (target / Path(path).name).exists():

@@ -1,3 +1,4 @@
+import shutil
 import signal
 import stat
 import subprocess
@@ -139,16 +140,37 @@ def damaged(content: bytes) -> dict[str, bytes]:
         "a-page": b"<html>not found</html>",
         "flipped": content[:start] + bytes([content[start] ^ 0xFF]) + content[start + 1 :],
         "other-method": content.replace((8).to_bytes(2, "little"), (99).to_bytes(2, "little")),
+        "no-text": content.replace("é".encode(), b"\xff\xff"),
     }
 
 
 @pytest.mark.parametrize("kind", damaged(b"bicycle_final/a b.JPG" + b"." * 9))
-def test_a_damaged_archive(archive, tmp_path, kind):
+def test_a_damaged_archive(tmp_path, kind):
+    archive = write_archive(tmp_path / "SOP.zip", {TOP + "é": "x"})
     broken = damaged(archive.read_bytes())[kind]
     archive.write_bytes(broken)
     with pytest.raises(InputError, match=r"archive .*SOP.zip is damaged \(.+\): delete it and run the command again"):
         unpack(archive, tmp_path / "sop")
     assert names(tmp_path) == ["SOP.zip"] and archive.read_bytes() == broken
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_whatever_byte_is_damaged_the_files_are_whole_or_refused(tmp_path, method):
+    archive, files = tmp_path / "SOP.zip", {"Ebay_train.txt": HEADER * 3, "Ebay_test.txt": HEADER * 3}
+    with zipfile.ZipFile(archive, "w", method) as content:
+        for name, text in files.items():
+            content.writestr(TOP + name, text)
+    whole = archive.read_bytes()
+    for position in range(len(whole)):
+        for flip in (1, 0xFF):
+            archive.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
+            try:
+                unpack(archive, tmp_path / "sop")
+            except InputError:
+                assert names(tmp_path) == ["SOP.zip"]
+            else:
+                assert contents(tmp_path / "sop") == files
+                shutil.rmtree(tmp_path / "sop")
 
 
 def test_an_archive_of_something_else(tmp_path):
