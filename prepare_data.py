@@ -6,12 +6,21 @@ from sacred import Experiment
 
 from sop.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack, write_split
 from sop.dataset import read_split
+from sop.demo import draw_demo
 from sop.download import download
 from sop.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
 from sop.verify import verify_images
 from utils.experiment import reports_errors, set_up
 
 ex = set_up(Experiment("Prepare SOP"))
+
+
+def write_splits(folder: Path, train_file: str, test_file: str) -> None:
+    """Write both split files, once both lists have proved well-formed."""
+    lists = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
+    for file_name, split in lists.items():
+        write_split(folder / file_name, split)
+        print(f"{folder / file_name}: {len(split.paths)} images")
 
 
 @ex.config
@@ -24,6 +33,9 @@ def config():
     hub_repository = "fwtan/rrt_sop_data"  # the published files
     checkpoint_dir = "rrt_sop_ckpts"
     neighbour_dir = "rrt_sop_caches"
+    demo_dir = "data/demo"
+    demo_products = 600  # half of them for training
+    demo_seed = 0
 
 
 @ex.command
@@ -50,6 +62,14 @@ def verify(sop_dir, train_file, test_file):
     verify_images(folder, [path for name in (train_file, test_file) for path in read_split(folder, name).paths])
 
 
+@ex.command
+@reports_errors
+def demo(demo_dir, demo_products, demo_seed, train_file, test_file):
+    """Draw a small demo set in SOP's layout."""
+    draw_demo(Path(demo_dir), demo_products, seed=demo_seed)
+    write_splits(Path(demo_dir), train_file, test_file)
+
+
 @ex.automain
 @reports_errors
 def main(sop_dir, sop_url, sop_md5, train_file, test_file):
@@ -57,7 +77,4 @@ def main(sop_dir, sop_url, sop_md5, train_file, test_file):
     folder = Path(sop_dir)
     if is_free(folder):
         unpack(download(sop_url, folder.parent, sop_md5), folder)
-    lists = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
-    for file_name, split in lists.items():
-        write_split(folder / file_name, split)
-        print(f"{folder / file_name}: {len(split.paths)} images")
+    write_splits(folder, train_file, test_file)

@@ -110,7 +110,8 @@ def load_model(
 ) -> RerankingResNet:
     """The configured network on `device`, with the weights of the checkpoint `resume` when there is one."""
     if resume is None:
-        return get_model(num_classes).to(device)
-    model = get_model(num_classes, pretrained=False)
-    load_weights(resume, model, training)
-    return model.to(device)
+        model = get_model(num_classes)
+    else:
+        model = get_model(num_classes, pretrained=False)
+        load_weights(resume, model, training)
+    return model.to(device, memory_format=torch.channels_last)

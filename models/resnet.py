@@ -99,7 +99,8 @@ class RerankingResNet(ResNet):
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` map (B, C, H/32, W/32) of images as `forward` takes them."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        x = self.maxpool(self.relu(self.bn1(self.conv1((pixels - self.mean) / self.std))))
+        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def global_descriptors(self, features: Tensor) -> Tensor:
