@@ -63,7 +63,7 @@ def test_the_config():
         "checkpoint_dir": "rrt_sop_ckpts",
         "neighbour_dir": "rrt_sop_caches",
     }
-    assert {key: value for key, value in config.items() if key != "seed"} == expected
+    assert expected.items() <= config.items()
     assert ex.path == "Prepare SOP"
     elsewhere = ex.run("print_config", config_updates={"sop_url": "http://example.org/SOP.zip"}).config
     assert elsewhere["sop_md5"] is None
