@@ -4,10 +4,10 @@ import torch
 from sacred import Experiment
 
 from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders
-from utils.caches import save_neighbours
+from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.experiment import report_recalls, reports_errors, select_device, set_up
+from utils.experiment import begin_run, note_files, report_recalls, reports_errors, set_up
+from utils.per_query import save_evaluation
 from utils.training import evaluate_global
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
@@ -15,7 +15,7 @@ ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingr
 
 @ex.config
 def config():
-    temp_dir = "outputs/temp"  # where nn_inds.pkl and nn_dists.pkl are written
+    temp_dir = "outputs/temp"  # where nn_inds.pkl, nn_dists.pkl and per_query.csv are written
     resume = None  # checkpoint; None: the initial model
     query_set = "test"  # or 'train': the training images searched against themselves
     cpu = False
@@ -28,7 +28,7 @@ def config():
 def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, seed):
     if query_set not in ("test", "train"):
         raise InputError(f"query_set={query_set!r} is unknown: choose from 'test', 'train'")
-    device = select_device(cpu, cudnn_flag)
+    device = begin_run(_run, cpu, cudnn_flag)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False)
     query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
@@ -36,7 +36,8 @@ def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, seed):
     if resume is None:
         print("no checkpoint was given (resume=FILE): evaluating the initial model")
     model = load_model(loaders.num_classes, resume, device)
+    note_files(_run, resume, *input_files())
     recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks)
-    save_neighbours(temp_dir, distances, positions)
+    save_evaluation(temp_dir, query.dataset, gallery and gallery.dataset, distances, positions, recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

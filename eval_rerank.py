@@ -4,10 +4,11 @@ import torch
 from sacred import Experiment
 
 from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders
-from utils.caches import save_neighbours
+from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.experiment import report_recalls, reports_errors, select_device, set_up
+from utils.experiment import begin_run, note_files, report_recalls, reports_errors, set_up
+from utils.metrics import MAX_CANDIDATES
+from utils.per_query import save_evaluation
 from utils.training import evaluate_rerank
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
@@ -15,7 +16,7 @@ ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingr
 
 @ex.config
 def config():
-    temp_dir = "logs/temp"  # where nn_inds.pkl and nn_dists.pkl, here the logits, are written
+    temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (the logits) and per_query.csv are written
     resume = None  # checkpoint; needed
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     cpu = False
@@ -28,13 +29,18 @@ def config():
 def main(_run, temp_dir, resume, cache_nn_inds, cpu, cudnn_flag, seed):
     if resume is None:
         raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
-    device = select_device(cpu, cudnn_flag)
+    device = begin_run(_run, cpu, cudnn_flag)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False)
     neighbours = loaders.neighbours(cache_nn_inds)
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device)
+    note_files(_run, resume, cache_nn_inds, *input_files())
     recalls, logits, positions = evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks)
-    save_neighbours(temp_dir, logits, positions)
+    images, before = (
+        (loaders.query.dataset, loaders.gallery and loaders.gallery.dataset),
+        neighbours[:, :MAX_CANDIDATES],
+    )
+    save_evaluation(temp_dir, *images, logits, positions, recall_ks, before.numpy())
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

@@ -8,8 +8,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders
-from utils.experiment import fit, reports_errors, select_device, set_up
+from sop.ingredient import data_ingredient, get_loaders, input_files
+from utils.experiment import begin_run, fit, note_files, reports_errors, set_up
 from utils.losses import Contrastive
 from utils.training import evaluate_global, parameter_groups, train_global
 
@@ -52,11 +52,12 @@ def main(
     cudnn_flag,
     seed,
 ):
-    device = select_device(cpu, cudnn_flag)
+    device = begin_run(_run, cpu, cudnn_flag)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders()
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, None, device)
+    note_files(_run, *input_files(training=True))
     groups = parameter_groups(model, no_bias_decay)
     optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)

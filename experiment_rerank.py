@@ -8,8 +8,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders
-from utils.experiment import fit, reports_errors, select_device, set_up
+from sop.ingredient import data_ingredient, get_loaders, input_files
+from utils.experiment import begin_run, fit, note_files, reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
 from utils.training import evaluate_rerank, parameter_groups, train_rerank
 
@@ -52,12 +52,13 @@ def main(
     cudnn_flag,
     seed,
 ):
-    device = select_device(cpu, cudnn_flag)
+    device = begin_run(_run, cpu, cudnn_flag)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders()
     neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES]
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device, training=True)
+    note_files(_run, resume, cache_nn_inds, *input_files(training=True))
     optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
     loss = BinaryCrossEntropyWithLogits()

@@ -63,7 +63,8 @@ class ImageSet(Dataset):
     def __init__(
         self, folder: Path | str, split: Split, labels: dict[int, int], transform: Callable[[Image.Image], Tensor]
     ):
-        self.folder, self.paths, self.transform = Path(folder), split.paths, transform
+        self.folder, self.transform = Path(folder), transform
+        self.paths, self.classes = split
         self.labels = np.array([labels[number] for number in split.classes])
 
     def __len__(self) -> int:

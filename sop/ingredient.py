@@ -27,6 +27,9 @@ def config():
     data_path = "data/Stanford_Online_Products"
     train_file = "train.txt"
     test_file = "test.txt"  # or two files: query and gallery
+    val_file = (
+        None  # training chooses its best epoch on these images, searched among themselves, instead of the test set
+    )
     batch_size = 128  # a multiple of sample_per_id
     sample_per_id = 2
     test_batch_size = 256
@@ -115,17 +118,19 @@ def get_loaders(
     num_identities,
     num_iterations,
     train_cache_nn_inds,
+    val_file=None,
     training=True,
 ) -> tuple[Loaders, list[int]]:
     """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
 
     Without `training` neither the train loader nor the neighbour file that it draws from is touched. The train loader
-    draws from torch's initial seed. Raises InputError for settings that do not go together and for missing or malformed
+    draws from torch's initial seed. When `training`, the query loader holds the images of `val_file` if there is one.
+    Raises InputError for settings that do not go together and for missing or malformed
     files.
     """
     if batch_size % sample_per_id:
         raise InputError(f"dataset.batch_size={batch_size} is no multiple of dataset.sample_per_id={sample_per_id}")
-    test_files = [test_file] if isinstance(test_file, str) else list(test_file)
+    test_files = _query_files(test_file, val_file, training)
     if training and 1 not in recalls:
         raise InputError(f"dataset.recalls={list(recalls)} lacks 1: training chooses its best epoch by R@1")
     if len(test_files) > 2:
@@ -169,6 +174,21 @@ def get_loaders(
         gallery=in_order(test_splits[1], test_labels) if len(test_splits) == 2 else None,
     )
     return loaders, list(recalls)
+
+
+@data_ingredient.capture
+def input_files(data_path, train_file, test_file, train_cache_nn_inds, val_file=None, training=False) -> list[Path]:
+    """The split files, and when `training` the neighbour file, that `get_loaders` reads."""
+    names = [train_file, *_query_files(test_file, val_file, training)]
+    caches = [Path(train_cache_nn_inds)] if training and train_cache_nn_inds else []
+    return [Path(data_path) / name for name in names] + caches
+
+
+def _query_files(test_file: str | list[str], val_file: str | None, training: bool) -> list[str]:
+    """The split files of queries and, if it is another, gallery."""
+    if training and val_file is not None:
+        return [val_file]
+    return [test_file] if isinstance(test_file, str) else list(test_file)
 
 
 def _size(loader: DataLoader) -> int:

@@ -1,5 +1,6 @@
 """The four commands on a tiny dataset: the whole chain, what it leaves behind, and what it refuses."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_the_chain(tiny, observed, tmp_path):
     assert (np.diff(logits, axis=1) <= 0).all()
     assert np.array_equal(np.sort(positions), np.sort(pickle_load(caches["cache_nn_inds"])))
     assert reranked.info["recall"] == trained.info["recall"]  # 10 candidates either way
+    assert re.search(r"R@1: \d+ queries gained, \d+ lost: \S+ points \(95 % interval", reranked.printed)
+    table = (tmp_path / "reranked" / "per_query.csv").read_text().splitlines()
+    assert (table[0], len(table)) == ("query,path,class,rank_before,rank_after", 21)
+    assert table[1].startswith("0,toy_final/6_0.JPG,6,")
+    sums = {Path(path).name for path in reranked.info["md5"]}
+    assert sums == {"resnet18_sop_rerank.pt", "nn_inds.pkl", "train.txt", "test.txt"}
+    assert reranked.info["md5"][str(checkpoint)] == hashlib.md5(checkpoint.read_bytes()).hexdigest()
+    assert set(reranked.info["versions"]) == {"python", "torch", "cuda", "faiss"}
     assert str({int(k): recall for k, recall in reranked.info["recall"].items()}) in reranked.printed
 
 

@@ -76,6 +76,7 @@ def test_defaults_of_the_ingredients():
         "data_path": "data/Stanford_Online_Products",
         "train_file": "train.txt",
         "test_file": "test.txt",
+        "val_file": None,
         "batch_size": 128,
         "sample_per_id": 2,
         "test_batch_size": 256,
@@ -170,6 +171,14 @@ def test_query_and_gallery_files_share_one_class_map(photos):
 def test_settings_that_do_not_fit(photos, changes, message):
     with pytest.raises(InputError, match=message):
         loaders_of(photos, **changes)
+
+
+def test_training_validates_on_a_file_of_its_own(photos):
+    (photos / "val.txt").write_text("\n".join((photos / "train.txt").read_text().splitlines()[:6]))
+    loaders = loaders_of(photos, val_file="val.txt", test_file=["test.txt", "test.txt"])
+    assert (len(loaders.query.dataset), loaders.gallery) == (6, None)
+    evaluated = get_loaders(**{"data_path": photos, **SETTINGS}, val_file="val.txt", training=False)[0]
+    assert len(evaluated.query.dataset) == 20
 
 
 def test_evaluation_does_not_read_the_train_cache(photos):

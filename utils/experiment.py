@@ -1,10 +1,13 @@
 """What the five commands share: Sacred's settings, errors in one message, the device, the order of a training run."""
 
+import hashlib
+import platform
 import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
+import faiss
 import torch
 from sacred import SETTINGS, Experiment
 from sacred.run import Run
@@ -51,14 +54,28 @@ def reports_errors(main: Callable) -> Callable:
     return reporting
 
 
-def select_device(cpu: bool, cudnn_flag: str) -> torch.device:
-    """`cuda:0`, or the CPU when asked for or where there is no CUDA device; sets cuDNN's flag."""
+def begin_run(run: Run, cpu: bool, cudnn_flag: str) -> torch.device:
+    """The device, `cuda:0`, or the CPU when asked for or without CUDA; sets cuDNN's flag and notes versions."""
     if cudnn_flag not in CUDNN_FLAGS:
         raise InputError(f"cudnn_flag={cudnn_flag!r} is unknown: choose from {listing(CUDNN_FLAGS)}")
     setattr(cudnn, cudnn_flag, True)
+    run.info["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "faiss": faiss.__version__,
+    }
     if not cpu and not torch.cuda.is_available():
         print("no CUDA device was found: running on the CPU")
     return torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+
+
+def note_files(run: Run, *paths: Path | str | None) -> None:
+    """Note the MD5 sums of a run's files under `info['md5']`."""
+    for path in paths:
+        if path is not None:
+            with Path(path).open("rb") as file:
+                run.info.setdefault("md5", {})[str(path)] = hashlib.file_digest(file, "md5").hexdigest()
 
 
 def report_recalls(run: Run, recalls: Recalls, columns: int, title: str = "", best: bool = True) -> None:
@@ -102,6 +119,7 @@ def fit(
         if improved:
             best = recalls[1]
             save_checkpoint(checkpoint, model, optimizer, scheduler)
+    note_files(run, checkpoint)
     run.add_artifact(str(checkpoint))
     assert best is not None
     return best

@@ -58,18 +58,14 @@ def recall_at_ks_rerank(
 def recalls_of(positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]) -> Recalls:
     """Recall@K, in % rounded to two decimals, of gallery positions (n, columns): the share of queries with an image of
     their class among the first K columns."""
-    ranks = first_match_ranks(positions, query_labels, gallery_labels)
+    ranks = first_match_ranks(positions, query_labels.cpu().numpy(), gallery_labels.cpu().numpy())
     return {int(k): round(100 * float(np.mean(ranks < k)), 2) for k in ks}
 
 
-def first_match_ranks(positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor) -> np.ndarray:
+def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
     """The first column, counted from 0, of each row that holds an image of the query's class; infinite without one."""
-    matches = gallery_labels.cpu().numpy()[positions] == query_labels.cpu().numpy()[:, None]
-    return (
-        np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
-        if matches.size
-        else np.full(len(positions), np.inf)
-    )
+    matches = gallery_labels[positions] == query_labels[:, None]
+    return np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
 
 
 def _checked_gallery_labels(query_labels: Tensor, features: Tensor | None, labels: Tensor | None) -> Tensor:

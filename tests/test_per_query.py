@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from utils.per_query import describe_changes, write_per_query
+
+
+def test_the_table(tmp_path):
+    ranks = np.array([0, 14, np.inf]), np.array([2, 0, np.inf])
+    write_per_query(tmp_path / "new" / "per_query.csv", ["a, b.JPG", "c.JPG", "d.JPG"], [7, 7, 9], *ranks)
+    assert (tmp_path / "new" / "per_query.csv").read_text().splitlines() == [
+        "query,path,class,rank_before,rank_after",
+        '0,"a, b.JPG",7,1,3',
+        "1,c.JPG,7,15,1",
+        "2,d.JPG,9,,",
+    ]
+    write_per_query(tmp_path / "new" / "per_query.csv", ["a"], [3], np.array([4.0]))
+    assert (tmp_path / "new" / "per_query.csv").read_text().splitlines()[1] == "0,a,3,5,"
+
+
+def test_changes_against_a_plain_bootstrap():
+    rng = np.random.default_rng(1)
+    before, after = rng.integers(0, 6, 400).astype(float), rng.integers(0, 5, 400).astype(float)
+    before[:10] = np.inf
+    for k, line in zip((1, 3), describe_changes(before, after, (1, 3)), strict=True):
+        change = (after < k).astype(int) - (before < k)
+        means = [change[rng.integers(0, 400, 400)].mean() * 100 for _ in range(4000)]
+        words = line.replace(")", "").split()
+        assert words[0] == f"R@{k}:"
+        assert (int(words[1]), int(words[4])) == ((change > 0).sum(), (change < 0).sum())
+        assert float(words[6]) == pytest.approx(100 * change.mean(), abs=0.005)
+        low, high = np.percentile(means, (2.5, 97.5))
+        assert (float(words[-3]), float(words[-1])) == (pytest.approx(low, abs=0.6), pytest.approx(high, abs=0.6))
+
+
+def test_no_change():
+    ranks = np.array([0.0, 3.0])
+    assert describe_changes(ranks, ranks, [1]) == [
+        "R@1: 0 queries gained, 0 lost: +0.00 points (95 % interval +0.00 to +0.00)"
+    ]

@@ -1,0 +1,70 @@
+"""What an evaluation found for each query, and what reranking changed."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.caches import save_neighbours
+from utils.files import atomic_write
+from utils.metrics import first_match_ranks
+
+RESAMPLES = 10_000
+
+
+def save_evaluation(
+    folder: Path | str,
+    query_images,
+    gallery_images,
+    values: np.ndarray,
+    positions: np.ndarray,
+    ks: Sequence[int],
+    neighbours: np.ndarray | None = None,
+) -> None:
+    """Write an evaluation's neighbour files and `per_query.csv`; with the `neighbours` before reranking, print changes.
+
+    The image sets have `labels`, `paths` and `classes`; `gallery_images` None: the queries themselves.
+    """
+    save_neighbours(folder, values, positions)
+    labels = query_images.labels, (gallery_images or query_images).labels
+    ranks = [first_match_ranks(found, *labels) for found in (neighbours, positions) if found is not None]
+    write_per_query(Path(folder) / "per_query.csv", query_images.paths, query_images.classes, *ranks)
+    if neighbours is not None:
+        print(*describe_changes(ranks[0], ranks[1], ks), sep="\n")
+
+
+def write_per_query(
+    path: Path, paths: Sequence[str], classes: Sequence[int], before: np.ndarray, after: np.ndarray | None = None
+) -> None:
+    """Write a table with a row per query: position, path, class, rank of first match before and after reranking.
+
+    Ranks are given from 0, infinite where no neighbour matches; they are written from 1, and left empty.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("query", "path", "class", "rank_before", "rank_after"))
+    nothing = np.full(len(before), np.inf)
+    for query, row in enumerate(zip(paths, classes, before, nothing if after is None else after, strict=True)):
+        table.writerow((query, *row[:2], *("" if np.isinf(rank) else int(rank) + 1 for rank in row[2:])))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def describe_changes(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[str]:
+    """A line per K: how many queries reranking gained and lost, and the change of R@K in points with its 95 % interval.
+
+    `before` and `after` are the ranks, from 0, of each query's first match. The interval is a paired bootstrap's:
+    queries are drawn with replacement, and a query counts with its own change.
+    """
+    lines, rng = [], np.random.default_rng(0)
+    for k in ks:
+        gained = int(((before >= k) & (after < k)).sum())
+        lost = int(((before < k) & (after >= k)).sum())
+        n = len(before)
+        drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
+        low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, (2.5, 97.5))
+        change = f"{100 * (gained - lost) / n:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
+        lines.append(f"R@{k}: {gained} queries gained, {lost} lost: {change}")
+    return lines
