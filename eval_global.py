@@ -20,15 +20,16 @@ def config():
     query_set = "test"  # or 'train': the training images searched against themselves
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
+    precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     seed = 0
 
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, seed):
+def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, precision, seed):
     if query_set not in ("test", "train"):
         raise InputError(f"query_set={query_set!r} is unknown: choose from 'test', 'train'")
-    device = begin_run(_run, cpu, cudnn_flag)
+    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False)
     query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
@@ -37,7 +38,7 @@ def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, seed):
         print("no checkpoint was given (resume=FILE): evaluating the initial model")
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, *input_files())
-    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks)
+    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype)
     save_evaluation(temp_dir, query.dataset, gallery and gallery.dataset, distances, positions, recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

@@ -21,22 +21,23 @@ def config():
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
+    precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     seed = 0
 
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, cpu, cudnn_flag, seed):
+def main(_run, temp_dir, resume, cache_nn_inds, cpu, cudnn_flag, precision, seed):
     if resume is None:
         raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
-    device = begin_run(_run, cpu, cudnn_flag)
+    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False)
     neighbours = loaders.neighbours(cache_nn_inds)
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, cache_nn_inds, *input_files())
-    recalls, logits, positions = evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks)
+    recalls, logits, positions = evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype)
     images, before = (
         (loaders.query.dataset, loaders.gallery and loaders.gallery.dataset),
         neighbours[:, :MAX_CANDIDATES],

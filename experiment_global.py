@@ -30,6 +30,7 @@ def config():
     temp_dir = "logs/temp"  # where the checkpoint is written
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
+    precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     seed = 364086339
 
 
@@ -50,9 +51,10 @@ def main(
     temp_dir,
     cpu,
     cudnn_flag,
+    precision,
     seed,
 ):
-    device = begin_run(_run, cpu, cudnn_flag)
+    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders()
     torch.manual_seed(seed)
@@ -68,8 +70,8 @@ def main(
         model,
         optimizer,
         scheduler,
-        train=lambda epoch: train_global(model, loaders.train, loss, optimizer, scheduler, epoch, _run),
-        validate=lambda: evaluate_global(model, loaders.query, loaders.gallery, recall_ks),
+        train=lambda epoch: train_global(model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype),
+        validate=lambda: evaluate_global(model, loaders.query, loaders.gallery, recall_ks, dtype),
         epochs=epochs,
         cudnn_flag=cudnn_flag,
         checkpoint=Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt",

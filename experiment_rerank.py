@@ -31,6 +31,7 @@ def config():
     temp_dir = "logs/temp"  # where the checkpoint is written
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
+    precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     seed = 459858808
 
 
@@ -50,9 +51,10 @@ def main(
     temp_dir,
     cpu,
     cudnn_flag,
+    precision,
     seed,
 ):
-    device = begin_run(_run, cpu, cudnn_flag)
+    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders()
     neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES]
@@ -68,8 +70,8 @@ def main(
         model,
         optimizer,
         scheduler,
-        train=lambda epoch: train_rerank(model, loaders.train, loss, optimizer, scheduler, epoch, _run),
-        validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks),
+        train=lambda epoch: train_rerank(model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype),
+        validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
         epochs=epochs,
         cudnn_flag=cudnn_flag,
         checkpoint=Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt",

@@ -17,6 +17,7 @@ from torch.backends import cudnn
 from utils.checkpoint import num_of_trainable_params, save_checkpoint
 from utils.errors import InputError, listing
 from utils.metrics import Recalls
+from utils.precision import set_precision
 
 SETTINGS.CAPTURE_MODE = "sys"
 
@@ -54,8 +55,11 @@ def reports_errors(main: Callable) -> Callable:
     return reporting
 
 
-def begin_run(run: Run, cpu: bool, cudnn_flag: str) -> torch.device:
-    """The device, `cuda:0`, or the CPU when asked for or without CUDA; sets cuDNN's flag and notes versions."""
+def begin_run(run: Run, cpu: bool, cudnn_flag: str, precision: str | None) -> tuple[torch.device, torch.dtype]:
+    """The device, `cuda:0`, or the CPU when asked for or without CUDA, and the number format to compute in.
+
+    Sets cuDNN's flag and notes versions. InputError for an unknown flag or precision.
+    """
     if cudnn_flag not in CUDNN_FLAGS:
         raise InputError(f"cudnn_flag={cudnn_flag!r} is unknown: choose from {listing(CUDNN_FLAGS)}")
     setattr(cudnn, cudnn_flag, True)
@@ -67,7 +71,8 @@ def begin_run(run: Run, cpu: bool, cudnn_flag: str) -> torch.device:
     }
     if not cpu and not torch.cuda.is_available():
         print("no CUDA device was found: running on the CPU")
-    return torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+    device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+    return device, set_precision(precision, device)
 
 
 def note_files(run: Run, *paths: Path | str | None) -> None:

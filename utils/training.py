@@ -1,4 +1,7 @@
-"""One epoch of training and one evaluation, for global descriptors and for reranking."""
+"""One epoch of training and one evaluation, for global descriptors and for reranking.
+
+`dtype` is the number format of matrix products and convolutions; losses are computed in float32.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,25 +13,27 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
+from utils.precision import autocast
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
 
-def train_global(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None) -> None:
+def train_global(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32) -> None:
     """One epoch of the contrastive loss on global descriptors; `train.acc` is the classifier's accuracy.
 
     `loader` yields images (B, 3, H, W), labels (B,) and positions (B,). Steps the scheduler at its end.
     """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits, descriptors, _ = model(images)
+        with autocast(images.device, dtype):
+            logits, descriptors, _ = model(images)
         accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return class_loss(logits, descriptors, labels), accuracy
+        return class_loss(logits, descriptors.float(), labels), accuracy
 
-    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex)
+    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype)
 
 
-def train_rerank(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None) -> None:
+def train_rerank(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32) -> None:
     """One epoch of the matcher on triplets (paper, section 3.3); `train.acc` is its accuracy at threshold 0.5.
 
     `loader` yields batches laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor,
@@ -36,21 +41,23 @@ def train_rerank(model, loader, class_loss, optimizer, scheduler, epoch: int, ex
     """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        local = model(images)[2]
-        anchors, positives, negatives = (local[role::3] for role in range(3))
-        logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
+        with autocast(images.device, dtype):
+            local = model(images)[2]
+            anchors, positives, negatives = (local[role::3] for role in range(3))
+            logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives))).float()
         targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
         accuracy = ((logits.detach() > 0) == (targets > 0)).float().mean()
         return class_loss(logits, None, targets).mean(), accuracy
 
-    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex)
+    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype)
 
 
-def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int, ex) -> None:
+def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int, ex, dtype) -> None:
     model.train()
     if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
         loader.batch_sampler.set_epoch(epoch)
     device, pending, shown = _device(model), [], []
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     with (
         short_of_memory("dataset.batch_size"),
         tqdm(loader, desc=f"Training   [{epoch:03d}]", unit="batch") as progress,
@@ -58,8 +65,9 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
         for i, (images, labels, positions) in enumerate(progress):
             optimizer.zero_grad()
             loss, accuracy = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             pending.append(torch.stack((loss.detach(), accuracy)))
             shown.append(positions)
             if (i + 1) % FETCH_EVERY == 0 or i + 1 == len(loader):
@@ -80,23 +88,27 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
     scheduler.step()
 
 
-def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int]):
+def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32):
     """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves."""
-    query_features, query_labels = _embed(model, query_loader, 1, "query")
-    features, labels = _embed(model, gallery_loader, 1, "gallery") if gallery_loader is not None else (None, None)
+    query_features, query_labels = _embed(model, query_loader, 1, "query", dtype)
+    features, labels = (
+        _embed(model, gallery_loader, 1, "gallery", dtype) if gallery_loader is not None else (None, None)
+    )
     return recall_at_ks(query_features, query_labels, recall_ks, features, labels, cosine=True)
 
 
-def evaluate_rerank(model, cache_nn_inds: Tensor, query_loader, gallery_loader, recall_ks: Sequence[int]):
+def evaluate_rerank(
+    model, cache_nn_inds: Tensor, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32
+):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` None: among themselves."""
-    query_maps, query_labels = _embed(model, query_loader, 2, "query")
-    maps, labels = _embed(model, gallery_loader, 2, "gallery") if gallery_loader is not None else (None, None)
+    query_maps, query_labels = _embed(model, query_loader, 2, "query", dtype)
+    maps, labels = _embed(model, gallery_loader, 2, "gallery", dtype) if gallery_loader is not None else (None, None)
     return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, maps, labels)
 
 
 @torch.inference_mode()
-def _embed(model, loader, output: int, what: str) -> tuple[Tensor, Tensor]:
-    """One of the model's outputs for all images of a loader, and their labels; local maps are kept on the CPU."""
+def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One of the model's outputs for a loader's images, and their labels; local maps stay on the CPU, in `dtype`."""
     model.eval()
     device, features, labels = _device(model), [], []
     with (
@@ -104,8 +116,9 @@ def _embed(model, loader, output: int, what: str) -> tuple[Tensor, Tensor]:
         tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
     ):
         for images, batch_labels, _ in loader:
-            feature = model(images.to(device, non_blocking=True))[output]
-            features.append(feature.cpu() if output == 2 else feature)
+            with autocast(device, dtype):
+                feature = model(images.to(device, non_blocking=True))[output]
+            features.append(feature.to("cpu", dtype) if output == 2 else feature.float())
             labels.append(batch_labels)
             progress.update(len(images))
     return torch.cat(features), torch.cat(labels)
