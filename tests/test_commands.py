@@ -1,6 +1,7 @@
 """The four commands on a tiny dataset: the whole chain, what it leaves behind, and what it refuses."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import eval_global
 import eval_rerank
 import experiment_global
 import experiment_rerank
-from utils import pickle_load, pickle_save
+from utils import Contrastive, pickle_load, pickle_save
 from utils.experiment import CommandError
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +158,21 @@ def test_without_an_improvement_the_state_before_training_is_kept(tiny, observed
     content = torch.load(run.folder / "resnet18_sop.pt", weights_only=True)
     assert content["scheduler"]["last_epoch"] == 0
     assert run.metrics["val.recall@1"]["values"] == [90.0, 10.0, 20.0]
+
+
+def test_nothing_is_saved_past_a_loss_that_is_not_finite(tiny, observed, tmp_path, monkeypatch):
+    class Broken(Contrastive):
+        def forward(self, *args):
+            return super().forward(*args) * torch.nan
+
+    monkeypatch.setattr(experiment_global, "Contrastive", Broken)
+    with pytest.raises(CommandError, match=r"^the loss is nan at epoch 0, iteration 0, of .* images \[\d+, "):
+        observed(experiment_global.ex, **tiny(temp_dir=tmp_path / "run", epochs=2, dataset={"batch_size": 12}))
+    state = torch.load(tmp_path / "run" / "resnet18_sop.pt", weights_only=True)["state"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    run = json.loads((tmp_path / "sacred0" / "1" / "run.json").read_text())
+    assert run["status"] == "FAILED"
+    assert "the loss is nan" in run["fail_trace"][-1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,283 @@
+"""Every stage beside its straightforward counterpart and the machine's limit: `python -m benchmarks.run`.
+
+Times are medians of repetitions in which the variants take turns: ratios hold on a machine whose speed drifts.
+"""
+
+import argparse
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import MultiStepLR
+
+from benchmarks import straightforward
+from models.ingredient import get_model
+from models.resnet import RerankingResNet
+from sop.dataset import ImageSet, Split
+from sop.samplers import RandomIdentitySampler, TripletSampler
+from sop.transforms import test_transform
+from utils.knn import nearest_neighbours
+from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
+from utils.reranking import rerank
+from utils.training import train_global, train_rerank
+
+MODEL = {
+    "arch": "resnet50",
+    "pretrained": False,
+    "dropout": 0.0,
+    "norm_layer": None,
+    "remap": False,
+    "detach": False,
+    "normalize": True,
+    "set_bn_eval": True,
+    "normalize_weight": False,
+    "freeze_backbone": False,
+    "num_global_features": 128,
+    "num_local_features": 128,
+    "ert_seq_len": 102,
+    "ert_dim_feedforward": 1024,
+    "ert_nhead": 4,
+    "ert_num_encoder_layers": 6,
+    "ert_dropout": 0.0,
+    "ert_activation": "relu",
+    "ert_normalize_before": False,
+}
+TOKENS = 100  # of a pair, CLS and SEP included
+
+
+def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3) -> dict[str, float]:
+    """Median seconds of each variant, run in turn after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(repetitions + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repetition:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Table:
+    """Rows of stage, size, straightforward, ours, ratio and share of the limit, printed as they come."""
+
+    def __init__(self):
+        print("| stage | size | straightforward | ours | ratio | share of the limit |\n|---|---|---|---|---|---|")
+
+    def add(self, stage: str, size: int, unit: str, times: dict[str, float]) -> None:
+        plain, limit = times.pop("straightforward"), times.get("limit")
+        for name, seconds in times.items():
+            if not name.startswith("limit"):
+                limit = times.get(f"limit {name}", times.get("limit"))
+                share = f"{100 * limit / seconds:.0f} %" if limit else ""
+                rates = f"{size / plain:,.0f} {unit}/s | {size / seconds:,.0f} {unit}/s"
+                print(f"| {stage}, {name} | {size:,} | {rates} | {plain / seconds:.2f} | {share} |", flush=True)
+
+
+def build(**changes) -> RerankingResNet:
+    torch.manual_seed(0)
+    return get_model(1000, **{**MODEL, **changes})
+
+
+def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """The matrix products that remain to be done for some pairs, alone: the last layer reads one token."""
+    tokens = torch.randn(pairs * TOKENS, 128, device=device, dtype=dtype)
+    wide = torch.randn(pairs * TOKENS, 1024, device=device, dtype=dtype)
+    weights = [
+        torch.randn(*shape, device=device, dtype=dtype) for shape in ((128, 384), (128, 128), (128, 1024), (1024, 128))
+    ]
+
+    def run() -> None:
+        for _ in range(5):
+            for left, right in zip((tokens, tokens, tokens, wide), weights, strict=True):
+                torch.mm(left, right)
+        torch.mm(tokens, weights[0][:, :256])
+
+    return run
+
+
+def pair_scoring(table: Table, device: torch.device) -> None:
+    queries = 4 if device.type == "cpu" else 300
+    model = build().eval().to(device)
+    maps = torch.randn(queries + 100, 128, 7, 7)
+    neighbours = torch.stack([torch.randperm(len(maps))[:100] for _ in range(queries)])
+    pairs, half = neighbours.numel(), maps.bfloat16()
+    times = interleaved(
+        {
+            "straightforward": lambda: straightforward.rerank(model, maps[:queries], maps, neighbours),
+            "fp32": lambda: rerank(model, maps[:queries], maps, neighbours),
+            "bf16": lambda: rerank(model, half[:queries], half, neighbours),
+            "limit fp32": matcher_products(pairs, device, torch.float32),
+            "limit bf16": matcher_products(pairs, device, torch.bfloat16),
+        }
+    )
+    table.add("pair scoring", pairs, "pairs", times)
+
+
+def photos(folder: Path, count: int) -> Split:
+    """JPEG photos of SOP's usual size."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{i}.JPG", quality=90)
+    return Split([f"{i}.JPG" for i in range(count)], [0] * count)
+
+
+def loading(table: Table) -> None:
+    with TemporaryDirectory() as folder:
+        split = photos(Path(folder), 64)
+        images = ImageSet(folder, split, {0: 0}, test_transform(224))
+        times = interleaved(
+            {
+                "straightforward": lambda: [straightforward.load(Path(folder) / path, 224) for path in split.paths],
+                "same pixels": lambda: [images[i] for i in range(len(images))],
+            }
+        )
+    table.add("loading", len(split.paths), "images", times)
+
+
+def embedding(table: Table, device: torch.device) -> None:
+    count = 16 if device.type == "cpu" else 800
+    plain, model = build().eval().to(device), build().eval().to(device, memory_format=torch.channels_last)
+    pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
+    floats = pixels.float() / 255
+
+    def run(network: RerankingResNet, images: torch.Tensor, dtype: torch.dtype) -> None:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            network(images.to(device))[1].cpu()
+
+    times = interleaved(
+        {
+            "straightforward": lambda: run(plain, floats, torch.float32),
+            "fp32": lambda: run(model, pixels, torch.float32),
+            "bf16": lambda: run(model, pixels, torch.bfloat16),
+        }
+    )
+    table.add("embedding", count, "images", times)
+
+
+def searching(table: Table, device: torch.device) -> None:
+    import faiss
+
+    count = 10_000 if device.type == "cpu" else 60_502
+    features = torch.nn.functional.normalize(torch.randn(count, 128), dim=1)
+    index = faiss.IndexFlatL2(128)
+    index.add(features.numpy())
+    times = interleaved(
+        {
+            "straightforward": lambda: index.search(features.numpy(), 1000),
+            "ours": lambda: nearest_neighbours(features.to(device), None, 999),
+        }
+    )
+    table.add("nearest neighbours, K = 1,000", count, "queries", times)
+
+
+def sampling(table: Table) -> None:
+    labels = np.repeat(np.arange(11_318), 6)[:59_551]
+    neighbours = np.random.default_rng(0).integers(0, len(labels), (len(labels), 100))
+    plain_labels, plain_neighbours = labels.tolist(), neighbours.tolist()
+    random.seed(0)
+    triplets, identities = TripletSampler(labels, neighbours, 300, 0), RandomIdentitySampler(labels, 800, 400, 74, 0)
+    times = interleaved(
+        {
+            "straightforward": lambda: list(straightforward.triplets(plain_labels, plain_neighbours)),
+            "epoch planned": lambda: list(triplets.batches(np.random.default_rng(0))),
+        },
+        repetitions=1,
+    )
+    table.add("triplets", len(labels), "anchors", times)
+    times = interleaved(
+        {
+            "straightforward": lambda: list(straightforward.identity_batches(plain_labels, 400, 2, 74)),
+            "epoch planned": lambda: list(identities.batches(np.random.default_rng(0))),
+        }
+    )
+    table.add("identities", 74, "batches", times)
+
+
+class PlainTraining:
+    """Training steps as one first writes them: standard layout, float32, a look at the loss after every step."""
+
+    @staticmethod
+    def step(model, optimizer, loss: Callable[[], torch.Tensor]) -> None:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        value.item()
+
+
+def training(table: Table, device: torch.device) -> None:
+    count = 12 if device.type == "cpu" else 300
+    pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
+    floats, loader = pixels.float() / 255, [(pixels, labels, torch.arange(count))]
+    plain, model = build().to(device).train(), build().to(device, memory_format=torch.channels_last)
+    contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
+    for task in ("global", "rerank"):
+        kind = {"global": lambda m: SGD(m.parameters(), 1e-3, 0.9), "rerank": lambda m: AdamW(m.parameters(), 1e-4)}[
+            task
+        ]
+        optimizers = kind(plain), kind(model)
+        scheduler = MultiStepLR(optimizers[1], [1000])
+
+        def plain_loss(task: str = task) -> torch.Tensor:
+            images = floats.to(device)
+            if task == "global":
+                return contrastive(None, plain(images)[1], labels.to(device))
+            local = plain(images)[2]
+            scores = [straightforward.score(plain.matcher, local[0::3], local[role::3]) for role in (1, 2)]
+            targets = torch.cat((torch.ones_like(scores[0]), torch.zeros_like(scores[1])))
+            return cross_entropy(torch.cat(scores), None, targets).mean()
+
+        def ours(dtype: torch.dtype, task: str = task, optimizer=optimizers[1], scheduler=scheduler) -> None:
+            train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
+            train(model, loader, loss, optimizer, scheduler, 0, dtype=dtype)
+
+        def straight(optimizer=optimizers[0], loss=plain_loss) -> None:
+            PlainTraining.step(plain, optimizer, loss)
+
+        times = interleaved(
+            {
+                "straightforward": straight,
+                "fp32": partial(ours, torch.float32),
+                "bf16": partial(ours, torch.bfloat16),
+            }
+        )
+        table.add(f"training step, {task}", count, "images", times)
+
+
+STAGES = {
+    "scoring": pair_scoring,
+    "loading": lambda table, device: loading(table),
+    "embedding": embedding,
+    "searching": searching,
+    "sampling": lambda table, device: sampling(table),
+    "training": training,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="*", help=f"some of {', '.join(STAGES)}; all by default")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}\n")
+    table = Table()
+    for stage in arguments.stages or STAGES:
+        STAGES[stage](table, device)
+
+
+if __name__ == "__main__":
+    main()
