@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test demo demo-long install
+.PHONY: test demo demo-long bench bench-gpu install
 
 test: install
 	$(BIN)/ruff check .
@@ -15,6 +15,13 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
+
+bench: install
+	$(BIN)/python -m benchmarks.run
+
+# With the packages of the machine's own python, for one that has a GPU and no network
+bench-gpu:
+	$(PYTHON) -m benchmarks.run --device cuda
 
 # The real commands on drawn photos; a step that has ended well is not run again.
 demo: install
@@ -34,7 +41,7 @@ LONG_EPOCHS := 60 60 20
 RUN ?= logs/demo
 SEED ?= 1
 DATA ?=
-EPOCHS ?= 20 15 5
+EPOCHS ?= 10 5 1
 FOLDER = $(RUN)/$(SEED)
 SETTINGS = seed=$(SEED) model.demo $(DATA)
 GLOBAL = $(FOLDER)/global/resnet18_demo_global.pt
@@ -53,9 +60,9 @@ demo-chain:
 	$(call step,global,experiment_global.py dataset.demo_global lr=0.05 $(call tau,$(word 1,$(EPOCHS))))
 	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
 	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
-	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.0005 \
+	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.0001 \
 		model.freeze_backbone=True $(call tau,$(word 2,$(EPOCHS))))
 	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))
-	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) lr=0.0002 \
+	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) lr=0.0001 \
 		$(call tau,$(word 3,$(EPOCHS))))
 	$(call step,eval_finetune,eval_rerank.py dataset.demo_rerank resume=$(FINETUNED) $(CACHE))

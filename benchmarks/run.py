@@ -27,8 +27,8 @@ from sop.samplers import RandomIdentitySampler, TripletSampler
 from sop.transforms import test_transform
 from utils.knn import nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
-from utils.reranking import rerank
-from utils.training import train_global, train_rerank
+from utils.reranking import PAIRS, rerank
+from utils.training import EMBEDDED, train_global, train_rerank
 
 MODEL = {
     "arch": "resnet50",
@@ -90,18 +90,27 @@ def build(**changes) -> RerankingResNet:
 
 
 def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    """The matrix products that remain to be done for some pairs, alone: the last layer reads one token."""
-    tokens = torch.randn(pairs * TOKENS, 128, device=device, dtype=dtype)
-    wide = torch.randn(pairs * TOKENS, 1024, device=device, dtype=dtype)
-    weights = [
-        torch.randn(*shape, device=device, dtype=dtype) for shape in ((128, 384), (128, 128), (128, 1024), (1024, 128))
-    ]
+    """The matrix products that remain to be done for some pairs, alone, by cuBLAS or oneDNN.
+
+    The last layer reads one token only. They are done for as many pairs at a time as scoring takes.
+    """
+    at_once = min(pairs, PAIRS[device.type])
+    tokens = torch.randn(at_once * TOKENS, 128, device=device, dtype=dtype)
+    wide = torch.randn(at_once * TOKENS, 1024, device=device, dtype=dtype)
+    shapes = ((384, 128), (128, 128), (1024, 128), (128, 1024))
+    weights = [torch.randn(*shape, device=device, dtype=dtype) for shape in shapes]
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if device.type == "cuda":
+            return torch.mm(left, right.T)
+        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
 
     def run() -> None:
-        for _ in range(5):
-            for left, right in zip((tokens, tokens, tokens, wide), weights, strict=True):
-                torch.mm(left, right)
-        torch.mm(tokens, weights[0][:, :256])
+        for _ in range(pairs // at_once):
+            for _ in range(5):
+                for left, right in zip((tokens, tokens, tokens, wide), weights, strict=True):
+                    product(left, right)
+            product(tokens, weights[0][128:])
 
     return run
 
@@ -147,20 +156,21 @@ def loading(table: Table) -> None:
 
 
 def embedding(table: Table, device: torch.device) -> None:
-    count = 16 if device.type == "cpu" else 800
-    plain, model = build().eval().to(device), build().eval().to(device, memory_format=torch.channels_last)
+    count = 32 if device.type == "cpu" else 800
+    model = build().eval().to(device)
     pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
-    floats = pixels.float() / 255
+    floats, at_once = pixels.float() / 255, EMBEDDED[device.type]
 
-    def run(network: RerankingResNet, images: torch.Tensor, dtype: torch.dtype) -> None:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            network(images.to(device))[1].cpu()
+    def ours(dtype: torch.dtype) -> None:
+        embedder = model.embedder(dtype)
+        for start in range(0, count, at_once):
+            embedder(pixels[start : start + at_once].to(device))[0].cpu()
 
     times = interleaved(
         {
-            "straightforward": lambda: run(plain, floats, torch.float32),
-            "fp32": lambda: run(model, pixels, torch.float32),
-            "bf16": lambda: run(model, pixels, torch.bfloat16),
+            "straightforward": lambda: straightforward.embed(model, floats.to(device)).cpu(),
+            "fp32": partial(ours, torch.float32),
+            "bf16": partial(ours, torch.bfloat16),
         }
     )
     table.add("embedding", count, "images", times)
@@ -232,9 +242,10 @@ def training(table: Table, device: torch.device) -> None:
 
         def plain_loss(task: str = task) -> torch.Tensor:
             images = floats.to(device)
+            maps = straightforward.trunk(plain, images)
             if task == "global":
-                return contrastive(None, plain(images)[1], labels.to(device))
-            local = plain(images)[2]
+                return contrastive(None, plain.global_descriptors(maps), labels.to(device))
+            local = plain.remap_local(maps)
             scores = [straightforward.score(plain.matcher, local[0::3], local[role::3]) for role in (1, 2)]
             targets = torch.cat((torch.ones_like(scores[0]), torch.zeros_like(scores[1])))
             return cross_entropy(torch.cat(scores), None, targets).mean()

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.fused import linear
 from models.position_encoding import sine_position_encoding
 
 CLS, SEP, QUERY, CANDIDATE = range(4)  # rows of the segment table
@@ -86,20 +87,21 @@ def _encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Ten
 
 
 def _feed_forward(layer, tokens: Tensor) -> Tensor:
-    return layer.dropout2(layer.linear2(layer.dropout(layer.activation(layer.linear1(tokens)))))
+    hidden = linear(tokens, layer.linear1.weight, layer.linear1.bias, layer.activation.__name__)
+    return layer.dropout2(linear(layer.dropout(hidden), layer.linear2.weight, layer.linear2.bias))
 
 
 def _attention(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: int | None) -> Tensor:
     """Self-attention on (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
     d, heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
     if num_outputs is None:
-        packed = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+        packed = linear(tokens, weight, bias)
         query, key, value = packed.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     else:
-        weights, biases = attention.in_proj_weight.split((d, 2 * d)), attention.in_proj_bias.split((d, 2 * d))
-        query = F.linear(tokens[:, :num_outputs], weights[0], biases[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
-        packed = F.linear(tokens, weights[1], biases[1])
+        query = linear(tokens[:, :num_outputs], weight[:d], bias[:d]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        packed = linear(tokens, weight[d:], bias[d:])
         key, value = packed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     dropout = attention.dropout if attention.training else 0.0
     attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return linear(attended.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from models.evaluation import Embedder
 from models.matcher import Matcher
 from utils.errors import InputError, choose
 
@@ -98,10 +99,17 @@ class RerankingResNet(ResNet):
 
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` map (B, C, H/32, W/32) of images as `forward` takes them."""
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.pixels(images)))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised pixels, channels last, of images as `forward` takes them."""
+        values = images.float() / 255 if images.dtype == torch.uint8 else images
+        return ((values - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def embedder(self, dtype: torch.dtype = torch.float32) -> Embedder:
+        """The network as it is now, made ready for evaluation in `dtype`."""
+        return Embedder(self, dtype)
 
     def global_descriptors(self, features: Tensor) -> Tensor:
         """Global descriptors (B, dg) of `layer4` maps."""

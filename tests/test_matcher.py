@@ -42,6 +42,18 @@ def test_equals_torch_encoder_with_gradients(normalize_before, activation, shape
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("normalize_before", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("shapes", [((1, 16, 1, 1), (1, 16, 1, 1)), ((3, 16, 2, 5), (3, 16, 4, 3))])
+def test_equals_torch_encoder_without_gradients(normalize_before, activation, shapes):
+    matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before).eval()
+    query, candidate = (torch.randn(shape) for shape in shapes)
+    torch.testing.assert_close(
+        matcher(None, query, None, candidate), plain_score(matcher, query, candidate), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_dropout_acts_in_training_only():
     matcher = Matcher(16, 2, 2, 32, dropout=0.5)
     maps = torch.randn(4, 16, 2, 2)

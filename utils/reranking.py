@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-PAIRS = {"cpu": 200, "cuda": 6000}  # pairs scored at a time: activations stay in a CPU's cache, or fill a GPU
+PAIRS = {"cpu": 80, "cuda": 6000}  # pairs scored at a time: activations stay in a CPU's cache, or fill a GPU
 
 
 @torch.inference_mode()
@@ -23,16 +23,15 @@ def rerank(
     """
     device = next(model.parameters()).device
     matcher: Any = copy.deepcopy(model.matcher).to(gallery_maps.dtype)  # type: ignore[arg-type]
-    num_queries, columns = neighbours.shape
-    scores = torch.empty(num_queries, columns)
-    block = max(1, PAIRS[device.type] // max(columns, 1))
-    with tqdm(total=num_queries * columns, desc="Reranking", unit="pair", unit_scale=True) as progress:
-        for start in range(0, num_queries, block):
-            rows = slice(start, start + block)
-            candidates = neighbours[rows].to(gallery_maps.device)
-            queries = matcher.encode_query(query_maps[rows].to(device)).repeat_interleave(columns, dim=0)
-            maps = gallery_maps[candidates.flatten()].to(device)
-            scores[rows] = matcher.score(queries, matcher.encode_candidate(maps)).view(-1, columns).cpu()
-            progress.update(candidates.numel())
+    places = neighbours.flatten().to(gallery_maps.device)
+    queries = torch.arange(len(neighbours), device=query_maps.device).repeat_interleave(neighbours.shape[1])
+    scores = torch.empty(len(places))
+    with tqdm(total=len(places), desc="Reranking", unit="pair", unit_scale=True) as progress:
+        for start in range(0, len(places), PAIRS[device.type]):
+            chunk = slice(start, start + PAIRS[device.type])
+            query, candidate = query_maps[queries[chunk]].to(device), gallery_maps[places[chunk]].to(device)
+            scores[chunk] = matcher(None, query, None, candidate).cpu()
+            progress.update(len(query))
+    scores = scores.view(neighbours.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return scores.numpy(), neighbours.cpu().gather(1, order).numpy()

@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.precision import autocast
 
+EMBEDDED = {"cpu": 8, "cuda": 1000}  # images at a time: activations stay in a CPU's cache
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
 
@@ -90,9 +91,9 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
 
 def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32):
     """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves."""
-    query_features, query_labels = _embed(model, query_loader, 1, "query", dtype)
+    query_features, query_labels = _embed(model, query_loader, 0, "query", dtype)
     features, labels = (
-        _embed(model, gallery_loader, 1, "gallery", dtype) if gallery_loader is not None else (None, None)
+        _embed(model, gallery_loader, 0, "gallery", dtype) if gallery_loader is not None else (None, None)
     )
     return recall_at_ks(query_features, query_labels, recall_ks, features, labels, cosine=True)
 
@@ -101,24 +102,24 @@ def evaluate_rerank(
     model, cache_nn_inds: Tensor, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` None: among themselves."""
-    query_maps, query_labels = _embed(model, query_loader, 2, "query", dtype)
-    maps, labels = _embed(model, gallery_loader, 2, "gallery", dtype) if gallery_loader is not None else (None, None)
+    query_maps, query_labels = _embed(model, query_loader, 1, "query", dtype)
+    maps, labels = _embed(model, gallery_loader, 1, "gallery", dtype) if gallery_loader is not None else (None, None)
     return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, maps, labels)
 
 
-@torch.inference_mode()
 def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One of the model's outputs for a loader's images, and their labels; local maps stay on the CPU, in `dtype`."""
+    """Global descriptors (0) or local maps (1) of a loader's images, and their labels; maps stay on the CPU."""
     model.eval()
-    device, features, labels = _device(model), [], []
+    device, embedder, features, labels = _device(model), model.embedder(dtype), [], []
     with (
         short_of_memory("dataset.test_batch_size"),
         tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
     ):
         for images, batch_labels, _ in loader:
-            with autocast(device, dtype):
-                feature = model(images.to(device, non_blocking=True))[output]
-            features.append(feature.to("cpu", dtype) if output == 2 else feature.float())
+            for start in range(0, len(images), EMBEDDED[device.type]):
+                part = images[start : start + EMBEDDED[device.type]].to(device, non_blocking=True)
+                feature = embedder(part)[output]
+                features.append(feature.cpu() if output == 1 else feature)
             labels.append(batch_labels)
             progress.update(len(images))
     return torch.cat(features), torch.cat(labels)

@@ -1,0 +1,41 @@
+"""A trained network as an evaluation runs it: batch norms folded into the convolutions, in one number format."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.fused import convolution
+
+
+class Embedder:
+    """Images to descriptors as the network in eval mode answers, without autograd.
+
+    Convolutions are computed in `dtype`, the global descriptor's head in float32.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model, dtype: torch.dtype):
+        def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+            fused = fuse_conv_bn_eval(copy.deepcopy(conv).eval(), copy.deepcopy(norm).eval())
+            return fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        self.model, self.dtype = model, dtype
+        self.stem, self.blocks = folded(model.conv1, model.bn1), []
+        for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
+            names = [number for number in "123" if hasattr(block, f"conv{number}")]
+            convs = [folded(getattr(block, f"conv{number}"), getattr(block, f"bn{number}")) for number in names]
+            self.blocks.append((convs, None if block.downsample is None else folded(*block.downsample)))
+        self.remap_local = copy.deepcopy(model.remap_local).to(dtype)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W), uint8 or floats in [0, 1] -> global (B, dg) float32, local (B, dl, H/32, W/32) in `dtype`."""
+        x = self.model.maxpool(convolution(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
+        for convs, shortcut in self.blocks:
+            identity = x if shortcut is None else convolution(x, shortcut)
+            for conv in convs[:-1]:
+                x = convolution(x, conv, "relu")
+            x = convolution(x, convs[-1], "relu", identity)
+        return self.model.global_descriptors(x.float()), self.remap_local(x)

@@ -1,0 +1,57 @@
+"""The straightforward implementation is an oracle as well as a yardstick."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import straightforward
+from sop.dataset import ImageSet, Split
+from sop.samplers import TripletSampler
+from sop.transforms import test_transform as make_test_transform
+from tests.reference import published_model
+from utils.reranking import rerank
+
+
+@pytest.mark.parametrize(("queries", "columns", "shape"), [(1, 1, (3, 3)), (5, 7, (2, 5)), (9, 9, (1, 1))])
+@pytest.mark.parametrize("normalize_before", [False, True])
+def test_reranking(queries, columns, shape, normalize_before):
+    model = published_model(6, arch="resnet18", ert_normalize_before=normalize_before).eval()
+    query_maps, gallery_maps = torch.randn(queries, 128, *shape), torch.randn(11, 128, *shape)
+    neighbours = torch.stack([torch.randperm(11)[:columns] for _ in range(queries)])
+    expected, got = (f(model, query_maps, gallery_maps, neighbours) for f in (straightforward.rerank, rerank))
+    np.testing.assert_allclose(got[0], expected[0], atol=2e-5 * max(1.0, np.abs(expected[0]).max()))
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_embedding():
+    model, images = published_model(6, arch="resnet18").eval(), torch.rand(3, 3, 64, 96)
+    torch.testing.assert_close(model.embedder()(images)[0], straightforward.embed(model, images), rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_identical(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.JPG", "JPEG")
+    images = ImageSet(tmp_path, Split(["a.JPG"], [0]), {0: 0}, make_test_transform(112))
+    assert torch.equal(images[0][0].float() / 255, straightforward.load(tmp_path / "a.JPG", 112))
+
+
+def test_triplets_have_the_same_distribution():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3])
+    neighbours = np.array([[j for j in range(9) if j != i] for i in range(9)])
+    sampler, rounds = TripletSampler(labels, neighbours, 30, 0), 3000
+    random.seed(0)
+    counts = []
+    for draw in (
+        lambda number: np.concatenate(list(sampler.batches(np.random.default_rng(number)))).reshape(-1, 3),
+        lambda number: np.array(list(straightforward.triplets(labels.tolist(), neighbours.tolist()))),
+    ):
+        triplets = np.concatenate([draw(number) for number in range(rounds)])
+        counts.append(np.histogramdd(triplets, bins=[np.arange(10)] * 3)[0])
+    assert ((counts[0] > 0) == (counts[1] > 0)).all()
+    seen = counts[0] > 0
+    statistic = ((counts[0] - counts[1])[seen] ** 2 / (counts[0] + counts[1])[seen]).sum()
+    freedom = seen.sum() - 8  # each anchor's total is given
+    assert abs(statistic - freedom) < 6 * np.sqrt(2 * freedom)

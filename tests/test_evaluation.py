@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from tests.reference import META, published_model
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("variant", META["variants"])
+def test_descriptors_equal_the_networks(variant, arch):
+    model = published_model(9, **META["variants"][variant] | {"arch": arch}).eval()
+    images = torch.randint(0, 256, (3, 3, 96, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        _, expected_global, expected_local = model(images)
+    for pixels in (images, images.float() / 255):
+        found_global, found_local = model.embedder()(pixels)
+        torch.testing.assert_close(
+            found_global, expected_global, rtol=0, atol=2e-5 * float(expected_global.abs().max())
+        )
+        torch.testing.assert_close(found_local, expected_local, rtol=0, atol=2e-5 * float(expected_local.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model = published_model(9, arch="resnet18").eval()
+    images = torch.rand(2, 3, 64, 64)
+    exact, half = model.embedder()(images), model.embedder(dtype)(images)
+    assert [part.dtype for part in half] == [torch.float32, dtype]
+    for a, b in zip(exact, half, strict=True):
+        assert (a - b.float()).abs().max() < 0.05 * a.abs().max()
+
+
+def test_the_network_stays_as_it_was():
+    model = published_model(9, arch="resnet18", set_bn_eval=False).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    embedder = model.embedder(torch.bfloat16)
+    embedder(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.bn1.training
