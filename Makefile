@@ -35,8 +35,8 @@ demo-long: install
 		DATA=dataset.data_path=data/demo_long EPOCHS="$(LONG_EPOCHS)" || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
-LONG_PRODUCTS := 2000
-LONG_EPOCHS := 60 60 20
+LONG_PRODUCTS := 800
+LONG_EPOCHS := 20 25 6
 
 RUN ?= logs/demo
 SEED ?= 1

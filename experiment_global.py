@@ -27,6 +27,7 @@ def config():
     scheduler_tau = [60, 80]  # epochs after which the learning rate is multiplied by scheduler_gamma
     scheduler_gamma = 0.1
     temperature = 0.05
+    micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint is written
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
@@ -48,6 +49,7 @@ def main(
     scheduler_tau,
     scheduler_gamma,
     temperature,
+    micro_batch,
     temp_dir,
     cpu,
     cudnn_flag,
@@ -70,7 +72,9 @@ def main(
         model,
         optimizer,
         scheduler,
-        train=lambda epoch: train_global(model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype),
+        train=lambda epoch: train_global(
+            model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype, micro_batch
+        ),
         validate=lambda: evaluate_global(model, loaders.query, loaders.gallery, recall_ks, dtype),
         epochs=epochs,
         cudnn_flag=cudnn_flag,

@@ -28,6 +28,7 @@ def config():
     scheduler_gamma = 0.1
     resume = None  # checkpoint to take the weights from
     cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"  # neighbour file of the test images, for validation
+    micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint is written
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
@@ -48,6 +49,7 @@ def main(
     scheduler_gamma,
     resume,
     cache_nn_inds,
+    micro_batch,
     temp_dir,
     cpu,
     cudnn_flag,
@@ -70,7 +72,9 @@ def main(
         model,
         optimizer,
         scheduler,
-        train=lambda epoch: train_rerank(model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype),
+        train=lambda epoch: train_rerank(
+            model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype, micro_batch
+        ),
         validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
         epochs=epochs,
         cudnn_flag=cudnn_flag,

@@ -27,9 +27,7 @@ def config():
     data_path = "data/Stanford_Online_Products"
     train_file = "train.txt"
     test_file = "test.txt"  # or two files: query and gallery
-    val_file = (
-        None  # training chooses its best epoch on these images, searched among themselves, instead of the test set
-    )
+    val_file = None  # images to choose the best epoch on, searched among themselves; None: the test set
     batch_size = 128  # a multiple of sample_per_id
     sample_per_id = 2
     test_batch_size = 256

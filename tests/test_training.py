@@ -92,7 +92,10 @@ def test_a_loss_that_is_not_finite_stops_training(value):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("tried to allocate 2 GiB"), r"CUDA is out of memory: lower dataset\.batch_size.*2 GiB"),
+        (
+            torch.OutOfMemoryError("tried to allocate 2 GiB"),
+            r"CUDA is out of memory: lower dataset\.batch_size or set micro_batch.*2 GiB",
+        ),
         (
             RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. ... out of shared memory."),
             r"\(/dev/shm\) is too small for the loader: lower dataset\.num_workers .* or dataset\.batch_size",
@@ -117,6 +120,48 @@ def test_short_of_memory(error, message):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="size mismatch"), short_of_memory("x"):
         raise RuntimeError("size mismatch")
+
+
+def gradients(train, loss, images, labels, micro_batch):
+    model, log = published_model(6, arch="resnet18"), Log()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    loader = [(images, labels, torch.arange(len(images)))]
+    train(model, loader, loss, optimizer, MultiStepLR(optimizer, [9]), 0, log, micro_batch=micro_batch)
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return found, log.rows
+
+
+@pytest.mark.parametrize(
+    ("train", "loss", "micro_batch"),
+    [
+        (train_global, Contrastive(), 4),
+        (train_global, Contrastive(), 5),
+        (train_rerank, BinaryCrossEntropyWithLogits(), 6),
+    ],
+)
+def test_micro_batches_give_the_gradient_of_the_whole(train, loss, micro_batch):
+    images, labels = pixels("micro", 15, 3, 64, 64), torch.arange(15) // 2
+    (expected, rows), (found, micro_rows) = (gradients(train, loss, images, labels, n) for n in (None, micro_batch))
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * largest
+    assert [row[1] for row in micro_rows] == pytest.approx([row[1] for row in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"set_bn_eval": False}, {"norm_layer": "batch"}, {"dropout": 0.1}, {"ert_dropout": 0.1}]
+)
+def test_micro_batches_are_refused_where_images_mix(changes):
+    model = new(arch="resnet18", **changes)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    with pytest.raises(InputError, match=r"micro_batch=6 needs each image .* model\.set_bn_eval=True"):
+        train_global(model, [], Contrastive(), optimizer, MultiStepLR(optimizer, [9]), 0, micro_batch=6)
+
+
+def test_micro_batches_keep_triplets_together():
+    with pytest.raises(InputError, match="micro_batch=8 is no multiple of 3"):
+        train_rerank(None, [], None, None, None, 0, micro_batch=8)
 
 
 def test_parameter_groups():

@@ -47,10 +47,8 @@ def reports_errors(main: Callable) -> Callable:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            in_worker = re.search(
-                r"InputError: (.*)\s*\Z", str(error), flags=re.DOTALL
-            )  # behind the worker's traceback
-            raise CommandError(in_worker[1].strip() if in_worker else str(error)) from error
+            message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
+            raise CommandError(message.strip()) from error  # without the traceback of a loader's worker
 
     return reporting
 

@@ -19,54 +19,88 @@ EMBEDDED = {"cpu": 8, "cuda": 1000}  # images at a time: activations stay in a C
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
 
-def train_global(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32) -> None:
+def train_global(
+    model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
+) -> None:
     """One epoch of the contrastive loss on global descriptors; `train.acc` is the classifier's accuracy.
 
-    `loader` yields images (B, 3, H, W), labels (B,) and positions (B,). Steps the scheduler at its end.
+    `loader` yields images (B, 3, H, W), labels (B,) and positions (B,). Steps the scheduler at its end. With
+    `micro_batch` the network holds as many images at a time: the batch is embedded without a graph, the loss gives each
+    descriptor's gradient, and a second pass in pieces takes it on to the weights.
     """
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, dtype):
-            logits, descriptors, _ = model(images)
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return class_loss(logits, descriptors.float(), labels), accuracy
+    def step(images: Tensor, labels: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
+        pieces = images.split(micro_batch or len(images))
+        with autocast(images.device, dtype), torch.set_grad_enabled(len(pieces) == 1):
+            outputs = [model(piece)[:2] for piece in pieces]
+        logits, descriptors = (torch.cat(parts).float() for parts in zip(*outputs, strict=True))
+        if len(pieces) > 1:
+            descriptors.requires_grad_()
+        loss = class_loss(logits, descriptors, labels)
+        backward(loss)
+        if descriptors.is_leaf and descriptors.grad is not None:
+            for piece, gradient in zip(pieces, descriptors.grad.split(micro_batch), strict=True):
+                with autocast(images.device, dtype):
+                    again = model(piece)[1]
+                again.backward(gradient.to(again.dtype))
+        return loss, (logits.argmax(dim=1) == labels).float().mean()
 
-    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype)
+    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype, micro_batch)
 
 
-def train_rerank(model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32) -> None:
+def train_rerank(
+    model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
+) -> None:
     """One epoch of the matcher on triplets (paper, section 3.3); `train.acc` is its accuracy at threshold 0.5.
 
     `loader` yields batches laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor,
-    positive) has target 1 and (anchor, negative) target 0. Steps the scheduler at its end.
+    positive) has target 1 and (anchor, negative) target 0. Steps the scheduler at its end. With `micro_batch`, a
+    multiple of 3, gradients are summed over pieces of as many images.
     """
+    if micro_batch is not None and micro_batch % 3:
+        raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, dtype):
-            local = model(images)[2]
-            anchors, positives, negatives = (local[role::3] for role in range(3))
-            logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives))).float()
-        targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
-        accuracy = ((logits.detach() > 0) == (targets > 0)).float().mean()
-        return class_loss(logits, None, targets).mean(), accuracy
+    def step(images: Tensor, labels: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
+        loss, accuracy = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
+        for piece in images.split(micro_batch or len(images)):
+            with autocast(images.device, dtype):
+                local = model(piece)[2]
+                anchors, positives, negatives = (local[role::3] for role in range(3))
+                logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
+            targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
+            share = len(piece) / len(images)
+            piece_loss = class_loss(logits, None, targets).mean() * share
+            backward(piece_loss)
+            loss += piece_loss.detach()
+            accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
+        return loss, accuracy
 
-    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype)
+    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype, micro_batch)
 
 
-def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int, ex, dtype) -> None:
+def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int, ex, dtype, micro_batch) -> None:
     model.train()
+    if micro_batch is not None and any(_mixes_images(module) for module in model.modules()):
+        raise InputError(
+            f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
+            "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
+        )
     if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
         loader.batch_sampler.set_epoch(epoch)
     device, pending, shown = _device(model), [], []
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def backward(loss: Tensor) -> None:
+        scaler.scale(loss).backward()
+
     with (
-        short_of_memory("dataset.batch_size"),
+        short_of_memory("dataset.batch_size or set micro_batch"),
         tqdm(loader, desc=f"Training   [{epoch:03d}]", unit="batch") as progress,
     ):
         for i, (images, labels, positions) in enumerate(progress):
             optimizer.zero_grad()
-            loss, accuracy = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-            scaler.scale(loss).backward()
+            batch = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            loss, accuracy = step(*batch, backward)
             scaler.step(optimizer)
             scaler.update()
             pending.append(torch.stack((loss.detach(), accuracy)))
@@ -92,10 +126,8 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
 def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32):
     """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves."""
     query_features, query_labels = _embed(model, query_loader, 0, "query", dtype)
-    features, labels = (
-        _embed(model, gallery_loader, 0, "gallery", dtype) if gallery_loader is not None else (None, None)
-    )
-    return recall_at_ks(query_features, query_labels, recall_ks, features, labels, cosine=True)
+    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 0, "gallery", dtype)
+    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], cosine=True)
 
 
 def evaluate_rerank(
@@ -103,8 +135,8 @@ def evaluate_rerank(
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` None: among themselves."""
     query_maps, query_labels = _embed(model, query_loader, 1, "query", dtype)
-    maps, labels = _embed(model, gallery_loader, 1, "gallery", dtype) if gallery_loader is not None else (None, None)
-    return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, maps, labels)
+    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 1, "gallery", dtype)
+    return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
 
 
 def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -139,6 +171,13 @@ def short_of_memory(setting: str) -> Iterator[None]:
             f"shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
             f"{setting}, or enlarge it (docker run --shm-size=8g)"
         ) from error
+
+
+def _mixes_images(module: nn.Module) -> bool:
+    """Whether a module in training mode makes an image's output depend on the other images or on chance."""
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
 
 
 def _device(model: nn.Module) -> torch.device:
