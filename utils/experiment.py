@@ -63,7 +63,7 @@ def begin_run(run: Run, cpu: bool, cudnn_flag: str, precision: str | None) -> tu
     setattr(cudnn, cudnn_flag, True)
     run.info["versions"] = {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "faiss": faiss.__version__,
     }
