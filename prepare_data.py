@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sacred import Experiment
 
-from sop.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack, write_split
-from sop.dataset import read_split
+from sop.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack
+from sop.dataset import read_split, write_split
 from sop.demo import draw_demo
 from sop.download import download
 from sop.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch

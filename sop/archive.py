@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from sop.dataset import Split
+from sop.dataset import SOP_LISTS, Split
 from utils.errors import InputError
-from utils.files import atomic_write
 
 SOP_URL = "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip"
 SOP_MD5 = "7f73d41a2f44250d4779881525aea32e"
@@ -23,7 +22,7 @@ OFFICIAL_URLS = {
     SOP_URL.replace("http:", "https:"),
     "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
 }
-TRAIN_LIST, TEST_LIST = "Ebay_train.txt", "Ebay_test.txt"
+TRAIN_LIST, TEST_LIST = SOP_LISTS
 MAX_MEMBERS = 1_000_000
 MAX_UNPACKED = 16 << 30  # bytes; SOP has 3 GB
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # a file of that name is one on Windows
@@ -149,11 +148,3 @@ def read_list(file: Path) -> Split:
     if not split.paths:
         raise InputError(f"{file} lists no images: unpack the archive again")
     return split
-
-
-def write_split(file: Path, split: Split) -> None:
-    """Write a split file: one line an image, `path,class number`, no header and no newline at the end."""
-    if file.name in (TRAIN_LIST, TEST_LIST):
-        raise InputError(f"{file} is SOP's own list and was left as it is: choose another train_file or test_file")
-    with atomic_write(file) as content:
-        content.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())

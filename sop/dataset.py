@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import InputError
+from utils.files import atomic_write
+
+SOP_LISTS = ("Ebay_train.txt", "Ebay_test.txt")
 
 
 class Draw(NamedTuple):
@@ -38,7 +41,7 @@ def read_split(folder: Path | str, name: str) -> Split:
         raise InputError(
             f"split file {file} does not exist: run prepare_data.py, or set dataset.train_file and .test_file"
         )
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         path, comma, class_number = line.rpartition(",")
         if not (path and comma and class_number.strip().isdigit()):
             raise InputError(f"{file}, line {number}: expected 'path,class number', found {line!r}")
@@ -47,6 +50,14 @@ def read_split(folder: Path | str, name: str) -> Split:
     if not split.paths:
         raise InputError(f"split file {file} is empty: run prepare_data.py again")
     return split
+
+
+def write_split(file: Path, split: Split) -> None:
+    """Write a split file, with no newline at the end; InputError for the name of one of SOP's own lists."""
+    if file.name in SOP_LISTS:
+        raise InputError(f"{file} is SOP's own list and was left as it is: choose another train_file or test_file")
+    with atomic_write(file) as content:
+        content.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())
 
 
 def class_map(*splits: Split) -> dict[int, int]:

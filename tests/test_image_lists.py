@@ -1,7 +1,7 @@
 import pytest
 
-from sop.archive import read_list, write_split
-from sop.dataset import Split, read_split
+from sop.archive import read_list
+from sop.dataset import Split, read_split, write_split
 from tests.faults import fill_disk, names
 from tests.test_archive import FILES, HEADER
 from utils.errors import InputError
