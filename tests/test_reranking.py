@@ -6,6 +6,7 @@ from torch import nn
 from models.matcher import Matcher
 from tests.test_matcher import plain_score
 from utils import reranking
+from utils.errors import InputError
 from utils.reranking import rerank
 
 
@@ -37,3 +38,23 @@ def test_equal_logits_keep_their_order():
     model, maps = Model(), torch.ones(4, 16, 2, 2)
     _, positions = rerank(model, maps, maps, torch.tensor([[2, 0, 3, 1]] * 4))
     assert positions.tolist() == [[2, 0, 3, 1]] * 4
+
+
+@pytest.mark.parametrize("fitting", [1, 7])
+def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting):
+    model, maps, neighbours = Model(), torch.randn(6, 16, 2, 2), torch.randint(0, 6, (6, 5))
+    expected = rerank(model, maps, maps, neighbours)
+    forward = Matcher.forward
+
+    def small(self, *pair):
+        if len(pair[1]) > fitting:
+            raise torch.OutOfMemoryError("full")
+        return forward(self, *pair)
+
+    monkeypatch.setattr(Matcher, "forward", small)
+    scores, positions = rerank(model, maps, maps, neighbours)
+    np.testing.assert_allclose(scores, expected[0], atol=1e-5)
+    np.testing.assert_array_equal(positions, expected[1])
+    fitting = 0
+    with pytest.raises(InputError, match="out of memory for a single pair: free the device, or set cpu=True"):
+        rerank(model, maps, maps, neighbours)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.errors import InputError
+
 PAIRS = {"cpu": 80, "cuda": 6000}  # pairs scored at a time: activations stay in a CPU's cache, or fill a GPU
 
 
@@ -19,19 +21,29 @@ def rerank(
 
     Maps are (n, d, h, w) and (m, d, h, w), on any device; `neighbours` (n, k) holds gallery positions. Pairs are scored
     query first, candidate second, on the device of the model's parameters and in the maps' number format; equal logits
-    keep their order.
+    keep their order. Where memory runs out, fewer pairs are scored at a time; InputError when it lacks for one.
     """
     device = next(model.parameters()).device
     matcher: Any = copy.deepcopy(model.matcher).to(gallery_maps.dtype)  # type: ignore[arg-type]
     places = neighbours.flatten().to(gallery_maps.device)
     queries = torch.arange(len(neighbours), device=query_maps.device).repeat_interleave(neighbours.shape[1])
     scores = torch.empty(len(places))
+    start, at_once = 0, PAIRS[device.type]
     with tqdm(total=len(places), desc="Reranking", unit="pair", unit_scale=True) as progress:
-        for start in range(0, len(places), PAIRS[device.type]):
-            chunk = slice(start, start + PAIRS[device.type])
-            query, candidate = query_maps[queries[chunk]].to(device), gallery_maps[places[chunk]].to(device)
-            scores[chunk] = matcher(None, query, None, candidate).cpu()
+        while start < len(places):
+            chunk = slice(start, start + at_once)
+            try:
+                query, candidate = query_maps[queries[chunk]].to(device), gallery_maps[places[chunk]].to(device)
+                scores[chunk] = matcher(None, query, None, candidate).cpu()
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise InputError(
+                        "CUDA is out of memory for a single pair: free the device, or set cpu=True"
+                    ) from None
+                at_once //= 2
+                continue
             progress.update(len(query))
+            start += at_once
     scores = scores.view(neighbours.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return scores.numpy(), neighbours.cpu().gather(1, order).numpy()
