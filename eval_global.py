@@ -39,6 +39,6 @@ def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, precision, seed):
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, *input_files())
     recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype)
-    save_evaluation(temp_dir, query.dataset, gallery and gallery.dataset, distances, positions, recall_ks)
+    save_evaluation(temp_dir, query, gallery, distances, positions, recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

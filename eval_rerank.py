@@ -38,10 +38,7 @@ def main(_run, temp_dir, resume, cache_nn_inds, cpu, cudnn_flag, precision, seed
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, cache_nn_inds, *input_files())
     recalls, logits, positions = evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype)
-    images, before = (
-        (loaders.query.dataset, loaders.gallery and loaders.gallery.dataset),
-        neighbours[:, :MAX_CANDIDATES],
-    )
-    save_evaluation(temp_dir, *images, logits, positions, recall_ks, before.numpy())
+    before = neighbours[:, :MAX_CANDIDATES].numpy()
+    save_evaluation(temp_dir, loaders.query, loaders.gallery, logits, positions, recall_ks, before)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

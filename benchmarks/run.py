@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import faiss
 import numpy as np
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from benchmarks import straightforward
-from models.ingredient import get_model
+from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.dataset import ImageSet, Split
 from sop.samplers import RandomIdentitySampler, TripletSampler
@@ -30,27 +31,6 @@ from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.reranking import PAIRS, rerank
 from utils.training import EMBEDDED, train_global, train_rerank
 
-MODEL = {
-    "arch": "resnet50",
-    "pretrained": False,
-    "dropout": 0.0,
-    "norm_layer": None,
-    "remap": False,
-    "detach": False,
-    "normalize": True,
-    "set_bn_eval": True,
-    "normalize_weight": False,
-    "freeze_backbone": False,
-    "num_global_features": 128,
-    "num_local_features": 128,
-    "ert_seq_len": 102,
-    "ert_dim_feedforward": 1024,
-    "ert_nhead": 4,
-    "ert_num_encoder_layers": 6,
-    "ert_dropout": 0.0,
-    "ert_activation": "relu",
-    "ert_normalize_before": False,
-}
 TOKENS = 100  # of a pair, CLS and SEP included
 
 
@@ -75,18 +55,18 @@ class Table:
         print("| stage | size | straightforward | ours | ratio | share of the limit |\n|---|---|---|---|---|---|")
 
     def add(self, stage: str, size: int, unit: str, times: dict[str, float]) -> None:
-        plain, limit = times.pop("straightforward"), times.get("limit")
+        plain = times.pop("straightforward")
         for name, seconds in times.items():
             if not name.startswith("limit"):
-                limit = times.get(f"limit {name}", times.get("limit"))
+                limit = times.get(f"limit {name}")
                 share = f"{100 * limit / seconds:.0f} %" if limit else ""
                 rates = f"{size / plain:,.0f} {unit}/s | {size / seconds:,.0f} {unit}/s"
                 print(f"| {stage}, {name} | {size:,} | {rates} | {plain / seconds:.2f} | {share} |", flush=True)
 
 
-def build(**changes) -> RerankingResNet:
+def build() -> RerankingResNet:
     torch.manual_seed(0)
-    return get_model(1000, **{**MODEL, **changes})
+    return RerankingResNet(1000, Matcher(), normalize=True)
 
 
 def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
@@ -177,8 +157,6 @@ def embedding(table: Table, device: torch.device) -> None:
 
 
 def searching(table: Table, device: torch.device) -> None:
-    import faiss
-
     count = 10_000 if device.type == "cpu" else 60_502
     features = torch.nn.functional.normalize(torch.randn(count, 128), dim=1)
     index = faiss.IndexFlatL2(128)
@@ -215,18 +193,6 @@ def sampling(table: Table) -> None:
     table.add("identities", 74, "batches", times)
 
 
-class PlainTraining:
-    """Training steps as one first writes them: standard layout, float32, a look at the loss after every step."""
-
-    @staticmethod
-    def step(model, optimizer, loss: Callable[[], torch.Tensor]) -> None:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        optimizer.step()
-        value.item()
-
-
 def training(table: Table, device: torch.device) -> None:
     count = 12 if device.type == "cpu" else 300
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
@@ -234,10 +200,10 @@ def training(table: Table, device: torch.device) -> None:
     plain, model = build().to(device).train(), build().to(device, memory_format=torch.channels_last)
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
     for task in ("global", "rerank"):
-        kind = {"global": lambda m: SGD(m.parameters(), 1e-3, 0.9), "rerank": lambda m: AdamW(m.parameters(), 1e-4)}[
-            task
+        optimizers = [
+            SGD(network.parameters(), 1e-3, 0.9) if task == "global" else AdamW(network.parameters(), 1e-4)
+            for network in (plain, model)
         ]
-        optimizers = kind(plain), kind(model)
         scheduler = MultiStepLR(optimizers[1], [1000])
 
         def plain_loss(task: str = task) -> torch.Tensor:
@@ -255,7 +221,11 @@ def training(table: Table, device: torch.device) -> None:
             train(model, loader, loss, optimizer, scheduler, 0, dtype=dtype)
 
         def straight(optimizer=optimizers[0], loss=plain_loss) -> None:
-            PlainTraining.step(plain, optimizer, loss)
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            optimizer.step()
+            value.item()
 
         times = interleaved(
             {

@@ -14,8 +14,7 @@ class Matcher(nn.Module):
     """Scores pairs of local maps: the sequence `[CLS] query tokens [SEP] candidate tokens` goes through a transformer
     encoder, and its CLS output through a linear layer to one logit; larger means more alike.
 
-    An image is turned into tokens once (`encode_query`, `encode_candidate`) and then takes part in any number of pairs
-    (`score`).
+    `encode` turns images into tokens, `score` compares them pair by pair.
     """
 
     def __init__(
@@ -46,18 +45,10 @@ class Matcher(nn.Module):
 
         The two sides' maps may differ in height and width. The global descriptors are accepted and not used.
         """
-        return self.score(self.encode_query(src_local), self.encode_candidate(tgt_local))
+        return self.score(self.encode(src_local, QUERY), self.encode(tgt_local, CANDIDATE))
 
-    def encode_query(self, local: Tensor) -> Tensor:
-        """Tokens (B, h*w, d) of queries' local maps (B, d, h, w)."""
-        return self._encode(local, QUERY)
-
-    def encode_candidate(self, local: Tensor) -> Tensor:
-        """Tokens (B, h*w, d) of candidates' local maps (B, d, h, w)."""
-        return self._encode(local, CANDIDATE)
-
-    def _encode(self, local: Tensor, segment: int) -> Tensor:
-        """Position code and a segment's vector are added, and the map flattened row by row."""
+    def encode(self, local: Tensor, segment: int) -> Tensor:
+        """Tokens (B, h*w, d) of local maps (B, d, h, w): position code and `segment`'s vector added, row by row."""
         position = sine_position_encoding(*local.shape[1:]).to(local)
         return (local + position).flatten(2).transpose(1, 2) + self.seg_encoder.weight[segment]
 

@@ -16,8 +16,8 @@ RESAMPLES = 10_000
 
 def save_evaluation(
     folder: Path | str,
-    query_images,
-    gallery_images,
+    query_loader,
+    gallery_loader,
     values: np.ndarray,
     positions: np.ndarray,
     ks: Sequence[int],
@@ -25,12 +25,13 @@ def save_evaluation(
 ) -> None:
     """Write an evaluation's neighbour files and `per_query.csv`; with the `neighbours` before reranking, print changes.
 
-    The image sets have `labels`, `paths` and `classes`; `gallery_images` None: the queries themselves.
+    The loaders' image sets have `labels`, `paths` and `classes`; `gallery_loader` None: the queries themselves.
     """
     save_neighbours(folder, values, positions)
-    labels = query_images.labels, (gallery_images or query_images).labels
+    queries = query_loader.dataset
+    labels = queries.labels, (gallery_loader or query_loader).dataset.labels
     ranks = [first_match_ranks(found, *labels) for found in (neighbours, positions) if found is not None]
-    write_per_query(Path(folder) / "per_query.csv", query_images.paths, query_images.classes, *ranks)
+    write_per_query(Path(folder) / "per_query.csv", queries.paths, queries.classes, *ranks)
     if neighbours is not None:
         print(*describe_changes(ranks[0], ranks[1], ks), sep="\n")
 
