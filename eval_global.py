@@ -18,6 +18,7 @@ def config():
     temp_dir = "outputs/temp"  # where nn_inds.pkl, nn_dists.pkl and per_query.csv are written
     resume = None  # checkpoint; None: the initial model
     query_set = "test"  # or 'train': the training images searched against themselves
+    features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
@@ -26,7 +27,7 @@ def config():
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, precision, seed):
+def main(_run, temp_dir, resume, query_set, features, cpu, cudnn_flag, precision, seed):
     if query_set not in ("test", "train"):
         raise InputError(f"query_set={query_set!r} is unknown: choose from 'test', 'train'")
     device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
@@ -38,7 +39,7 @@ def main(_run, temp_dir, resume, query_set, cpu, cudnn_flag, precision, seed):
         print("no checkpoint was given (resume=FILE): evaluating the initial model")
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, *input_files())
-    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype)
+    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, features)
     save_evaluation(temp_dir, query, gallery, distances, positions, recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

@@ -19,6 +19,7 @@ def config():
     temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (the logits) and per_query.csv are written
     resume = None  # checkpoint; needed
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
+    features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
@@ -27,7 +28,7 @@ def config():
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, cpu, cudnn_flag, precision, seed):
+def main(_run, temp_dir, resume, cache_nn_inds, features, cpu, cudnn_flag, precision, seed):
     if resume is None:
         raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
     device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
@@ -37,7 +38,9 @@ def main(_run, temp_dir, resume, cache_nn_inds, cpu, cudnn_flag, precision, seed
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, cache_nn_inds, *input_files())
-    recalls, logits, positions = evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype)
+    recalls, logits, positions = evaluate_rerank(
+        model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype, features
+    )
     before = neighbours[:, :MAX_CANDIDATES].numpy()
     save_evaluation(temp_dir, loaders.query, loaders.gallery, logits, positions, recall_ks, before)
     report_recalls(_run, recalls, positions.shape[1])

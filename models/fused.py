@@ -32,7 +32,8 @@ def convolution(x: Tensor, conv: nn.Conv2d, activation: str = "none", added: Ten
 
 
 def _by_onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and _onednn_computes_in(x.dtype)
+    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and plain and _onednn_computes_in(x.dtype)
 
 
 @cache

@@ -40,6 +40,11 @@ def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler) ->
         "optim": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
     }
+    save_tensors(path, content)
+
+
+def save_tensors(path: Path | str, content: dict) -> None:
+    """Write tensors and plain values as torch.save does, whole or not at all; InputError when it cannot be written."""
     with atomic_write(path) as file:
         try:
             torch.save(content, file)

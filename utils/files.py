@@ -19,10 +19,11 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path} could not be written: {error.strerror or error}; what stood there is kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.features import kept_features
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.precision import autocast
 
@@ -123,30 +124,52 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
     scheduler.step()
 
 
-def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32):
-    """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves."""
-    query_features, query_labels = _embed(model, query_loader, 0, "query", dtype)
-    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 0, "gallery", dtype)
+def evaluate_global(
+    model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32, features: str | None = None
+):
+    """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves.
+
+    With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
+    """
+    query_features, query_labels = _embed(model, query_loader, 0, "query", dtype, features)
+    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 0, "gallery", dtype, features)
     return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], cosine=True)
 
 
 def evaluate_rerank(
-    model, cache_nn_inds: Tensor, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32
+    model,
+    cache_nn_inds: Tensor,
+    query_loader,
+    gallery_loader,
+    recall_ks: Sequence[int],
+    dtype=torch.float32,
+    features: str | None = None,
 ):
-    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` None: among themselves."""
-    query_maps, query_labels = _embed(model, query_loader, 1, "query", dtype)
-    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 1, "gallery", dtype)
+    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
+    query_maps, query_labels = _embed(model, query_loader, 1, "query", dtype, features)
+    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 1, "gallery", dtype, features)
     return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
 
 
-def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _embed(model, loader, output: int, what: str, dtype: torch.dtype, folder: str | None) -> tuple[Tensor, Tensor]:
     """Global descriptors (0) or local maps (1) of a loader's images, and their labels; maps stay on the CPU.
 
-    Memory for all of them is taken once, with the first batch.
+    Where the descriptors are kept in a folder, both kinds are taken in one pass.
     """
     model.eval()
+    if folder is None:
+        (features,), labels = _embed_images(model, loader, (output,), what, dtype)
+        return features, labels
+    images = loader.dataset
+    kept = kept_features(folder, model, images, dtype, lambda: _embed_images(model, loader, (0, 1), what, dtype)[0])
+    return (kept[0].to(_device(model)) if output == 0 else kept[1]), torch.from_numpy(images.labels)
+
+
+def _embed_images(model, loader, outputs: Sequence[int], what: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Some of the embedder's `outputs` for all images, and their labels. Memory is taken once, with the first batch."""
     device, embedder, labels = _device(model), model.embedder(dtype), []
-    features, rows = torch.empty(0), 0
+    features: list[Tensor] = []
+    rows = 0
     with (
         short_of_memory("dataset.test_batch_size"),
         tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
@@ -154,15 +177,22 @@ def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[T
         for images, batch_labels, _ in loader:
             for start in range(0, len(images), EMBEDDED[device.type]):
                 part = images[start : start + EMBEDDED[device.type]].to(device, non_blocking=True)
-                feature = embedder(part)[output]
+                descriptors = embedder(part)
                 if not rows:
-                    shape, place = (len(loader.dataset), *feature.shape[1:]), "cpu" if output == 1 else device
-                    features = torch.empty(shape, dtype=feature.dtype, device=place)
-                features[rows : rows + len(part)] = feature
+                    features = [
+                        torch.empty(
+                            (len(loader.dataset), *descriptors[output].shape[1:]),
+                            dtype=descriptors[output].dtype,
+                            device="cpu" if output == 1 else device,
+                        )
+                        for output in outputs
+                    ]
+                for output, feature in zip(outputs, features, strict=True):
+                    feature[rows : rows + len(part)] = descriptors[output]
                 rows += len(part)
             labels.append(batch_labels)
             progress.update(len(images))
-    return features[:rows], torch.cat(labels)
+    return [feature[:rows] for feature in features], torch.cat(labels)
 
 
 @contextmanager
