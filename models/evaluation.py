@@ -32,10 +32,16 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> global (B, dg) float32, local (B, dl, H/32, W/32) in `dtype`."""
+        features = self.layer_features(images)
+        return self.model.global_descriptors(features.float()), self.remap_local(features)
+
+    @torch.no_grad()
+    def layer_features(self, images: Tensor) -> Tensor:
+        """The `layer4` maps (B, C, H/32, W/32) in `dtype` of images as above."""
         x = self.model.maxpool(convolution(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
         for convs, shortcut in self.blocks:
             identity = x if shortcut is None else convolution(x, shortcut)
             for conv in convs[:-1]:
                 x = convolution(x, conv, "relu")
             x = convolution(x, convs[-1], "relu", identity)
-        return self.model.global_descriptors(x.float()), self.remap_local(x)
+        return x

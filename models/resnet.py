@@ -74,7 +74,7 @@ class RerankingResNet(ResNet):
         self.matcher = matcher
         self.normalize, self.normalize_weight = normalize, normalize_weight
         self.dropout, self.detach = nn.Dropout(dropout), detach
-        self.keep_batch_statistics = set_bn_eval or freeze_backbone
+        self.freeze_backbone, self.keep_batch_statistics = freeze_backbone, set_bn_eval or freeze_backbone
         if freeze_backbone:
             trunk = (self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4)
             for module in (*trunk, self.norm_layer, self.remap, self.classifier):

@@ -16,7 +16,7 @@ from utils.features import kept_features
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.precision import autocast
 
-EMBEDDED = {"cpu": 8, "cuda": 1000}  # images at a time: activations stay in a CPU's cache
+EMBEDDED = {"cpu": 8, "cuda": 1000}  # images of 224 x 224 at a time: activations stay in a CPU's cache
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
 
@@ -56,16 +56,19 @@ def train_rerank(
 
     `loader` yields batches laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor,
     positive) has target 1 and (anchor, negative) target 0. Steps the scheduler at its end. With `micro_batch`, a
-    multiple of 3, gradients are summed over pieces of as many images.
+    multiple of 3, gradients are summed over pieces of as many images. A frozen trunk embeds as in evaluation.
     """
     if micro_batch is not None and micro_batch % 3:
         raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
 
+    frozen = model.embedder(dtype) if model.freeze_backbone else None
+
     def step(images: Tensor, labels: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
         loss, accuracy = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
         for piece in images.split(micro_batch or len(images)):
+            features = frozen and torch.cat([frozen.layer_features(few) for few in _few(piece, piece.device)])
             with autocast(images.device, dtype):
-                local = model(piece)[2]
+                local = model.remap_local(model.layer_features(piece) if features is None else features)
                 anchors, positives, negatives = (local[role::3] for role in range(3))
                 logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
             targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
@@ -175,9 +178,8 @@ def _embed_images(model, loader, outputs: Sequence[int], what: str, dtype: torch
         tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
     ):
         for images, batch_labels, _ in loader:
-            for start in range(0, len(images), EMBEDDED[device.type]):
-                part = images[start : start + EMBEDDED[device.type]].to(device, non_blocking=True)
-                descriptors = embedder(part)
+            for few in _few(images, device):
+                descriptors = embedder(few.to(device, non_blocking=True))
                 if not rows:
                     features = [
                         torch.empty(
@@ -188,11 +190,16 @@ def _embed_images(model, loader, outputs: Sequence[int], what: str, dtype: torch
                         for output in outputs
                     ]
                 for output, feature in zip(outputs, features, strict=True):
-                    feature[rows : rows + len(part)] = descriptors[output]
-                rows += len(part)
+                    feature[rows : rows + len(few)] = descriptors[output]
+                rows += len(few)
             labels.append(batch_labels)
             progress.update(len(images))
     return [feature[:rows] for feature in features], torch.cat(labels)
+
+
+def _few(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Images in pieces as large as suits the device that embeds them."""
+    return images.split(max(1, EMBEDDED[device.type] * 224**2 // images[0, 0].numel()))
 
 
 @contextmanager
