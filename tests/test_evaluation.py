@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.reference import META, published_model
+from utils.training import EMBEDDED, _embed
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -36,3 +38,17 @@ def test_the_network_stays_as_it_was():
     embedder(torch.rand(2, 3, 64, 64))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.bn1.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("output", [0, 1])
+def test_all_images_of_a_loader(output, dtype):
+    model = published_model(9, arch="resnet18")
+    images, labels = torch.randint(0, 256, (21, 3, 64, 64), dtype=torch.uint8), torch.arange(21) * 3
+    loader = DataLoader(TensorDataset(images, labels, torch.arange(21)), batch_size=9)
+    found, found_labels = _embed(model, loader, output, "query", dtype)
+    embedder = model.embedder(dtype)
+    expected = [embedder(part)[output] for batch in images.split(9) for part in batch.split(EMBEDDED["cpu"])]
+    assert found.dtype == expected[0].dtype
+    assert torch.equal(found, torch.cat(expected))
+    assert torch.equal(found_labels, labels)

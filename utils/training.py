@@ -140,9 +140,13 @@ def evaluate_rerank(
 
 
 def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Global descriptors (0) or local maps (1) of a loader's images, and their labels; maps stay on the CPU."""
+    """Global descriptors (0) or local maps (1) of a loader's images, and their labels; maps stay on the CPU.
+
+    Memory for all of them is taken once, with the first batch.
+    """
     model.eval()
-    device, embedder, features, labels = _device(model), model.embedder(dtype), [], []
+    device, embedder, labels = _device(model), model.embedder(dtype), []
+    features, rows = torch.empty(0), 0
     with (
         short_of_memory("dataset.test_batch_size"),
         tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
@@ -151,10 +155,14 @@ def _embed(model, loader, output: int, what: str, dtype: torch.dtype) -> tuple[T
             for start in range(0, len(images), EMBEDDED[device.type]):
                 part = images[start : start + EMBEDDED[device.type]].to(device, non_blocking=True)
                 feature = embedder(part)[output]
-                features.append(feature.cpu() if output == 1 else feature)
+                if not rows:
+                    shape, place = (len(loader.dataset), *feature.shape[1:]), "cpu" if output == 1 else device
+                    features = torch.empty(shape, dtype=feature.dtype, device=place)
+                features[rows : rows + len(part)] = feature
+                rows += len(part)
             labels.append(batch_labels)
             progress.update(len(images))
-    return torch.cat(features), torch.cat(labels)
+    return features[:rows], torch.cat(labels)
 
 
 @contextmanager
