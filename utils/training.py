@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.knn import EXACT
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.precision import autocast
 
@@ -123,11 +124,13 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
     scheduler.step()
 
 
-def evaluate_global(model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32):
+def evaluate_global(
+    model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32, knn_index: str = EXACT
+):
     """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves."""
     query_features, query_labels = _embed(model, query_loader, 0, "query", dtype)
     gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 0, "gallery", dtype)
-    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], cosine=True)
+    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
 
 
 def evaluate_rerank(
