@@ -27,7 +27,7 @@ class EpochSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         position = 0
         for batch in self.batches(np.random.default_rng((self.seed, self.epoch))):
-            yield [Draw(int(index), (self.seed, self.epoch, position + i)) for i, index in enumerate(batch)]
+            yield [Draw(index, (self.seed, self.epoch, position + i)) for i, index in enumerate(batch.tolist())]
             position += len(batch)
 
 
