@@ -200,8 +200,10 @@ def training(table: Table, device: torch.device) -> None:
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
     for task in ("global", "rerank"):
         optimizers = [
-            SGD(network.parameters(), 1e-3, 0.9) if task == "global" else AdamW(network.parameters(), 1e-4)
-            for network in (plain, model)
+            SGD(network.parameters(), 1e-3, 0.9, fused=fused)
+            if task == "global"
+            else AdamW(network.parameters(), 1e-4, fused=fused)
+            for network, fused in ((plain, None), (model, True))
         ]
         scheduler = MultiStepLR(optimizers[1], [1000])
 
