@@ -120,7 +120,9 @@ def _rows(descriptors: Tensor) -> np.ndarray:
 
 def _without_self(distances: np.ndarray, positions: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drop each row's own position, or its last column where that is not among the ones found."""
-    drop = positions == own[:, None]
+    elsewhere = np.flatnonzero(positions[:, 0] != own)  # than in the first column, or nowhere
+    drop = positions[elsewhere] == own[elsewhere, None]
     drop[~drop.any(axis=1), -1] = True
-    shape = (len(own), positions.shape[1] - 1)
-    return distances[~drop].reshape(shape), positions[~drop].reshape(shape)
+    for values in (distances, positions):
+        values[elsewhere, 1:] = values[elsewhere][~drop].reshape(len(elsewhere), values.shape[1] - 1)
+    return distances[:, 1:], positions[:, 1:]
