@@ -7,6 +7,7 @@ from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
 from utils.experiment import begin_run, note_files, report_recalls, reports_errors, set_up
+from utils.knn import make_index
 from utils.per_query import save_evaluation
 from utils.training import evaluate_global
 
@@ -17,6 +18,7 @@ ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingr
 def config():
     temp_dir = "outputs/temp"  # where nn_inds.pkl, nn_dists.pkl and per_query.csv are written
     resume = None  # checkpoint; None: the initial model
+    knn_index = "Flat"  # exact; or another index for galleries of millions: 'IVF1024,Flat;nprobe=16', 'HNSW32', ...
     query_set = "test"  # or 'train': the training images searched against themselves
     features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
     cpu = False
@@ -27,9 +29,10 @@ def config():
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, query_set, features, cpu, cudnn_flag, precision, seed):
+def main(_run, _config, temp_dir, resume, knn_index, query_set, features, cpu, cudnn_flag, precision, seed):
     if query_set not in ("test", "train"):
         raise InputError(f"query_set={query_set!r} is unknown: choose from 'test', 'train'")
+    make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
     device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False)
@@ -39,7 +42,7 @@ def main(_run, temp_dir, resume, query_set, features, cpu, cudnn_flag, precision
         print("no checkpoint was given (resume=FILE): evaluating the initial model")
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, *input_files())
-    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, features)
+    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
     save_evaluation(temp_dir, query, gallery, distances, positions, recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

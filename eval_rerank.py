@@ -34,14 +34,13 @@ def main(_run, temp_dir, resume, cache_nn_inds, features, cpu, cudnn_flag, preci
     device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False)
-    neighbours = loaders.neighbours(cache_nn_inds)
+    neighbours = loaders.neighbours(cache_nn_inds)[:, :MAX_CANDIDATES].clone()
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, cache_nn_inds, *input_files())
     recalls, logits, positions = evaluate_rerank(
         model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype, features
     )
-    before = neighbours[:, :MAX_CANDIDATES].numpy()
-    save_evaluation(temp_dir, loaders.query, loaders.gallery, logits, positions, recall_ks, before)
+    save_evaluation(temp_dir, loaders.query, loaders.gallery, logits, positions, recall_ks, neighbours.numpy())
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

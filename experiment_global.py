@@ -63,7 +63,7 @@ def main(
     model = load_model(loaders.num_classes, None, device)
     note_files(_run, *input_files(training=True))
     groups = parameter_groups(model, no_bias_decay)
-    optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0)
+    optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
     loss = Contrastive(temperature)
     torch.manual_seed(seed)

@@ -59,11 +59,11 @@ def main(
     device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders()
-    neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES]
+    neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device, training=True)
     note_files(_run, resume, cache_nn_inds, *input_files(training=True))
-    optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay)
+    optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
     loss = BinaryCrossEntropyWithLogits()
     torch.manual_seed(seed)

@@ -171,23 +171,22 @@ def searching(table: Table, device: torch.device) -> None:
 
 
 def sampling(table: Table) -> None:
-    labels = np.repeat(np.arange(11_318), 6)[:59_551]
-    neighbours = np.random.default_rng(0).integers(0, len(labels), (len(labels), 100))
+    rng, classes, images = np.random.default_rng(0), 11_318, 59_551
+    counts = 2 + rng.multinomial(images - 2 * classes, np.full(classes, 1 / classes))
+    labels, neighbours = np.repeat(np.arange(classes), counts), rng.integers(0, images, (images, 100))
     plain_labels, plain_neighbours = labels.tolist(), neighbours.tolist()
     random.seed(0)
-    triplets, identities = TripletSampler(labels, neighbours, 300, 0), RandomIdentitySampler(labels, 800, 400, 74, 0)
     times = interleaved(
         {
             "straightforward": lambda: list(straightforward.triplets(plain_labels, plain_neighbours)),
-            "epoch planned": lambda: list(triplets.batches(np.random.default_rng(0))),
-        },
-        repetitions=1,
+            "start-up included": lambda: list(TripletSampler(labels, neighbours, 300, 0).batches(rng)),
+        }
     )
     table.add("triplets", len(labels), "anchors", times)
     times = interleaved(
         {
             "straightforward": lambda: list(straightforward.identity_batches(plain_labels, 400, 2, 74)),
-            "epoch planned": lambda: list(identities.batches(np.random.default_rng(0))),
+            "start-up included": lambda: list(RandomIdentitySampler(labels, 800, 400, 74, 0).batches(rng)),
         }
     )
     table.add("identities", 74, "batches", times)
@@ -201,8 +200,10 @@ def training(table: Table, device: torch.device) -> None:
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
     for task in ("global", "rerank"):
         optimizers = [
-            SGD(network.parameters(), 1e-3, 0.9) if task == "global" else AdamW(network.parameters(), 1e-4)
-            for network in (plain, model)
+            SGD(network.parameters(), 1e-3, 0.9, fused=fused)
+            if task == "global"
+            else AdamW(network.parameters(), 1e-4, fused=fused)
+            for network, fused in ((plain, None), (model, True))
         ]
         scheduler = MultiStepLR(optimizers[1], [1000])
 

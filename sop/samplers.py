@@ -27,7 +27,7 @@ class EpochSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         position = 0
         for batch in self.batches(np.random.default_rng((self.seed, self.epoch))):
-            yield [Draw(int(index), (self.seed, self.epoch, position + i)) for i, index in enumerate(batch)]
+            yield [Draw(index, (self.seed, self.epoch, position + i)) for i, index in enumerate(batch.tolist())]
             position += len(batch)
 
 
@@ -101,7 +101,8 @@ class TripletSampler(EpochSampler):
             raise InputError(
                 f"dataset.batch_size={batch_size} is no multiple of 3, but the sampler 'triplet' needs one"
             )
-        self.images, self.labels, self.neighbours = ImagesByClass(labels), labels, neighbours[:, :HARD_NEIGHBOURS]
+        self.images, self.labels = ImagesByClass(labels), labels
+        self.neighbours = neighbours[:, :HARD_NEIGHBOURS].copy()  # lets a wider file's array go
         self.anchors = np.flatnonzero(self.images.counts[labels] > 1)
         self.per_batch = batch_size // 3
         if not len(self.anchors) or len(self.images.counts) < 2:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import straightforward
+from benchmarks import memory, straightforward
 from sop.dataset import ImageSet, Split
 from sop.samplers import TripletSampler
 from sop.transforms import test_transform as make_test_transform
@@ -55,3 +55,20 @@ def test_triplets_have_the_same_distribution():
     statistic = ((counts[0] - counts[1])[seen] ** 2 / (counts[0] + counts[1])[seen]).sum()
     freedom = seen.sum() - 8  # each anchor's total is given
     assert abs(statistic - freedom) < 6 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_memory_of_an_evaluation(monkeypatch, dtype, size):
+    lots = {"embedded": [], "scored": []}
+    embed, score = memory.RerankingResNet.embedder, memory.Matcher.forward
+
+    def counted_embedder(model, dtype):
+        return lambda images: lots["embedded"].append(len(images)) or embed(model, dtype)(images)
+
+    monkeypatch.setattr(memory.RerankingResNet, "embedder", counted_embedder)
+    monkeypatch.setattr(memory.Matcher, "forward", lambda *maps: lots["scored"].append(len(maps[2])) or score(*maps))
+    maps, peak, seconds = memory.measure(dtype, 30)
+    assert maps == 30 * 128 * 49 * size
+    assert peak > maps
+    assert seconds > 0
+    assert lots == {"embedded": [8], "scored": [80]}  # the first lot of each, of 4 and of 38

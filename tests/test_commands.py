@@ -130,6 +130,16 @@ def test_evaluation_of_the_initial_model_says_so(tiny, observed, tmp_path):
     assert pickle_load(tmp_path / "new" / "folder" / "nn_inds.pkl").shape == (20, 19)
 
 
+def test_another_index(tiny, observed, tmp_path):
+    found = []
+    for index in ("Flat", "IVF2,Flat;nprobe=2"):
+        run = observed(eval_global.ex, **tiny(temp_dir=tmp_path / index, knn_index=index))
+        assert ("finds 100.0 % of the exact first 10 neighbours" in run.printed) == (index != "Flat")
+        found.append((run.info["recall"], pickle_load(tmp_path / index / "nn_dists.pkl")))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-5)
+
+
 def test_query_and_gallery_files(tiny, observed, photos, tmp_path):
     lines = (photos / "test.txt").read_text().splitlines()
     (photos / "q.txt").write_text("\n".join(lines[4::4]))
@@ -185,6 +195,7 @@ def test_nothing_is_saved_past_a_loss_that_is_not_finite(tiny, observed, tmp_pat
             {"cudnn_flag": "fast"},
             r"cudnn_flag='fast' is unknown: choose from 'bench",
         ),
+        (eval_global.ex, {"knn_index": "IVF64"}, r"knn_index='IVF64' cannot be used: could not parse .* 'Flat' for"),
         (eval_global.ex, {"resume": "none.pt"}, r"checkpoint none\.pt does not exist: check resume="),
         (eval_rerank.ex, {}, r"no checkpoint was given: reranking needs a trained model, set resume=FILE"),
         (eval_rerank.ex, {"resume": "x.pt"}, r"caches/sop/nn_inds_test\.pkl could not be read: No such file"),

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from utils import knn
-from utils.knn import nearest_neighbours
+from utils.errors import InputError
+from utils.knn import make_index, nearest_neighbours
 
 
 def plain_neighbours(queries, gallery, k):
@@ -47,6 +48,75 @@ def test_never_more_columns_than_images(with_gallery, columns):
     assert positions.shape == (6, columns)
     assert all(len(set(row)) == columns for row in positions.tolist())
     assert positions.min() >= 0
+
+
+@pytest.mark.parametrize("with_gallery", [False, True])
+@pytest.mark.parametrize("index", ["IVF4,Flat;nprobe=4", "HNSW16;efSearch=200", "PCA8,Flat"])
+def test_an_index_that_finds_all_answers_like_exact_search(capsys, with_gallery, index):
+    queries, gallery = torch.randn(300, 8), torch.randn(200, 8) if with_gallery else None
+    exact, found = nearest_neighbours(queries, gallery, 5), nearest_neighbours(queries, gallery, 5, index)
+    np.testing.assert_allclose(found[0], exact[0], atol=1e-4)
+    np.testing.assert_array_equal(found[1], exact[1])
+    assert (found[0].dtype, found[1].dtype) == (np.float32, np.int64)
+    expected = f"knn_index={index}: finds 100.0 % of the exact first 5 neighbours (sample of 300 queries)\n"
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("sample", [1000, 50])
+def test_the_share_of_exact_neighbours_that_an_index_finds(monkeypatch, capsys, sample):
+    monkeypatch.setattr(knn, "SAMPLE", sample)
+    queries = torch.randn(400, 16)
+    _, exact = plain_neighbours(queries, None, 3)
+    _, found = nearest_neighbours(queries, None, 3, "IVF8,Flat;nprobe=2")
+    share = 100 * np.mean([len(set(a) & set(b)) / 3 for a, b in zip(exact, found, strict=True)])
+    printed = capsys.readouterr().out
+    value = float(printed.split(": finds ")[1].split(" %")[0])
+    assert f"(sample of {min(sample, 400)} queries)" in printed
+    assert 10 < value < 95
+    assert value == pytest.approx(share, abs=0.05 if sample > 400 else 15)
+    assert not (found == np.arange(400)[:, None]).any()
+
+
+def test_an_index_that_does_not_find_the_query_itself():
+    queries = torch.randn(300, 8)
+    _, positions = nearest_neighbours(queries, None, 10, "PQ2x4")  # sixteen codes for each half
+    assert positions.shape == (300, 10)
+    assert not (positions == np.arange(300)[:, None]).any()
+    assert all(len(set(row)) == 10 for row in positions.tolist())
+
+
+def test_queries_with_too_few_neighbours_are_searched_exactly(capsys):
+    far = torch.cat((torch.randn(297, 8), torch.randn(3, 8) + 100))  # a list of three images, found alone
+    exact, found = nearest_neighbours(far, None, 20), nearest_neighbours(far, None, 20, "IVF2,Flat")
+    np.testing.assert_allclose(found[0], exact[0], rtol=1e-3)
+    assert set(found[1][297, :2]) == {298, 299}
+    assert found[1].min() >= 0
+    np.testing.assert_array_equal(found[1][:297], exact[1][:297])
+    assert "3 of 300 queries found fewer than 20 neighbours and were searched exactly" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ("IVF64", "could not parse index string IVF64"),
+        ("", "could not parse index string"),
+        ("Flat;nprobe=3", "could not set parameter nprobe"),
+        ("IVF4,Flat;nprobe", "could not interpret parameter"),
+        ("PQ5", "should be a multiple of the number of subquantizers"),
+        ("IVF64,Flat", r"Number of training points \(50\) should be at least .* clusters \(64\)"),
+        ("IVF4,Flat;nprobe=0", "nprobe > 0"),
+    ],
+)
+def test_an_index_that_cannot_be_used(index, reason):
+    with pytest.raises(
+        InputError, match=rf"knn_index='{index}' cannot be used: [^\n]*{reason}.*'Flat' for exact search$"
+    ):
+        nearest_neighbours(torch.randn(50, 8), None, 3, index)
+
+
+def test_an_index_that_is_no_text():
+    with pytest.raises(InputError, match="knn_index=64 is no text: give 'Flat'"):
+        make_index(64, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from tests.reference import ANSWERS, assert_answer, integers, normal, published_model
+from utils import metrics
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 
 
@@ -66,7 +67,18 @@ def test_one_gallery_argument_needs_the_other():
             recall_at_ks_rerank(features, labels, [1], torch.nn.Linear(1, 1), torch.zeros(3, 1), **arguments)
 
 
-def test_ranks_against_a_plain_count():
+def test_another_index_is_passed_on(capsys):
+    features, labels = torch.randn(200, 8), torch.arange(200) // 4
+    exact = recall_at_ks(features, labels, [1, 5], cosine=True)
+    found = recall_at_ks(features, labels, [1, 5], cosine=True, knn_index="IVF4,Flat;nprobe=4")
+    assert found[0] == exact[0]
+    np.testing.assert_array_equal(found[2], exact[2])
+    assert "knn_index=IVF4,Flat;nprobe=4: finds 100.0 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", [4096, 7])
+def test_ranks_against_a_plain_count(monkeypatch, block):
+    monkeypatch.setattr(metrics, "BLOCK", block)
     rng = np.random.default_rng(0)
     features, labels = torch.from_numpy(rng.normal(size=(40, 4))).float(), torch.from_numpy(rng.integers(0, 9, 40))
     recalls, _, positions = recall_at_ks(features, labels, [1, 3, 39])

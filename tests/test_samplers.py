@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_identity_batches():
         classes = LABELS[batch].reshape(2, 3)
         assert (classes == classes[:, :1]).all()
         assert set(classes[:, 0]) == {0, 2}  # only these have three images
+
+
+def test_an_epoch_of_identities_is_planned_at_once():
+    labels = np.repeat(np.arange(11_318), 2 + np.arange(11_318) % 8)
+    start = time.process_time()
+    batches = epoch(RandomIdentitySampler(labels, 800, 400, 74, 0))
+    assert time.process_time() - start < 0.5  # measured: 0.04 s
+    assert [len(batch) for batch in batches] == [800] * 74
 
 
 def test_identity_draws_classes_and_images_uniformly():

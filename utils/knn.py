@@ -1,34 +1,116 @@
-"""Exact nearest neighbours by squared L2 distance (faiss)."""
+"""Nearest neighbours by squared L2 distance (faiss): exact, or approximate for galleries of millions."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import InputError
+
+EXACT = "Flat"
 BLOCK = 4096  # queries per search call: bounds the memory of its results
+SAMPLE = 1000  # queries on which an approximate index is compared with exact search
 
 
-def nearest_neighbours(queries: Tensor, gallery: Tensor | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbours(
+    queries: Tensor, gallery: Tensor | None, k: int, index: str = EXACT
+) -> tuple[np.ndarray, np.ndarray]:
     """The `k` nearest gallery rows of each query: squared distances float32 (n, k), rising, and positions int64 (n, k).
 
     Descriptors are (n, d) and (m, d). With `gallery` None the queries are searched among themselves, and each leaves
     out its own position, whatever else lies at distance 0. With fewer images than `k` there are as many columns as
-    images. Searched on the GPU when the queries lie there and faiss has one.
+    images. Exact search runs on the GPU when the queries lie there and faiss has one.
+
+    Another `index` (see `make_index`) runs on the CPU and gives distances as it estimates them. A query for which it
+    finds fewer than `k` rows is searched exactly, so that every position is one of the gallery. A line says how many
+    these are, another what share of the exact neighbours was found. InputError for an index that faiss cannot build,
+    train with so many rows, or search.
     """
     searched = queries if gallery is None else gallery
+    own = np.arange(len(queries)) if gallery is None else None
     k = min(k, len(searched) - (gallery is None))
-    index: faiss.Index = faiss.IndexFlatL2(searched.shape[1])
-    if queries.is_cuda and faiss.get_num_gpus():
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), queries.device.index or 0, index)
-    index.add(_rows(searched))
+    if index == EXACT:
+        return _search(_exact_index(searched, queries.device), queries, own, k)
+    with _refusing(index):
+        distances, positions = _search(_approximate_index(index, searched), queries, own, k)
+    exact = _exact_index(searched, queries.device)
+
+    def search_exactly(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _search(exact, queries[torch.from_numpy(rows)], None if own is None else own[rows], k)
+
+    short = np.flatnonzero((positions < 0).any(axis=1))
+    if len(short):
+        distances[short], positions[short] = search_exactly(short)
+        print(
+            f"knn_index={index}: {len(short)} of {len(queries)} queries found fewer than {k} neighbours and were "
+            "searched exactly; a larger nprobe (of IVF) or efSearch (of HNSW) finds more"
+        )
+    sample = np.sort(np.random.default_rng(0).permutation(len(queries))[:SAMPLE])
+    pairs = zip(positions[sample], search_exactly(sample)[1], strict=True)
+    share = np.mean([np.isin(expected, found) for found, expected in pairs])
+    print(
+        f"knn_index={index}: finds {100 * share:.1f} % of the exact first {k} neighbours (sample of {len(sample)} "
+        "queries)"
+    )
+    return distances, positions
+
+
+def make_index(index: str, dimensions: int) -> faiss.Index:
+    """The empty index that a string of faiss's index factory describes, search parameters behind a semicolon.
+
+    `IVF1024,Flat;nprobe=16` or `HNSW32;efSearch=64`, for instance. InputError for a string that faiss does not take.
+    """
+    if not isinstance(index, str):
+        raise InputError(f"knn_index={index!r} is no text: give 'Flat', or a string of faiss's index factory")
+    description, _, parameters = index.partition(";")
+    with _refusing(index):
+        made = faiss.index_factory(dimensions, description, faiss.METRIC_L2)
+        faiss.ParameterSpace().set_index_parameters(made, parameters)  # type: ignore[arg-type]
+    return made
+
+
+def _approximate_index(index: str, gallery: Tensor) -> faiss.Index:
+    made, rows = make_index(index, gallery.shape[1]), _rows(gallery)
+    made.train(rows)
+    made.add(rows)
+    return made
+
+
+def _exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
+    index: faiss.Index = faiss.IndexFlatL2(gallery.shape[1])
+    if device.type == "cuda" and faiss.get_num_gpus():
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    index.add(_rows(gallery))
+    return index
+
+
+@contextmanager
+def _refusing(index: str) -> Iterator[None]:
+    """Turn what faiss raises into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^Error in .*\.cpp:\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
+        raise InputError(
+            f"knn_index={index!r} cannot be used: {reason}. Give a string of faiss's index factory, its search "
+            "parameters behind a semicolon ('IVF64,Flat;nprobe=8', 'HNSW32'), or 'Flat' for exact search"
+        ) from error
+
+
+def _search(index: faiss.Index, queries: Tensor, own: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and positions (n, k) of queries, each without its `own` position if there is one; -1: none found."""
     distances = np.empty((len(queries), k), np.float32)
     positions = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), BLOCK):
-        stop = min(start + BLOCK, len(queries))
-        found = index.search(_rows(queries[start:stop]), k + (gallery is None))
-        if gallery is None:
-            found = _without_self(*found, np.arange(start, stop))
-        distances[start:stop], positions[start:stop] = found
+        rows = slice(start, start + BLOCK)
+        found = index.search(_rows(queries[rows]), k + (own is not None))
+        if own is not None:
+            found = _without_self(*found, own[rows])
+        distances[rows], positions[rows] = found
     return distances, positions
 
 
@@ -37,8 +119,10 @@ def _rows(descriptors: Tensor) -> np.ndarray:
 
 
 def _without_self(distances: np.ndarray, positions: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop each row's own position, or its last column where enough twins stand before it."""
-    drop = positions == own[:, None]
+    """Drop each row's own position, or its last column where that is not among the ones found."""
+    elsewhere = np.flatnonzero(positions[:, 0] != own)  # than in the first column, or nowhere
+    drop = positions[elsewhere] == own[elsewhere, None]
     drop[~drop.any(axis=1), -1] = True
-    shape = (len(own), positions.shape[1] - 1)
-    return distances[~drop].reshape(shape), positions[~drop].reshape(shape)
+    for values in (distances, positions):
+        values[elsewhere, 1:] = values[elsewhere][~drop].reshape(len(elsewhere), values.shape[1] - 1)
+    return distances[:, 1:], positions[:, 1:]

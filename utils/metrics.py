@@ -6,11 +6,12 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.knn import nearest_neighbours
+from utils.knn import EXACT, nearest_neighbours
 from utils.reranking import rerank
 
 Recalls = dict[int, float]
 MAX_CANDIDATES = 100
+BLOCK = 4096  # queries whose neighbours' labels are looked up at a time: bounds memory
 
 
 def recall_at_ks(
@@ -20,18 +21,20 @@ def recall_at_ks(
     gallery_features: Tensor | None = None,
     gallery_labels: Tensor | None = None,
     cosine: bool = False,
+    knn_index: str = EXACT,
 ) -> tuple[Recalls, np.ndarray, np.ndarray]:
-    """Recall@K of exact search by squared L2 distance over descriptors (n, d) and (m, d), normalised when `cosine`.
+    """Recall@K of search by squared L2 distance over descriptors (n, d) and (m, d), normalised when `cosine`.
 
     Without a gallery the queries are searched among themselves, each leaving itself out. Returns `({K: recall in %},
-    distances, positions)`, two arrays of max(ks) columns, or of as many as there are images. ValueError when only one
-    of the gallery arguments is given.
+    distances, positions)`, two arrays of max(ks) columns, or of as many as there are images. Search is exact unless
+    `knn_index` names another index (`utils.knn.make_index`). ValueError when only one of the gallery arguments is
+    given, InputError for an index that faiss does not take.
     """
     gallery_labels = _checked_gallery_labels(query_labels, gallery_features, gallery_labels)
     if cosine:
         query_features = F.normalize(query_features, dim=1)
         gallery_features = None if gallery_features is None else F.normalize(gallery_features, dim=1)
-    distances, positions = nearest_neighbours(query_features, gallery_features, max(ks))
+    distances, positions = nearest_neighbours(query_features, gallery_features, max(ks), knn_index)
     return recalls_of(positions, query_labels, gallery_labels, ks), distances, positions
 
 
@@ -64,8 +67,12 @@ def recalls_of(positions: np.ndarray, query_labels: Tensor, gallery_labels: Tens
 
 def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
     """The first column, counted from 0, of each row that holds an image of the query's class; infinite without one."""
-    matches = gallery_labels[positions] == query_labels[:, None]
-    return np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
+    ranks = np.empty(len(positions))
+    for start in range(0, len(positions), BLOCK):
+        rows = slice(start, start + BLOCK)
+        matches = gallery_labels[positions[rows]] == query_labels[rows, None]
+        ranks[rows] = np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
+    return ranks
 
 
 def _checked_gallery_labels(query_labels: Tensor, features: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -26,14 +26,14 @@ def rerank(
     device = next(model.parameters()).device
     matcher: Any = copy.deepcopy(model.matcher).to(gallery_maps.dtype)  # type: ignore[arg-type]
     places = neighbours.flatten().to(gallery_maps.device)
-    queries = torch.arange(len(neighbours), device=query_maps.device).repeat_interleave(neighbours.shape[1])
     scores = torch.empty(len(places))
     start, at_once = 0, PAIRS[device.type]
     with tqdm(total=len(places), desc="Reranking", unit="pair", unit_scale=True) as progress:
         while start < len(places):
-            chunk = slice(start, start + at_once)
+            chunk = slice(start, min(start + at_once, len(places)))
+            queries = torch.arange(chunk.start, chunk.stop, device=query_maps.device) // neighbours.shape[1]
             try:
-                query, candidate = query_maps[queries[chunk]].to(device), gallery_maps[places[chunk]].to(device)
+                query, candidate = query_maps[queries].to(device), gallery_maps[places[chunk]].to(device)
                 scores[chunk] = matcher(None, query, None, candidate).cpu()
             except torch.OutOfMemoryError:
                 if at_once == 1:

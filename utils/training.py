@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.features import kept_features
+from utils.knn import EXACT
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.precision import autocast
 
@@ -128,7 +129,13 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
 
 
 def evaluate_global(
-    model, query_loader, gallery_loader, recall_ks: Sequence[int], dtype=torch.float32, features: str | None = None
+    model,
+    query_loader,
+    gallery_loader,
+    recall_ks: Sequence[int],
+    dtype=torch.float32,
+    knn_index: str = EXACT,
+    features: str | None = None,
 ):
     """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves.
 
@@ -136,7 +143,7 @@ def evaluate_global(
     """
     query_features, query_labels = _embed(model, query_loader, 0, "query", dtype, features)
     gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 0, "gallery", dtype, features)
-    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], cosine=True)
+    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
 
 
 def evaluate_rerank(
