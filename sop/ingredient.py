@@ -35,6 +35,7 @@ def config():
     num_workers = 8
     pin_memory = True
     crop_size = 224
+    decode = "exact"  # PIL's pixels; 'fast': nearly the same ones, JPEGs decoded at a fraction of their size
     recalls = [1, 10, 100, 1000]
     num_identities = batch_size // sample_per_id  # classes in a batch of 'random_id'
     num_iterations = SOP_TRAINING_IMAGES // batch_size  # batches in an epoch of 'random_id'; None: images // batch_size
@@ -117,6 +118,7 @@ def get_loaders(
     num_iterations,
     train_cache_nn_inds,
     val_file=None,
+    decode="exact",
     training=True,
 ) -> tuple[Loaders, list[int]]:
     """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
@@ -140,7 +142,7 @@ def get_loaders(
     loader = partial(DataLoader, num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available())
 
     def in_order(split: Split, labels: dict[int, int]) -> DataLoader:
-        images = ImageSet(data_path, split, labels, test_transform(crop_size))
+        images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))
         return loader(images, batch_size=test_batch_size)
 
     def make_sampler(images: ImageSet) -> EpochSampler:
@@ -162,7 +164,7 @@ def get_loaders(
 
     train = None
     if training:
-        images = ImageSet(data_path, train_split, train_labels, train_transform(crop_size))
+        images = ImageSet(data_path, train_split, train_labels, train_transform(crop_size, decode))
         train = loader(images, batch_sampler=make_sampler(images), persistent_workers=workers > 0)
     loaders = Loaders(
         train=train,

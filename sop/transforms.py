@@ -1,55 +1,84 @@
-"""From an opened photo to the uint8 pixels that a loader yields."""
+"""From an opened photo to the uint8 pixels that a loader yields; `decode` is one of `sop.decoding.PARTS`."""
 
 import math
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
+
+from sop.decoding import PARTS, Part, exact_part, to_rgb, to_tensor
+from utils.errors import choose
 
 RESIZE_TO_CROP = 256 / 224  # the test side's ratio of resize to crop
 
 Transform = Callable[[Image.Image], Tensor]
 
 
-def train_transform(crop_size: int) -> Transform:
-    """Photo -> uint8 (3, crop_size, crop_size): random resized crop (bilinear), then a flip with p = 0.5."""
-    return partial(_random_part, RandomResizedCrop(crop_size))
+def train_transform(crop_size: int, decode: str = "exact") -> Transform:
+    """Photo -> uint8 (3, crop_size, crop_size): random resized crop (bilinear), then a flip with p = 0.5.
+
+    Every `decode` draws the same boxes and flips. InputError for an unknown one.
+    """
+    return partial(_random_part, choose(PARTS, decode, "dataset.decode"), RandomResizedCrop(crop_size))
 
 
-def test_transform(crop_size: int) -> Transform:
-    """Photo -> uint8 (3, crop_size, crop_size): resize to a square, 256 for a crop of 224, then centre crop."""
-    return partial(_middle, crop_size)
+def test_transform(crop_size: int, decode: str = "exact") -> Transform:
+    """Photo -> uint8 (3, crop_size, crop_size): resize to a square, 256 for a crop of 224, then centre crop.
+
+    InputError for an unknown `decode`.
+    """
+    part = choose(PARTS, decode, "dataset.decode")
+    return partial(_exact_middle, crop_size) if part is exact_part else partial(_middle, part, crop_size)
 
 
-def _random_part(crop: RandomResizedCrop, photo: Image.Image) -> Tensor:
+def square_transform(crop_size: int, decode: str = "exact") -> Transform:
+    """Photo -> uint8 (3, size, size), the square of which `test_transform` takes `centre_crop`.
+
+    InputError for an unknown `decode`.
+    """
+    return partial(_square, choose(PARTS, decode, "dataset.decode"), crop_size)
+
+
+def square_size(crop_size: int) -> int:
+    """The side of the test side's square, in pixels."""
+    return round(crop_size * RESIZE_TO_CROP)
+
+
+def centre_crop(crop_size: int) -> slice:
+    """The rows, and the columns, of the square that the test side shows."""
+    start = round((square_size(crop_size) - crop_size) / 2)
+    return slice(start, start + crop_size)
+
+
+def _random_part(part: Part, crop: RandomResizedCrop, photo: Image.Image) -> Tensor:
     upper, left, height, width = crop.get_params(photo, crop.scale, crop.ratio)
     flipped = torch.rand(1) < 0.5
-    part = _rgb(photo).crop((left, upper, left + width, upper + height))
-    pixels = _pixels(part.resize(crop.size, Image.Resampling.BILINEAR))
+    pixels = part(photo, (left, upper, left + width, upper + height), crop.size[0], crop.size[0])
     return pixels.flip(2) if flipped else pixels
 
 
-def _middle(crop_size: int, photo: Image.Image) -> Tensor:
-    size = round(crop_size * RESIZE_TO_CROP)
-    start = round((size - crop_size) / 2)
-    end = start + crop_size
-    image = _rgb(photo)
-    width, height = image.size
-    if math.log2(size).is_integer() and height - size <= 2 * (width - size):
-        # only what the crop shows; the same pixels, since division by a power of 2 is exact and Pillow's passes come in
-        # the same order (the vertical one first where the height shrinks by more than twice what the width does)
-        box = (start * width / size, start * height / size, end * width / size, end * height / size)
-        return _pixels(image.resize((crop_size, crop_size), Image.Resampling.BILINEAR, box))
-    return _pixels(image.resize((size, size), Image.Resampling.BILINEAR).crop((start, start, end, end)))
+def _square(part: Part, crop_size: int, photo: Image.Image) -> Tensor:
+    return part(photo, (0, 0, *photo.size), square_size(crop_size), crop_size)
 
 
-def _rgb(photo: Image.Image) -> Image.Image:
-    return photo if photo.mode == "RGB" else photo.convert("RGB")
+def _middle(part: Part, crop_size: int, photo: Image.Image) -> Tensor:
+    middle = centre_crop(crop_size)
+    return _square(part, crop_size, photo)[:, middle, middle]
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _exact_middle(crop_size: int, photo: Image.Image) -> Tensor:
+    """`_middle` of the exact part, resizing only what the crop shows.
+
+    The pixels are the same: division by a power of 2 is exact, and Pillow's passes come in the same order (the vertical
+    one first where the height shrinks by more than twice what the width does).
+    """
+    (width, height), size, middle = photo.size, square_size(crop_size), centre_crop(crop_size)
+    if not (math.log2(size).is_integer() and height - size <= 2 * (width - size)):
+        return _middle(exact_part, crop_size, photo)
+    left, right = (edge * width / size for edge in (middle.start, middle.stop))
+    upper, lower = (edge * height / size for edge in (middle.start, middle.stop))
+    box = (left, upper, right, lower)
+    return to_tensor(to_rgb(photo).resize((crop_size, crop_size), Image.Resampling.BILINEAR, box))
