@@ -85,6 +85,7 @@ def test_defaults_of_the_ingredients():
         "pin_memory": True,
         "crop_size": 224,
         "decode": "exact",
+        "image_cache": None,
         "recalls": [1, 10, 100, 1000],
         "num_identities": 64,
         "num_iterations": 465,
