@@ -1,6 +1,6 @@
 """From an opened photo to the uint8 pixels of a part of it, resized to a square: `dataset.decode`.
 
-"exact" decodes and resizes as PIL does. "fast" decodes a JPEG at a fraction of its size, a half or less, where both
+"exact" decodes and resizes as PIL does. "fast" decodes a JPEG at a half, a quarter or an eighth of its size where both
 sides keep `least` pixels, and torch resizes: the pixels differ a little.
 """
 
@@ -34,13 +34,15 @@ def fast_part(photo: Image.Image, box: Box, size: int, least: int) -> Tensor:
 
 
 def _reduced(photo: Image.Image, least: int) -> Tensor:
-    """RGB (3, h, w) of a photo, at a fraction of its size where that leaves both sides `least` pixels."""
+    """RGB (3, h, w) of a photo, at a fraction of its size where that leaves both sides `least` pixels or more."""
     from simplejpeg import decode_jpeg  # only "fast" needs it
 
     if isinstance(photo, JpegImageFile) and photo.fp and photo.mode in ("RGB", "L"):
+        reduction = next((factor for factor in (8, 4, 2) if min(photo.size) >= factor * least), 1)
+        width, height = (math.ceil(side / reduction) for side in photo.size)
         photo.fp.seek(0)
         with suppress(ValueError):  # PIL decides whether a photo is damaged
-            decoded = decode_jpeg(photo.fp.read(), min_height=least, min_width=least, min_factor=2)
+            decoded = decode_jpeg(photo.fp.read(), min_height=height, min_width=width)
             return torch.from_numpy(decoded).permute(2, 0, 1)
     return to_tensor(to_rgb(photo))
 

@@ -35,7 +35,7 @@ def config():
     num_workers = 8
     pin_memory = True
     crop_size = 224
-    decode = "exact"  # PIL's pixels; 'fast': nearly the same ones, JPEGs decoded at a fraction of their size
+    decode = "exact"  # PIL's pixels; 'fast': nearly the same ones, JPEGs decoded at half their size or less
     image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
     recalls = [1, 10, 100, 1000]
     num_identities = batch_size // sample_per_id  # classes in a batch of 'random_id'

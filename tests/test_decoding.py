@@ -43,7 +43,9 @@ def test_nearly_the_same_pixels(size):
         assert distance(*pixels) < 3, seed
 
 
-@pytest.mark.parametrize("size", [(640, 480), (400, 300), (2400, 1800), (1792, 1800)])
+@pytest.mark.parametrize(
+    "size", [(640, 480), (400, 300), (447, 900), (701, 750), (901, 897), (2400, 1800), (1792, 1800)]
+)
 def test_decoded_at_a_fraction_as_pil_does(size):
     photo, draft = stored(smooth(*size)), stored(smooth(*size))
     draft.draft("RGB", (224, 224))
