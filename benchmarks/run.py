@@ -6,62 +6,27 @@ Times are medians of repetitions in which the variants take turns: ratios hold o
 import argparse
 import platform
 import random
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import faiss
 import numpy as np
 import torch
-from PIL import Image
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from benchmarks import straightforward
+from benchmarks.loading import loading
+from benchmarks.measure import Table, interleaved
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
-from sop.dataset import ImageSet, Split
 from sop.samplers import RandomIdentitySampler, TripletSampler
-from sop.transforms import test_transform
 from utils.knn import nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.reranking import PAIRS, rerank
 from utils.training import EMBEDDED, train_global, train_rerank
 
 TOKENS = 100  # of a pair, CLS and SEP included
-
-
-def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3) -> dict[str, float]:
-    """Median seconds of each variant, run in turn after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for repetition in range(repetitions + 1):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repetition:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-class Table:
-    """Rows of stage, size, straightforward, ours, ratio and share of the limit, printed as they come."""
-
-    def __init__(self):
-        print("| stage | size | straightforward | ours | ratio | share of the limit |\n|---|---|---|---|---|---|")
-
-    def add(self, stage: str, size: int, unit: str, times: dict[str, float]) -> None:
-        plain = times.pop("straightforward")
-        for name, seconds in times.items():
-            if not name.startswith("limit"):
-                limit = times.get(f"limit {name}")
-                share = f"{100 * limit / seconds:.0f} %" if limit else ""
-                rates = f"{size / plain:,.0f} {unit}/s | {size / seconds:,.0f} {unit}/s"
-                print(f"| {stage}, {name} | {size:,} | {rates} | {plain / seconds:.2f} | {share} |", flush=True)
 
 
 def build() -> RerankingResNet:
@@ -111,28 +76,6 @@ def pair_scoring(table: Table, device: torch.device) -> None:
         }
     )
     table.add("pair scoring", pairs, "pairs", times)
-
-
-def photos(folder: Path, count: int) -> Split:
-    """JPEG photos of SOP's usual size."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{i}.JPG", quality=90)
-    return Split([f"{i}.JPG" for i in range(count)], [0] * count)
-
-
-def loading(table: Table) -> None:
-    with TemporaryDirectory() as folder:
-        split = photos(Path(folder), 64)
-        images = ImageSet(folder, split, {0: 0}, test_transform(224))
-        times = interleaved(
-            {
-                "straightforward": lambda: [straightforward.load(Path(folder) / path, 224) for path in split.paths],
-                "same pixels": lambda: [images[i] for i in range(len(images))],
-            }
-        )
-    table.add("loading", len(split.paths), "images", times)
 
 
 def embedding(table: Table, device: torch.device) -> None:

@@ -66,7 +66,7 @@ def class_map(*splits: Split) -> dict[int, int]:
 
 
 class ImageSet(Dataset):
-    """The images of a split: `(pixels, label, index)`, pixels being what `transform` makes of the RGB photo.
+    """The images of a split: `(pixels, label, index)`, pixels being what `transform` makes of the opened photo.
 
     An item is asked for by its index, or by a `Draw`, whose key then decides all that the transform draws.
     """
@@ -85,16 +85,14 @@ class ImageSet(Dataset):
         index, key = item if isinstance(item, Draw) else (item, None)
         path = self.folder / self.paths[index]
         try:
-            with Image.open(path) as photo:
-                image = photo.convert("RGB")
+            with Image.open(path) as photo, _drawing_by(key):
+                return self.transform(photo), int(self.labels[index]), index
         except FileNotFoundError as error:
             raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(
                 f"photo {path} cannot be read ({error}): replace it or take it out of the split file"
             ) from error
-        with _drawing_by(key):
-            return self.transform(image), int(self.labels[index]), index
 
 
 @contextmanager

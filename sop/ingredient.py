@@ -1,7 +1,6 @@
 """The `dataset` ingredient: from config to loaders."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from sacred import Ingredient
 from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet, Split, class_map, read_split
+from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.transforms import test_transform, train_transform
 from utils.caches import load_neighbours
@@ -35,6 +35,8 @@ def config():
     num_workers = 8
     pin_memory = True
     crop_size = 224
+    decode = "exact"  # PIL's pixels; 'fast': nearly the same ones, JPEGs decoded at half their size or less
+    image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
     recalls = [1, 10, 100, 1000]
     num_identities = batch_size // sample_per_id  # classes in a batch of 'random_id'
     num_iterations = SOP_TRAINING_IMAGES // batch_size  # batches in an epoch of 'random_id'; None: images // batch_size
@@ -117,6 +119,8 @@ def get_loaders(
     num_iterations,
     train_cache_nn_inds,
     val_file=None,
+    decode="exact",
+    image_cache=None,
     training=True,
 ) -> tuple[Loaders, list[int]]:
     """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
@@ -137,11 +141,15 @@ def get_loaders(
     test_splits = [read_split(data_path, file) for file in test_files]
     train_labels, test_labels = class_map(train_split), class_map(*test_splits)
     workers = _usable_workers(num_workers)
-    loader = partial(DataLoader, num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available())
+    options: dict = {"num_workers": workers, "pin_memory": pin_memory and torch.cuda.is_available()}
 
-    def in_order(split: Split, labels: dict[int, int]) -> DataLoader:
-        images = ImageSet(data_path, split, labels, test_transform(crop_size))
-        return loader(images, batch_size=test_batch_size)
+    def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
+        if image_cache is not None:
+            cache = Path(image_cache) / f"{file.replace('/', '_')}.images"
+            cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache)
+            return CachedLoader(cached, batch_size=test_batch_size, **options)
+        images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))
+        return DataLoader(images, batch_size=test_batch_size, **options)
 
     def make_sampler(images: ImageSet) -> EpochSampler:
         seed = torch.initial_seed()
@@ -162,14 +170,14 @@ def get_loaders(
 
     train = None
     if training:
-        images = ImageSet(data_path, train_split, train_labels, train_transform(crop_size))
-        train = loader(images, batch_sampler=make_sampler(images), persistent_workers=workers > 0)
+        images = ImageSet(data_path, train_split, train_labels, train_transform(crop_size, decode))
+        train = DataLoader(images, batch_sampler=make_sampler(images), persistent_workers=workers > 0, **options)
     loaders = Loaders(
         train=train,
         num_classes=len(train_labels),
-        query=in_order(test_splits[0], test_labels),
-        query_train=in_order(train_split, train_labels),
-        gallery=in_order(test_splits[1], test_labels) if len(test_splits) == 2 else None,
+        query=in_order(test_files[0], test_splits[0], test_labels),
+        query_train=in_order(train_file, train_split, train_labels),
+        gallery=in_order(test_files[1], test_splits[1], test_labels) if len(test_splits) == 2 else None,
     )
     return loaders, list(recalls)
 

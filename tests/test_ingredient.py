@@ -84,6 +84,8 @@ def test_defaults_of_the_ingredients():
         "num_workers": 8,
         "pin_memory": True,
         "crop_size": 224,
+        "decode": "exact",
+        "image_cache": None,
         "recalls": [1, 10, 100, 1000],
         "num_identities": 64,
         "num_iterations": 465,
@@ -149,6 +151,19 @@ def test_as_many_iterations_as_images_allow(photos, batch_size, identities, batc
     assert len(loaders_of(photos, **changes).train) == batches
 
 
+def test_fast_decoding_draws_the_same(photos):
+    images = {}
+    for decode in ("exact", "fast"):
+        torch.manual_seed(0)
+        loaders = loaders_of(photos, decode=decode)
+        images[decode] = [next(iter(loader)) for loader in (loaders.train, loaders.query, loaders.query_train)]
+    for exact, fast in zip(*images.values(), strict=True):
+        assert torch.equal(exact[2], fast[2])
+        assert fast[0].dtype == torch.uint8
+        assert not torch.equal(exact[0], fast[0])
+        assert (exact[0].float() - fast[0].float()).abs().mean() < 16
+
+
 def test_query_and_gallery_files_share_one_class_map(photos):
     lines = (photos / "test.txt").read_text().splitlines()
     (photos / "query.txt").write_text("\n".join(lines[8:10] + lines[16:17]))
@@ -165,6 +180,7 @@ def test_query_and_gallery_files_share_one_class_map(photos):
         ({"sampler": "best"}, r"dataset\.sampler='best' is unknown: choose from 'random', 'random_id', 'triplet'"),
         ({"sampler": "triplet"}, r"'triplet' needs dataset\.train_cache_nn_inds"),
         ({"sampler": "triplet", "train_cache_nn_inds": "none.pkl"}, r"none\.pkl could not be read: No such file"),
+        ({"decode": "gpu"}, r"dataset\.decode='gpu' is unknown: choose from 'exact', 'fast'"),
         ({"test_file": ["a", "b", "c"]}, r"dataset\.test_file=.*give one file, or two"),
     ],
 )

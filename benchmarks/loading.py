@@ -1,0 +1,51 @@
+"""Images loaded by one thread, as a loader's worker has it."""
+
+import sys
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import straightforward
+from benchmarks.measure import Table, interleaved
+from sop.dataset import Draw, ImageSet, Split
+from sop.decoding import PARTS
+from sop.image_cache import CachedImageSet
+from sop.transforms import test_transform, train_transform
+
+
+def photos(folder: Path, count: int) -> Split:
+    """JPEG photos of SOP's usual size."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{i}.JPG", quality=90)
+    return Split([f"{i}.JPG" for i in range(count)], [0] * count)
+
+
+def loading(table: Table) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        split = photos(Path(folder), 64)
+        every, labels = range(len(split.paths)), {0: 0}
+        exact, fast = (ImageSet(folder, split, labels, test_transform(224, decode)) for decode in PARTS)
+        training = ImageSet(folder, split, labels, train_transform(224, "fast"))
+        cached = CachedImageSet(folder, split, labels, 224, "exact", Path(folder) / "images")
+        with redirect_stdout(sys.stderr):  # what it says is no row of the table
+            cached.prepare(batch_size=64, num_workers=0)
+        variants = {
+            "straightforward": lambda: [straightforward.load(Path(folder) / path, 224) for path in split.paths],
+            "same pixels": lambda: [exact[i] for i in every],
+            "image cache": lambda: [cached[i] for i in every],
+        }
+        if find_spec("simplejpeg"):  # not on every machine that has a GPU
+            variants["decode='fast'"] = lambda: [fast[i] for i in every]
+            variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
+        times = interleaved(variants)
+    torch.set_num_threads(threads)
+    table.add("loading", len(split.paths), "images", times)
