@@ -1,5 +1,6 @@
 """Split files and the image sets they name."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,21 @@ def write_split(file: Path, split: Split) -> None:
         raise InputError(f"{file} is SOP's own list and was left as it is: choose another train_file or test_file")
     with atomic_write(file) as content:
         content.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())
+
+
+def photo_sum(folder: Path, paths: Sequence[str]) -> str:
+    """A SHA-256 sum, in hexadecimal, of photos' paths, sizes and times of change; InputError where one is missing."""
+    content = hashlib.sha256()
+    for path in paths:
+        try:
+            stat = (folder / path).stat()
+        except OSError as error:
+            raise InputError(
+                f"photo {folder / path} cannot be read ({error.strerror}): run prepare_data.py, or set "
+                "dataset.data_path"
+            ) from error
+        content.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
+    return content.hexdigest()
 
 
 def class_map(*splits: Split) -> dict[int, int]:

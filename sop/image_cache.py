@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sop.dataset import ImageSet, Split
-from sop.transforms import centre_crop, square_size, square_transform
+from sop.dataset import ImageSet, Split, photo_sum
+from sop.transforms import centre_crop, square_size, square_transform, test_transform
 from utils.errors import InputError
 from utils.files import atomic_write
 
@@ -30,6 +30,7 @@ class CachedImageSet(Dataset):
         self, folder: Path | str, split: Split, labels: dict[int, int], crop_size: int, decode: str, cache: Path
     ):
         self.photos = ImageSet(folder, split, labels, square_transform(crop_size, decode))
+        self.folder, self.transform = self.photos.folder, test_transform(crop_size, decode)  # as an ImageSet's
         self.paths, self.classes, self.labels = *split, self.photos.labels
         self.cache, self.decode, self.middle = cache, decode, centre_crop(crop_size)
         self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
@@ -68,17 +69,9 @@ class CachedImageSet(Dataset):
 
     def _sum(self) -> bytes:
         """The sum of the photos' paths, sizes and times, and of what else decides about the pixels."""
-        content = hashlib.sha256(repr((self.shape, self.decode, PIL.__version__, torch.__version__)).encode())
-        for path in self.paths:
-            try:
-                stat = (self.photos.folder / path).stat()
-            except OSError as error:
-                raise InputError(
-                    f"photo {self.photos.folder / path} cannot be read ({error.strerror}): run prepare_data.py, or "
-                    "set dataset.data_path"
-                ) from error
-            content.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
-        return content.digest()
+        photos = photo_sum(self.folder, self.paths)
+        settings = (self.shape, self.decode, PIL.__version__, torch.__version__)
+        return hashlib.sha256(repr((photos, settings)).encode()).digest()
 
 
 class CachedLoader(DataLoader):

@@ -42,6 +42,12 @@ def square_transform(crop_size: int, decode: str = "exact") -> Transform:
     return partial(_square, choose(PARTS, decode, "dataset.decode"), crop_size)
 
 
+def describe(transform: Transform) -> str:
+    """A transform's name and settings, by which it is told from others."""
+    assert isinstance(transform, partial)
+    return repr((transform.func.__name__, [getattr(setting, "__name__", setting) for setting in transform.args]))
+
+
 def square_size(crop_size: int) -> int:
     """The side of the test side's square, in pixels."""
     return round(crop_size * RESIZE_TO_CROP)

@@ -60,7 +60,7 @@ def changed(what, folder, kept, capsys, model=None, loader=None, dtype=torch.flo
     """Evaluate with something changed: the descriptors must be those of an evaluation without kept ones."""
     capsys.readouterr()
     model, loader = model or network(), loader or loader_of(folder)
-    ours = evaluate_global(model, loader, None, [1], dtype, kept)
+    ours = evaluate_global(model, loader, None, [1], dtype, features=kept)
     assert f"does not fit, by its {what}: the images are embedded again" in capsys.readouterr().out
     assert (ours[1] == evaluate_global(model, loader, None, [1], dtype)[1]).all()
 

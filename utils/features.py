@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sop.dataset import ImageSet
+from sop.dataset import ImageSet, photo_sum
+from sop.image_cache import CachedImageSet
+from sop.transforms import describe
 from utils.checkpoint import save_tensors
 from utils.errors import InputError, listing
 
@@ -15,7 +17,7 @@ NO_PART = ("matcher.", "classifier.")  # tensors that descriptors do not depend 
 
 
 def kept_features(
-    folder: Path | str, model, images: ImageSet, dtype: torch.dtype, embed: Callable[[], list[Tensor]]
+    folder: Path | str, model, images: ImageSet | CachedImageSet, dtype: torch.dtype, embed: Callable[[], list[Tensor]]
 ) -> list[Tensor]:
     """What `embed()` returns for a set of images, from `folder` if it lies there, or kept there for the next time.
 
@@ -25,8 +27,8 @@ def kept_features(
     """
     made_with = {
         "network": _digest(_network(model)),
-        "photos": _digest(_photos(images)),
-        "transform": repr(images.transform),
+        "photos": photo_sum(images.folder, images.paths),
+        "transform": describe(images.transform),
         "precision": f"{dtype}, TF32 {torch.backends.cuda.matmul.allow_tf32}, {next(model.parameters()).device.type}",
     }
     path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}.pt"
@@ -60,13 +62,6 @@ def _network(model) -> Iterable[bytes]:
         if not name.startswith(NO_PART):
             yield f"{name} {tuple(tensor.shape)}".encode()
             yield tensor.cpu().contiguous().numpy().tobytes()
-
-
-def _photos(images: ImageSet) -> Iterable[bytes]:
-    """Each photo's path, size and time of change."""
-    for path in images.paths:
-        status = (images.folder / path).stat()
-        yield f"{path} {status.st_size} {status.st_mtime_ns}\n".encode()
 
 
 def _digest(parts: Iterable[bytes]) -> str:
