@@ -30,13 +30,14 @@ demo: install
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 
 demo-long: install
-	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=$(LONG_PRODUCTS)
+	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1200
 	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed \
-		DATA=dataset.data_path=data/demo_long EPOCHS="$(LONG_EPOCHS)" || exit; done
+		DATA="dataset.data_path=data/demo_long precision=$(FASTEST)" EPOCHS="12 60 4" || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
-LONG_PRODUCTS := 800
-LONG_EPOCHS := 20 25 6
+# bf16 where the machine computes in it, else the default
+FASTEST = $(shell $(BIN)/python -c "import torch; print('bf16' if torch.cuda.is_available() or \
+	torch.cpu.get_capabilities().get('amx_bf16') else 'fp32')")
 
 RUN ?= logs/demo
 SEED ?= 1
@@ -60,7 +61,7 @@ demo-chain:
 	$(call step,global,experiment_global.py dataset.demo_global lr=0.05 $(call tau,$(word 1,$(EPOCHS))))
 	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
 	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
-	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.0001 \
+	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.001 \
 		model.freeze_backbone=True $(call tau,$(word 2,$(EPOCHS))))
 	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))
 	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) lr=0.0001 \

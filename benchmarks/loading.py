@@ -46,6 +46,6 @@ def loading(table: Table) -> None:
         if find_spec("simplejpeg"):  # not on every machine that has a GPU
             variants["decode='fast'"] = lambda: [fast[i] for i in every]
             variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
-        times = interleaved(variants)
+        costs = interleaved(variants)
     torch.set_num_threads(threads)
-    table.add("loading", len(split.paths), "images", times)
+    table.add("loading", len(split.paths), "images", costs)

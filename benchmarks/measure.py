@@ -1,37 +1,84 @@
-"""Times of variants that take turns, and the table they are printed in."""
+"""Times and memory of variants that take turns, and the table they are printed in."""
 
+import ctypes
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 
-def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3) -> dict[str, float]:
-    """Median seconds of each variant, run in turn after one warm-up each."""
+class Cost(NamedTuple):
+    """What a variant takes."""
+
+    seconds: float  # median
+    memory: int | None  # at most, in bytes above what was held before its first run; None where Linux does not tell
+
+
+def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3) -> dict[str, Cost]:
+    """The cost of each variant, run in turn after one warm-up each; memory is the GPU's where there is one."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for repetition in range(repetitions + 1):
+    memory = {name: _memory_of(run) for name, run in variants.items()}
+    for _ in range(repetitions):
         for name, run in variants.items():
             start = time.perf_counter()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if repetition:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(time.perf_counter() - start)
+    return {name: Cost(statistics.median(times[name]), memory[name]) for name in variants}
+
+
+def _memory_of(run: Callable[[], object]) -> int | None:
+    """Run once; the most memory held meanwhile, above what was held before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when it is taken again
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _resident("VmRSS")
+    except (OSError, AttributeError):
+        run()
+        return None
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(what: str) -> int:
+    """A memory figure of this process, in bytes, of those in Linux's status file."""
+    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
 
 
 class Table:
-    """Rows of stage, size, straightforward, ours, ratio and share of the limit, printed as they come."""
+    """Rows of stage, size, straightforward, ours, ratio, share of the limit and memory, printed as they come."""
 
     def __init__(self):
-        print("| stage | size | straightforward | ours | ratio | share of the limit |\n|---|---|---|---|---|---|")
+        titles = ("stage", "size", "straightforward", "ours", "ratio", "share of the limit", "memory, both")
+        print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
 
-    def add(self, stage: str, size: int, unit: str, times: dict[str, float]) -> None:
-        plain = times.pop("straightforward")
-        for name, seconds in times.items():
-            if not name.startswith("limit"):
-                limit = times.get(f"limit {name}")
-                share = f"{100 * limit / seconds:.0f} %" if limit else ""
-                rates = f"{size / plain:,.0f} {unit}/s | {size / seconds:,.0f} {unit}/s"
-                print(f"| {stage}, {name} | {size:,} | {rates} | {plain / seconds:.2f} | {share} |", flush=True)
+    def add(self, stage: str, size: int, unit: str, costs: dict[str, Cost]) -> None:
+        plain = costs.pop("straightforward")
+        for name, cost in costs.items():
+            if name.startswith("limit"):
+                continue
+            limit = costs.get(f"limit {name}")
+            cells = (
+                f"{stage}, {name}",
+                f"{size:,}",
+                f"{size / plain.seconds:,.0f} {unit}/s",
+                f"{size / cost.seconds:,.0f} {unit}/s",
+                f"{plain.seconds / cost.seconds:.2f}",
+                f"{100 * limit.seconds / cost.seconds:.0f} %" if limit else "",
+                ""
+                if plain.memory is None or cost.memory is None
+                else f"{plain.memory >> 20} / {cost.memory >> 20} MiB",
+            )
+            print("| " + " | ".join(cells) + " |", flush=True)

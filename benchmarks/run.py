@@ -29,9 +29,9 @@ from utils.training import EMBEDDED, train_global, train_rerank
 TOKENS = 100  # of a pair, CLS and SEP included
 
 
-def build() -> RerankingResNet:
+def build(freeze_backbone: bool = False) -> RerankingResNet:
     torch.manual_seed(0)
-    return RerankingResNet(1000, Matcher(), normalize=True)
+    return RerankingResNet(1000, Matcher(), normalize=True, freeze_backbone=freeze_backbone)
 
 
 def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
@@ -66,7 +66,7 @@ def pair_scoring(table: Table, device: torch.device) -> None:
     maps = torch.randn(queries + 100, 128, 7, 7)
     neighbours = torch.stack([torch.randperm(len(maps))[:100] for _ in range(queries)])
     pairs, half = neighbours.numel(), maps.bfloat16()
-    times = interleaved(
+    costs = interleaved(
         {
             "straightforward": lambda: straightforward.rerank(model, maps[:queries], maps, neighbours),
             "fp32": lambda: rerank(model, maps[:queries], maps, neighbours),
@@ -75,7 +75,7 @@ def pair_scoring(table: Table, device: torch.device) -> None:
             "limit bf16": matcher_products(pairs, device, torch.bfloat16),
         }
     )
-    table.add("pair scoring", pairs, "pairs", times)
+    table.add("pair scoring", pairs, "pairs", costs)
 
 
 def embedding(table: Table, device: torch.device) -> None:
@@ -89,14 +89,14 @@ def embedding(table: Table, device: torch.device) -> None:
         for start in range(0, count, at_once):
             embedder(pixels[start : start + at_once].to(device))[0].cpu()
 
-    times = interleaved(
+    costs = interleaved(
         {
             "straightforward": lambda: straightforward.embed(model, floats.to(device)).cpu(),
             "fp32": partial(ours, torch.float32),
             "bf16": partial(ours, torch.bfloat16),
         }
     )
-    table.add("embedding", count, "images", times)
+    table.add("embedding", count, "images", costs)
 
 
 def searching(table: Table, device: torch.device) -> None:
@@ -104,13 +104,13 @@ def searching(table: Table, device: torch.device) -> None:
     features = torch.nn.functional.normalize(torch.randn(count, 128), dim=1)
     index = faiss.IndexFlatL2(128)
     index.add(features.numpy())
-    times = interleaved(
+    costs = interleaved(
         {
             "straightforward": lambda: index.search(features.numpy(), 1000),
             "ours": lambda: nearest_neighbours(features.to(device), None, 999),
         }
     )
-    table.add("nearest neighbours, K = 1,000", count, "queries", times)
+    table.add("nearest neighbours, K = 1,000", count, "queries", costs)
 
 
 def sampling(table: Table) -> None:
@@ -119,29 +119,30 @@ def sampling(table: Table) -> None:
     labels, neighbours = np.repeat(np.arange(classes), counts), rng.integers(0, images, (images, 100))
     plain_labels, plain_neighbours = labels.tolist(), neighbours.tolist()
     random.seed(0)
-    times = interleaved(
+    costs = interleaved(
         {
             "straightforward": lambda: list(straightforward.triplets(plain_labels, plain_neighbours)),
             "start-up included": lambda: list(TripletSampler(labels, neighbours, 300, 0).batches(rng)),
         }
     )
-    table.add("triplets", len(labels), "anchors", times)
-    times = interleaved(
+    table.add("triplets", len(labels), "anchors", costs)
+    costs = interleaved(
         {
             "straightforward": lambda: list(straightforward.identity_batches(plain_labels, 400, 2, 74)),
             "start-up included": lambda: list(RandomIdentitySampler(labels, 800, 400, 74, 0).batches(rng)),
         }
     )
-    table.add("identities", 74, "batches", times)
+    table.add("identities", 74, "batches", costs)
 
 
 def training(table: Table, device: torch.device) -> None:
     count = 12 if device.type == "cpu" else 300
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
     floats, loader = pixels.float() / 255, [(pixels, labels, torch.arange(count))]
-    plain, model = build().to(device).train(), build().to(device, memory_format=torch.channels_last)
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
-    for task in ("global", "rerank"):
+    for task in ("global", "rerank", "rerank with a frozen trunk"):
+        plain, model = (build(freeze_backbone=task.endswith("frozen trunk")).to(device).train() for _ in range(2))
+        model = model.to(memory_format=torch.channels_last)
         optimizers = [
             SGD(network.parameters(), 1e-3, 0.9, fused=fused)
             if task == "global"
@@ -150,7 +151,7 @@ def training(table: Table, device: torch.device) -> None:
         ]
         scheduler = MultiStepLR(optimizers[1], [1000])
 
-        def plain_loss(task: str = task) -> torch.Tensor:
+        def plain_loss(task: str = task, plain: RerankingResNet = plain) -> torch.Tensor:
             images = floats.to(device)
             maps = straightforward.trunk(plain, images)
             if task == "global":
@@ -160,7 +161,7 @@ def training(table: Table, device: torch.device) -> None:
             targets = torch.cat((torch.ones_like(scores[0]), torch.zeros_like(scores[1])))
             return cross_entropy(torch.cat(scores), None, targets).mean()
 
-        def ours(dtype: torch.dtype, task: str = task, optimizer=optimizers[1], scheduler=scheduler) -> None:
+        def ours(dtype: torch.dtype, task=task, model=model, optimizer=optimizers[1], scheduler=scheduler) -> None:
             train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
             train(model, loader, loss, optimizer, scheduler, 0, dtype=dtype)
 
@@ -171,14 +172,14 @@ def training(table: Table, device: torch.device) -> None:
             optimizer.step()
             value.item()
 
-        times = interleaved(
+        costs = interleaved(
             {
                 "straightforward": straight,
                 "fp32": partial(ours, torch.float32),
                 "bf16": partial(ours, torch.bfloat16),
             }
         )
-        table.add(f"training step, {task}", count, "images", times)
+        table.add(f"training step, {task}", count, "images", costs)
 
 
 STAGES = {

@@ -48,7 +48,9 @@ def demo():
     normalize = True
     set_bn_eval = False
     ert_dim_feedforward = 256
-    ert_num_encoder_layers = 3
+    ert_nhead = 16
+    ert_num_encoder_layers = 2
+    ert_normalize_before = True  # learns at ten times the learning rate at which the post-norm encoder collapses
 
 
 @model_ingredient.capture

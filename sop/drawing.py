@@ -16,8 +16,8 @@ from sop.shapes import COLOURWAYS, GLYPHS, INKS, SHAPES, Colour, Range, Shape, b
 class Difficulty(NamedTuple):
     """How hard the products are to tell apart; lengths are in the product's space."""
 
-    prints: tuple[int, int] = (3, 5)  # how many on a product, fewest and most
-    print_size: Range = (0.19, 0.24)  # their radius
+    prints: tuple[int, int] = (3, 4)  # how many on a product, fewest and most
+    print_size: Range = (0.25, 0.31)  # their radius
     yaw: float = 30.0  # degrees to either side, like the next two
     pitch: float = 16.0
     roll: float = 16.0
@@ -26,7 +26,7 @@ class Difficulty(NamedTuple):
     occluders: tuple[int, int] = (0, 1)  # how many, fewest and most
     occluder_size: Range = (0.22, 0.42)  # their radius
     clutter: tuple[int, int] = (5, 12)  # shapes in the background, fewest and most
-    stray: float = 0.15  # the share of them that are prints
+    stray: float = 0.1  # the share of them that are prints
     blur: float = 0.012  # of the background, its radius in photo widths, at most
     exposure: Range = (0.7, 1.2)  # times the light
     falloff: float = 0.3  # of the light, from the photo's middle to its darkest edge, at most
