@@ -21,10 +21,14 @@ def rerank(
 
     Maps are (n, d, h, w) and (m, d, h, w), on any device; `neighbours` (n, k) holds gallery positions. Pairs are scored
     query first, candidate second, on the device of the model's parameters and in the maps' number format; equal logits
-    keep their order. Where memory runs out, fewer pairs are scored at a time; InputError when it lacks for one.
+    keep their order. Maps move there as a whole where they fit. Where memory runs out, fewer pairs are scored at a
+    time; InputError when it lacks for one.
     """
     device = next(model.parameters()).device
     matcher: Any = copy.deepcopy(model.matcher).to(gallery_maps.dtype)  # type: ignore[arg-type]
+    alone = query_maps is gallery_maps
+    gallery_maps = _placed(gallery_maps, device)
+    query_maps = gallery_maps if alone else _placed(query_maps, device)
     places = neighbours.flatten().to(gallery_maps.device)
     scores = torch.empty(len(places))
     start, at_once = 0, PAIRS[device.type]
@@ -33,7 +37,9 @@ def rerank(
             chunk = slice(start, min(start + at_once, len(places)))
             queries = torch.arange(chunk.start, chunk.stop, device=query_maps.device) // neighbours.shape[1]
             try:
-                query, candidate = query_maps[queries].to(device), gallery_maps[places[chunk]].to(device)
+                query, candidate = (
+                    _moved(maps[rows], device) for maps, rows in ((query_maps, queries), (gallery_maps, places[chunk]))
+                )
                 scores[chunk] = matcher(None, query, None, candidate).cpu()
             except torch.OutOfMemoryError:
                 if at_once == 1:
@@ -47,3 +53,14 @@ def rerank(
     scores = scores.view(neighbours.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return scores.numpy(), neighbours.cpu().gather(1, order).numpy()
+
+
+def _placed(maps: Tensor, device: torch.device) -> Tensor:
+    """Maps on the device where they take no more than half of its free memory, else where they are."""
+    fit = device.type != "cuda" or maps.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+    return maps.to(device) if fit else maps
+
+
+def _moved(chosen: Tensor, device: torch.device) -> Tensor:
+    """A few maps on the device, by way of pinned memory where they come from another."""
+    return chosen if chosen.device.type == device.type else chosen.pin_memory().to(device, non_blocking=True)
