@@ -30,9 +30,9 @@ demo: install
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 
 demo-long: install
-	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1200
+	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1400 val_classes=100
 	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed \
-		DATA="dataset.data_path=data/demo_long precision=$(FASTEST)" EPOCHS="12 60 4" || exit; done
+		DATA="dataset.data_path=data/demo_long precision=$(FASTEST)" VAL=val.txt EPOCHS="12 100 4" || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
 # bf16 where the machine computes in it, else the default
@@ -48,19 +48,23 @@ SETTINGS = seed=$(SEED) model.demo $(DATA)
 GLOBAL = $(FOLDER)/global/resnet18_demo_global.pt
 FROZEN = $(FOLDER)/frozen/resnet18_demo_rerank.pt
 FINETUNED = $(FOLDER)/finetune/resnet18_demo_rerank.pt
+# VAL: the split file to choose the best epoch on, instead of the test set
+VAL ?=
+CHOOSE = $(if $(VAL),dataset.val_file=$(VAL))
 CACHE = cache_nn_inds=$(FOLDER)/eval_global/nn_inds.pkl
-TRIPLETS = $(CACHE) dataset.train_cache_nn_inds=$(FOLDER)/nn_train/nn_inds.pkl
+TRIPLETS = $(CHOOSE) cache_nn_inds=$(FOLDER)/$(if $(VAL),nn_val,eval_global)/nn_inds.pkl dataset.train_cache_nn_inds=$(FOLDER)/nn_train/nn_inds.pkl
 
 # $(call step,folder,command): Sacred's folder is the run's own
 step = @test -e $(FOLDER)/$(1)/done || { echo "== $(1)" && $(BIN)/python $(firstword $(2)) -F $(FOLDER)/$(1) with \
 	temp_dir=$(FOLDER)/$(1) $(wordlist 2,99,$(2)) $(SETTINGS) && touch $(FOLDER)/$(1)/done; }
-tau = 'scheduler_tau=[$(shell expr $(1) \* 7 / 10),$(shell expr $(1) \* 9 / 10)]' epochs=$(1)
+tau = 'scheduler_tau=[$(shell expr $(1) \* 8 / 10),$(shell expr $(1) \* 19 / 20)]' epochs=$(1)
 
 .PHONY: demo-chain
 demo-chain:
-	$(call step,global,experiment_global.py dataset.demo_global lr=0.05 $(call tau,$(word 1,$(EPOCHS))))
+	$(call step,global,experiment_global.py dataset.demo_global $(CHOOSE) lr=0.05 $(call tau,$(word 1,$(EPOCHS))))
 	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
 	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
+	$(if $(VAL),$(call step,nn_val,eval_global.py dataset.demo_global resume=$(GLOBAL) dataset.test_file=$(VAL)))
 	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.001 \
 		model.freeze_backbone=True $(call tau,$(word 2,$(EPOCHS))))
 	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))

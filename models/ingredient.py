@@ -48,7 +48,7 @@ def demo():
     normalize = True
     set_bn_eval = False
     ert_dim_feedforward = 256
-    ert_nhead = 16
+    ert_nhead = 32
     ert_num_encoder_layers = 2
     ert_normalize_before = True  # learns at ten times the learning rate at which the post-norm encoder collapses
 

@@ -76,6 +76,23 @@ def photo_sum(folder: Path, paths: Sequence[str]) -> str:
     return content.hexdigest()
 
 
+def hold_out(split: Split, num_classes: int) -> tuple[Split, Split]:
+    """A split without its `num_classes` highest class numbers, and a split of these.
+
+    InputError unless classes are left on both sides.
+    """
+    numbers = sorted(set(split.classes))
+    if not 0 < num_classes < len(numbers):
+        raise InputError(f"val_classes={num_classes} of {len(numbers)} training classes cannot be held out")
+    least = numbers[-num_classes]
+    parts = Split([], []), Split([], [])
+    for path, number in zip(*split, strict=True):
+        part = parts[number >= least]
+        part.paths.append(path)
+        part.classes.append(number)
+    return parts
+
+
 def class_map(*splits: Split) -> dict[int, int]:
     """The class numbers of some splits, sorted, mapped to 0 ... n-1."""
     return {number: label for label, number in enumerate(sorted({c for split in splits for c in split.classes}))}

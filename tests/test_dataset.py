@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sop.dataset import Draw, ImageSet, class_map, read_split
+from sop.dataset import Draw, ImageSet, Split, class_map, hold_out, read_split
 from sop.samplers import RandomSampler
 from sop.transforms import train_transform
 from utils.errors import InputError
@@ -48,6 +48,14 @@ def test_one_map_for_the_classes_of_several_files(tmp_path):
 def image_set(photos, transform=None):
     split = read_split(photos, "train.txt")
     return ImageSet(photos, split, class_map(split), transform or train_transform(32))
+
+
+def test_held_out_classes():
+    split = Split(["a", "b", "c", "d", "e"], [7, 30, 4, 30, 8])
+    assert hold_out(split, 2) == (Split(["a", "c"], [7, 4]), Split(["b", "d", "e"], [30, 30, 8]))
+    for number in (-1, 4):
+        with pytest.raises(InputError, match=rf"val_classes={number} of 4 training classes cannot be held out"):
+            hold_out(split, number)
 
 
 def test_an_item(photos):

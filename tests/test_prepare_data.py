@@ -13,6 +13,7 @@ import pytest
 import prepare_data
 from prepare_data import ex
 from sop.archive import SOP_MD5, SOP_URL
+from sop.dataset import read_split
 from sop.published import CHECKPOINTS, NEIGHBOURS
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from tests.test_published import BARE, hub
@@ -204,3 +205,10 @@ def test_the_published_files_from_the_command_line(tmp_path):
     assert fetched.returncode == 0, fetched.stderr
     assert names(tmp_path / "nn") == sorted(NEIGHBOURS.names)
     assert "cache_nn_inds=nn/rrt_r50_sop_nn_inds_test.pkl\n" in fetched.stdout
+
+
+def test_a_demo_set_with_classes_held_out(tmp_path):
+    demo = {"demo_dir": str(tmp_path / "demo"), "demo_products": 4, "val_classes": 1}
+    ex.run("demo", config_updates=demo)
+    found = {name: read_split(tmp_path / "demo", f"{name}.txt").classes for name in ("train", "val", "test")}
+    assert found == {"train": [1] * 6, "val": [2] * 6, "test": [3] * 6 + [4] * 6}
