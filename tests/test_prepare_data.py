@@ -211,4 +211,4 @@ def test_a_demo_set_with_classes_held_out(tmp_path):
     demo = {"demo_dir": str(tmp_path / "demo"), "demo_products": 4, "val_classes": 1}
     ex.run("demo", config_updates=demo)
     found = {name: read_split(tmp_path / "demo", f"{name}.txt").classes for name in ("train", "val", "test")}
-    assert found == {"train": [1] * 6, "val": [2] * 6, "test": [3] * 6 + [4] * 6}
+    assert found == {"train": [0] * 6, "val": [1] * 6, "test": [2] * 6 + [3] * 6}
