@@ -1,5 +1,7 @@
 """The reranking transformer: local maps of two images in, one logit out (paper, section 3.2)."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,8 +51,16 @@ class Matcher(nn.Module):
 
     def encode(self, local: Tensor, segment: int) -> Tensor:
         """Tokens (B, h*w, d) of local maps (B, d, h, w): position code and `segment`'s vector added, row by row."""
-        position = sine_position_encoding(*local.shape[1:]).to(local)
+        position = sine_position_encoding(*local.shape[1:]).to(local.device)
         return (local + position).flatten(2).transpose(1, 2) + self.seg_encoder.weight[segment]
+
+    def computing_in(self, dtype: torch.dtype) -> "Matcher":
+        """A copy with the encoder's matrix products in `dtype`; tokens, and what is added to them, stay in float32."""
+        matcher = copy.deepcopy(self)
+        for module in matcher.encoder.modules():
+            if isinstance(module, nn.Linear | nn.MultiheadAttention):
+                module.to(dtype)
+        return matcher
 
     def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
         """Logits (B,) of pairs of encoded images, query (B, n, d) and candidate (B, m, d)."""
@@ -78,7 +88,9 @@ def _encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Ten
 
 
 def _feed_forward(layer, tokens: Tensor) -> Tensor:
-    hidden = linear(tokens, layer.linear1.weight, layer.linear1.bias, layer.activation.__name__)
+    hidden = linear(
+        tokens.to(layer.linear1.weight.dtype), layer.linear1.weight, layer.linear1.bias, layer.activation.__name__
+    )
     return layer.dropout2(linear(layer.dropout(hidden), layer.linear2.weight, layer.linear2.bias))
 
 
@@ -86,6 +98,7 @@ def _attention(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: in
     """Self-attention on (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
     d, heads = attention.embed_dim, attention.num_heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    tokens = tokens.to(weight.dtype)
     if num_outputs is None:
         packed = linear(tokens, weight, bias)
         query, key, value = packed.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)

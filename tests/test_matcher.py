@@ -65,3 +65,24 @@ def test_dropout_acts_in_training_only():
 def test_order_of_a_pair_matters():
     matcher, (a, b) = Matcher(16, 2, 2, 32), torch.randn(2, 1, 16, 2, 2)
     assert matcher(None, a, None, b).item() != pytest.approx(matcher(None, b, None, a).item(), abs=1e-6)
+
+
+@torch.no_grad()
+def test_half_precision_products_with_tokens_in_float32():
+    torch.manual_seed(0)
+    exact = Matcher(32, 4, 3, 64).eval()
+    half = exact.computing_in(torch.bfloat16)
+    layer = half.encoder.layers[0]
+    products = (
+        layer.self_attn.in_proj_weight,
+        layer.self_attn.out_proj.weight,
+        layer.linear1.bias,
+        layer.linear2.weight,
+    )
+    others = (layer.norm1.weight, half.seg_encoder.weight, half.classifier.weight)
+    assert {tensor.dtype for tensor in products} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in others} == {tensor.dtype for tensor in exact.parameters()} == {torch.float32}
+    maps = torch.randn(2, 50, 32, 3, 3).bfloat16()
+    assert half.encode(maps[0], 2).dtype == torch.float32
+    expected = exact(None, maps[0].float(), None, maps[1].float())
+    torch.testing.assert_close(half(None, maps[0], None, maps[1]), expected, atol=0.02, rtol=0)

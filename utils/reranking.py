@@ -1,6 +1,5 @@
 """Scores of queries with their candidates: millions of pairs scheduled over the matcher."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ def rerank(
     time; InputError when it lacks for one.
     """
     device = next(model.parameters()).device
-    matcher: Any = copy.deepcopy(model.matcher).to(gallery_maps.dtype)  # type: ignore[arg-type]
+    matcher: Any = model.matcher.computing_in(gallery_maps.dtype)  # type: ignore[operator,union-attr]
     alone = query_maps is gallery_maps
     gallery_maps = _placed(gallery_maps, device)
     query_maps = gallery_maps if alone else _placed(query_maps, device)
