@@ -99,7 +99,7 @@ def test_a_set_of_other_settings_is_an_error_that_names_them(folder):
 
 def test_a_set_drawn_at_another_difficulty_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(demo, "DIFFICULTY", demo.DIFFICULTY._replace(prints=(1, 2)))
-    with pytest.raises(InputError, match=r"drawn with prints=\[3, 5\], not prints=\[1, 2\]"):
+    with pytest.raises(InputError, match=r"drawn with prints=\[3, 4\], not prints=\[1, 2\]"):
         draw_demo(folder, **SMALL)
 
 
