@@ -9,6 +9,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
+from sop.views import EmbeddedViews
+from utils.embedding import embed_views
+from utils.errors import InputError
 from utils.experiment import begin_run, fit, note_files, reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
 from utils.training import evaluate_rerank, parameter_groups, train_rerank
@@ -28,6 +31,7 @@ def config():
     scheduler_gamma = 0.1
     resume = None  # checkpoint to take the weights from
     cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"  # neighbour file of the test images, for validation
+    frozen_views = None  # of a frozen backbone: random views of each image, embedded once; None: a new one every time
     micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint is written
     cpu = False
@@ -49,6 +53,7 @@ def main(
     scheduler_gamma,
     resume,
     cache_nn_inds,
+    frozen_views,
     micro_batch,
     temp_dir,
     cpu,
@@ -56,6 +61,8 @@ def main(
     precision,
     seed,
 ):
+    if frozen_views is not None and not _config["model"]["freeze_backbone"]:
+        raise InputError(f"frozen_views={frozen_views} needs a frozen backbone: set model.freeze_backbone=True")
     device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders()
@@ -66,6 +73,9 @@ def main(
     optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
     loss = BinaryCrossEntropyWithLogits()
+    train_loader = loaders.train
+    if frozen_views is not None:
+        train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
     torch.manual_seed(seed)
     return fit(
         _run,
@@ -73,7 +83,7 @@ def main(
         optimizer,
         scheduler,
         train=lambda epoch: train_rerank(
-            model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype, micro_batch
+            model, train_loader, loss, optimizer, scheduler, epoch, _run, dtype, micro_batch
         ),
         validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
         epochs=epochs,

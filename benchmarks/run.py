@@ -21,10 +21,11 @@ from benchmarks.measure import Table, interleaved
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
+from utils.embedding import EMBEDDED
 from utils.knn import nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.reranking import PAIRS, rerank
-from utils.training import EMBEDDED, train_global, train_rerank
+from utils.training import train_global, train_rerank
 
 TOKENS = 100  # of a pair, CLS and SEP included
 

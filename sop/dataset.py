@@ -1,7 +1,7 @@
 """Split files and the image sets they name."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sop.transforms import Transform, describe
 from utils.errors import InputError
 from utils.files import atomic_write
 
@@ -104,15 +105,17 @@ class ImageSet(Dataset):
     An item is asked for by its index, or by a `Draw`, whose key then decides all that the transform draws.
     """
 
-    def __init__(
-        self, folder: Path | str, split: Split, labels: dict[int, int], transform: Callable[[Image.Image], Tensor]
-    ):
+    def __init__(self, folder: Path | str, split: Split, labels: dict[int, int], transform: Transform):
         self.folder, self.transform = Path(folder), transform
         self.paths, self.classes = split
         self.labels = np.array([labels[number] for number in split.classes])
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def made_from(self) -> dict[str, str]:
+        """What the pixels follow from, in words and sums; InputError where a photo is missing."""
+        return {"photos": photo_sum(self.folder, self.paths), "transform": describe(self.transform)}
 
     def __getitem__(self, item: int | Draw) -> tuple[Tensor, int, int]:
         index, key = item if isinstance(item, Draw) else (item, None)

@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sop.dataset import ImageSet, Split, photo_sum
@@ -23,23 +23,19 @@ from utils.files import atomic_write
 SUM_BYTES = hashlib.sha256().digest_size
 
 
-class CachedImageSet(Dataset):
+class CachedImageSet(ImageSet):
     """What an `ImageSet` with the test transform yields, from the file `cache`; `prepare` comes first."""
 
     def __init__(
         self, folder: Path | str, split: Split, labels: dict[int, int], crop_size: int, decode: str, cache: Path
     ):
+        super().__init__(folder, split, labels, test_transform(crop_size, decode))
         self.photos = ImageSet(folder, split, labels, square_transform(crop_size, decode))
-        self.folder, self.transform = self.photos.folder, test_transform(crop_size, decode)  # as an ImageSet's
-        self.paths, self.classes, self.labels = *split, self.photos.labels
         self.cache, self.decode, self.middle = cache, decode, centre_crop(crop_size)
         self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
         self.pixels: np.memmap | None = None  # opened by the process that reads
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:  # type: ignore[override]
         if self.pixels is None:
             self.pixels = np.memmap(self.cache, np.uint8, "r", SUM_BYTES, self.shape)
         pixels = np.array(self.pixels[index, :, self.middle, self.middle])

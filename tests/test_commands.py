@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sacred import Experiment
+from tqdm import tqdm
 
 import eval_global
 import eval_rerank
 import experiment_global
 import experiment_rerank
 from utils import Contrastive, pickle_load, pickle_save
-from utils.experiment import CommandError
+from utils.experiment import CommandError, set_up
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +76,7 @@ def test_the_chain(tiny, observed, tmp_path):
                 temp_dir=tmp_path / name,
                 resume=str(checkpoint),
                 epochs=1,
+                frozen_views=2 if frozen else None,
                 dataset=data,
                 model={"freeze_backbone": frozen},
             ),
@@ -119,6 +122,24 @@ def test_a_seed_gives_one_run(tiny, observed, tmp_path):
     losses = [run.metrics["train.loss"]["values"] for run in runs]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
+
+
+def test_the_captured_output_of_a_long_run_is_what_a_terminal_shows(observed):
+    ex = set_up(Experiment("Bar"))
+
+    @ex.main
+    def main(_run):
+        _run.info["bars"] = 1
+        _run.log_scalar("bars", 1)
+        with tqdm(range(3), desc="Bar") as progress:
+            for i in progress:
+                if i == 2:
+                    _run._emit_heartbeat()
+                    progress.set_postfix(acc="0.5")
+
+    lines = observed(ex).printed.splitlines()
+    assert len(lines) == 1
+    assert re.fullmatch(r"Bar: 100%.* 3/3 \[.*, acc=0\.5\]", lines[0])
 
 
 def test_evaluation_of_the_initial_model_says_so(tiny, observed, tmp_path):
@@ -200,6 +221,7 @@ def test_nothing_is_saved_past_a_loss_that_is_not_finite(tiny, observed, tmp_pat
         (eval_rerank.ex, {}, r"no checkpoint was given: reranking needs a trained model, set resume=FILE"),
         (eval_rerank.ex, {"resume": "x.pt"}, r"caches/sop/nn_inds_test\.pkl could not be read: No such file"),
         (experiment_rerank.ex, {"dataset": {"sampler": "triplet"}}, r"'triplet' needs dataset\.train_cache_nn_inds"),
+        (experiment_rerank.ex, {"frozen_views": 4}, r"frozen_views=4 needs a frozen backbone: set model\.freeze_b"),
         (experiment_global.ex, {"dataset": {"recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
         (experiment_rerank.ex, {"dataset": {"recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
     ],

@@ -6,8 +6,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tests.reference import assert_answer, normal, pixels, published_model
 from tests.test_resnet import new
 from utils import BinaryCrossEntropyWithLogits, Contrastive
+from utils.embedding import short_of_memory
 from utils.errors import InputError
-from utils.training import parameter_groups, short_of_memory, train_global, train_rerank
+from utils.training import parameter_groups, train_global, train_rerank
 
 
 class Log:

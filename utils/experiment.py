@@ -10,6 +10,7 @@ from pathlib import Path
 import faiss
 import torch
 from sacred import SETTINGS, Experiment
+from sacred.observers import FileStorageObserver
 from sacred.run import Run
 from sacred.utils import SacredError, apply_backspaces_and_linefeeds
 from torch.backends import cudnn
@@ -36,7 +37,19 @@ class CommandError(SacredError):
 def set_up(ex: Experiment) -> Experiment:
     """Captured output is kept as a terminal would show it."""
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
+    ex.post_run_hook(write_output_anew)
     return ex
+
+
+def write_output_anew(_run: Run) -> None:
+    """Have the observers write all output once more at the end.
+
+    Meanwhile Sacred appends to cout.txt every ten seconds, and a bar that has moved on is mixed with what it was.
+    """
+    for observer in _run.observers:
+        if isinstance(observer, FileStorageObserver):
+            (Path(observer.dir) / "cout.txt").unlink(missing_ok=True)
+            observer.cout_write_cursor = 0
 
 
 def reports_errors(main: Callable) -> Callable:

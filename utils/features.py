@@ -7,9 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sop.dataset import ImageSet, photo_sum
-from sop.image_cache import CachedImageSet
-from sop.transforms import describe
 from utils.checkpoint import save_tensors
 from utils.errors import InputError, listing
 
@@ -17,9 +14,9 @@ NO_PART = ("matcher.", "classifier.")  # tensors that descriptors do not depend 
 
 
 def kept_features(
-    folder: Path | str, model, images: ImageSet | CachedImageSet, dtype: torch.dtype, embed: Callable[[], list[Tensor]]
+    folder: Path | str, model, images, dtype: torch.dtype, embed: Callable[[], list[Tensor]]
 ) -> list[Tensor]:
-    """What `embed()` returns for a set of images, from `folder` if it lies there, or kept there for the next time.
+    """What `embed()` returns for an image set, from `folder` if it lies there, or kept there for the next time.
 
     There is one file for each list of photos, read memory-mapped. It is made anew where the network's weights or
     settings, the photos' sizes or times, their transform or the precision are others; one line says which. A file that
@@ -27,8 +24,7 @@ def kept_features(
     """
     made_with = {
         "network": _digest(_network(model)),
-        "photos": photo_sum(images.folder, images.paths),
-        "transform": describe(images.transform),
+        **images.made_from(),
         "precision": f"{dtype}, TF32 {torch.backends.cuda.matmul.allow_tf32}, {next(model.parameters()).device.type}",
     }
     path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}.pt"

@@ -4,20 +4,18 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.embedding import device_of, embed, pieces_for, short_of_memory
 from utils.errors import InputError
-from utils.features import kept_features
 from utils.knn import EXACT
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.precision import autocast
 
-EMBEDDED = {"cpu": 8, "cuda": 1000}  # images of 224 x 224 at a time: activations stay in a CPU's cache
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
 
@@ -57,19 +55,21 @@ def train_rerank(
 
     `loader` yields batches laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor,
     positive) has target 1 and (anchor, negative) target 0. Steps the scheduler at its end. With `micro_batch`, a
-    multiple of 3, gradients are summed over pieces of as many images. A frozen trunk embeds as in evaluation.
+    multiple of 3, gradients are summed over pieces of as many images. A frozen trunk embeds as in evaluation; a loader
+    that is `embedded` yields its maps in place of images.
     """
     if micro_batch is not None and micro_batch % 3:
         raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
 
-    frozen = model.embedder(dtype) if model.freeze_backbone else None
+    frozen = model.embedder(dtype) if model.freeze_backbone and not getattr(loader, "embedded", False) else None
 
     def step(images: Tensor, labels: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
         loss, accuracy = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
         for piece in images.split(micro_batch or len(images)):
-            features = frozen and torch.cat([frozen.layer_features(few) for few in _few(piece, piece.device)])
+            if frozen is not None:
+                piece = torch.cat([frozen.layer_features(few) for few in pieces_for(piece, piece.device)])
             with autocast(images.device, dtype):
-                local = model.remap_local(model.layer_features(piece) if features is None else features)
+                local = model.remap_local(piece if model.freeze_backbone else model.layer_features(piece))
                 anchors, positives, negatives = (local[role::3] for role in range(3))
                 logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
             targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
@@ -92,7 +92,7 @@ def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int
         )
     if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
         loader.batch_sampler.set_epoch(epoch)
-    device, pending, shown = _device(model), [], []
+    device, pending, shown = device_of(model), [], []
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def backward(loss: Tensor) -> None:
@@ -141,8 +141,8 @@ def evaluate_global(
 
     With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
     """
-    query_features, query_labels = _embed(model, query_loader, 0, "query", dtype, features)
-    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 0, "gallery", dtype, features)
+    query_features, query_labels = embed(model, query_loader, 0, "query", dtype, features)
+    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 0, "gallery", dtype, features)
     return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
 
 
@@ -156,73 +156,9 @@ def evaluate_rerank(
     features: str | None = None,
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
-    query_maps, query_labels = _embed(model, query_loader, 1, "query", dtype, features)
-    gallery = (None, None) if gallery_loader is None else _embed(model, gallery_loader, 1, "gallery", dtype, features)
+    query_maps, query_labels = embed(model, query_loader, 1, "query", dtype, features)
+    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 1, "gallery", dtype, features)
     return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
-
-
-def _embed(model, loader, output: int, what: str, dtype: torch.dtype, folder: str | None) -> tuple[Tensor, Tensor]:
-    """Global descriptors (0) or local maps (1) of a loader's images, and their labels; maps stay on the CPU.
-
-    Where the descriptors are kept in a folder, both kinds are taken in one pass.
-    """
-    model.eval()
-    if folder is None:
-        (features,), labels = _embed_images(model, loader, (output,), what, dtype)
-        return features, labels
-    images = loader.dataset
-    kept = kept_features(folder, model, images, dtype, lambda: _embed_images(model, loader, (0, 1), what, dtype)[0])
-    return (kept[0].to(_device(model)) if output == 0 else kept[1]), torch.from_numpy(images.labels)
-
-
-def _embed_images(model, loader, outputs: Sequence[int], what: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Some of the embedder's `outputs` for all images, and their labels. Memory is taken once, with the first batch."""
-    device, embedder, labels = _device(model), model.embedder(dtype), []
-    features: list[Tensor] = []
-    rows = 0
-    with (
-        short_of_memory("dataset.test_batch_size"),
-        tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
-    ):
-        for images, batch_labels, _ in loader:
-            for few in _few(images, device):
-                descriptors = embedder(few.to(device, non_blocking=True))
-                if not rows:
-                    features = [
-                        torch.empty(
-                            (len(loader.dataset), *descriptors[output].shape[1:]),
-                            dtype=descriptors[output].dtype,
-                            device="cpu" if output == 1 else device,
-                        )
-                        for output in outputs
-                    ]
-                for output, feature in zip(outputs, features, strict=True):
-                    feature[rows : rows + len(few)] = descriptors[output]
-                rows += len(few)
-            labels.append(batch_labels)
-            progress.update(len(images))
-    return [feature[:rows] for feature in features], torch.cat(labels)
-
-
-def _few(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Images in pieces as large as suits the device that embeds them."""
-    return images.split(max(1, EMBEDDED[device.type] * 224**2 // images[0, 0].numel()))
-
-
-@contextmanager
-def short_of_memory(setting: str) -> Iterator[None]:
-    """Turn what torch raises for want of CUDA memory or of shared memory into an InputError naming `setting`."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({error})") from error
-    except RuntimeError as error:
-        if "shared memory" not in str(error) and "unable to write to file </torch" not in str(error):
-            raise
-        raise InputError(
-            f"shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
-            f"{setting}, or enlarge it (docker run --shm-size=8g)"
-        ) from error
 
 
 def _mixes_images(module: nn.Module) -> bool:
@@ -230,10 +166,6 @@ def _mixes_images(module: nn.Module) -> bool:
     if isinstance(module, nn.Dropout):
         return module.p > 0
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def parameter_groups(model: nn.Module, no_bias_decay: bool) -> list[dict]:

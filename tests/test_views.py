@@ -1,0 +1,92 @@
+"""Views of training images that a frozen backbone embeds once."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
+from torch.utils.data import DataLoader
+
+from sop.dataset import Draw, ImageSet, class_map, read_split
+from sop.samplers import RandomSampler, TripletSampler
+from sop.transforms import train_transform
+from sop.views import EmbeddedViews, ViewSet
+from tests.reference import published_model
+from tests.test_training import Log
+from utils import BinaryCrossEntropyWithLogits
+from utils.embedding import embed_views
+from utils.errors import InputError
+from utils.training import train_rerank
+
+
+@pytest.fixture
+def images(photos):
+    split = read_split(photos, "train.txt")
+    return ImageSet(photos, split, class_map(split), train_transform(64))
+
+
+def pixels_of(loader):
+    return torch.cat([images for images, _, _ in loader]).float()
+
+
+def triplets(images, seed=3):
+    neighbours = np.array([[j for j in range(24) if j != i] for i in range(24)])
+    return DataLoader(images, batch_sampler=TripletSampler(images.labels, neighbours, 15, seed))
+
+
+def test_each_draw_takes_a_view_of_its_image(images):
+    loader = DataLoader(images, batch_sampler=RandomSampler(24, 10, seed=3))
+    views = EmbeddedViews(loader, 4, pixels_of)
+    expected = [[images[Draw(i, (3, view, i))][0].float() for view in range(4)] for i in range(24)]
+    taken = []
+    for epoch in range(12):
+        views.batch_sampler.set_epoch(epoch)
+        assert len(views) == 2
+        for batch, (maps, labels, positions) in zip(views.batch_sampler, views, strict=True):
+            assert [draw.image for draw in batch] == positions.tolist()
+            assert np.array_equal(labels, images.labels[positions])
+            for found, image in zip(maps, positions.tolist(), strict=True):
+                (view,) = [number for number, pixels in enumerate(expected[image]) if torch.equal(pixels, found)]
+                taken.append((epoch, image, view))
+    counts = np.bincount([view for _, _, view in taken], minlength=4)
+    assert (abs(counts - 60) < 4 * np.sqrt(45)).all()  # 240 draws from 4 views
+    for (maps, *_), (again, *_) in zip(views, EmbeddedViews(loader, 4, pixels_of), strict=True):
+        assert torch.equal(maps, again)
+
+
+def test_views_of_one_seed(images):
+    assert len(ViewSet(images, 3, 5)) == 72
+    pixels, label, position = ViewSet(images, 3, 5)[2 * 24 + 7]
+    assert torch.equal(pixels, images[Draw(7, (5, 2, 7))][0])
+    assert (label, position) == (images.labels[7], 7)
+
+
+def train(model, loader):
+    log = Log()
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    scheduler = MultiStepLR(optimizer, [9])
+    train_rerank(model, loader, BinaryCrossEntropyWithLogits(), optimizer, scheduler, 0, log)
+    return log.values("train.loss")
+
+
+def test_training_on_views_is_training_on_their_images(images):
+    loader, model = triplets(images), published_model(6, arch="resnet18", freeze_backbone=True)
+    found = train(model, EmbeddedViews(loader, 2, lambda views: embed_views(model, views, torch.float32)))
+    pictures = list(EmbeddedViews(loader, 2, lambda views: pixels_of(views) / 255))
+    expected = train(published_model(6, arch="resnet18", freeze_backbone=True), pictures)
+    assert len(found) == 5
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_refused(images):
+    with pytest.raises(InputError, match="frozen_views=0: give 1 or more"):
+        EmbeddedViews(triplets(images), 0, pixels_of)
+
+
+def test_more_than_the_memory(images, monkeypatch):
+    monkeypatch.setattr("utils.embedding.os", SimpleNamespace(sysconf=lambda name: 500))
+    model = published_model(6, arch="resnet18", freeze_backbone=True)
+    with pytest.raises(InputError, match=r"48 images take 0\.000393 GB, but .* 0\.00025 GB of memory.* frozen_views"):
+        EmbeddedViews(triplets(images), 2, lambda views: embed_views(model, views, torch.float32))

@@ -1,0 +1,99 @@
+"""Descriptors and maps of all images of a loader, in one number format."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.errors import InputError
+from utils.features import kept_features
+
+EMBEDDED = {"cpu": 8, "cuda": 1000}  # images of 224 x 224 at a time: activations stay in a CPU's cache
+
+
+def embed(model, loader, output: int, what: str, dtype: torch.dtype, folder: str | None) -> tuple[Tensor, Tensor]:
+    """Global descriptors (0) or local maps (1) of a loader's images, and their labels; maps stay on the CPU.
+
+    Where the descriptors are kept in a folder, both kinds are taken in one pass.
+    """
+    model.eval()
+    embedder, device = model.embedder(dtype), device_of(model)
+    if folder is None:
+        (features,), labels = _embed_images(lambda images: embedder(images)[output : output + 1], loader, what, device)
+        return features, labels
+    images = loader.dataset
+    kept = kept_features(folder, model, images, dtype, lambda: _embed_images(embedder, loader, what, device)[0])
+    return (kept[0].to(device) if output == 0 else kept[1]), torch.from_numpy(images.labels)
+
+
+def embed_views(model, loader, dtype: torch.dtype) -> Tensor:
+    """The `layer4` maps (N, C, h, w) of a loader's N images as evaluation makes them, on the CPU."""
+    embedder = model.embedder(dtype)
+    (features,), _ = _embed_images(lambda images: (embedder.layer_features(images),), loader, "view", device_of(model))
+    return features
+
+
+def _embed_images(
+    embed: Callable[[Tensor], Sequence[Tensor]], loader, what: str, device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """What `embed` makes of all images, maps on the CPU, and their labels. Memory is taken once, with the first batch.
+
+    Raises InputError for more than the machine's memory.
+    """
+    labels = []
+    features: list[Tensor] = []
+    rows = 0
+    with (
+        short_of_memory("dataset.test_batch_size"),
+        tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
+    ):
+        for images, batch_labels, _ in loader:
+            for few in pieces_for(images, device):
+                made = embed(few.to(device, non_blocking=True))
+                if not rows:
+                    features = [_room_for(len(loader.dataset), part) for part in made]
+                for feature, part in zip(features, made, strict=True):
+                    feature[rows : rows + len(few)] = part
+                rows += len(few)
+            labels.append(batch_labels)
+            progress.update(len(images))
+    return [feature[:rows] for feature in features], torch.cat(labels)
+
+
+def _room_for(count: int, part: Tensor) -> Tensor:
+    """An empty tensor for `count` rows like those of `part`; maps lie on the CPU."""
+    needed, memory = count * part[0].nbytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise InputError(
+            f"the features of {count} images take {needed / 1e9:.3g} GB, but the machine has {memory / 1e9:.3g} GB of "
+            "memory: set a lower precision, or fewer frozen_views where they are set"
+        )
+    return part.new_empty((count, *part.shape[1:]), device="cpu" if part.dim() == 4 else None)
+
+
+def pieces_for(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Images in pieces as large as suits the device that embeds them."""
+    return images.split(max(1, EMBEDDED[device.type] * 224**2 // images[0, 0].numel()))
+
+
+@contextmanager
+def short_of_memory(setting: str) -> Iterator[None]:
+    """Turn what torch raises for want of CUDA memory or of shared memory into an InputError naming `setting`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({error})") from error
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "unable to write to file </torch" not in str(error):
+            raise
+        raise InputError(
+            f"shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
+            f"{setting}, or enlarge it (docker run --shm-size=8g)"
+        ) from error
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
