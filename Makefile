@@ -23,50 +23,45 @@ bench: install
 bench-gpu:
 	$(PYTHON) -m benchmarks.run --device cuda
 
-# The real commands on drawn photos; a step that has ended well is not run again.
+# The real commands on drawn photos; a step that has ended well is not run again. The best epoch is chosen on classes
+# held out of training. EPOCHS are those of the global, the frozen and the finetuned training.
 demo: install
-	$(BIN)/python prepare_data.py --unobserved demo
-	$(MAKE) --no-print-directory demo-chain RUN=logs/demo
+	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
+	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 40 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 
 demo-long: install
-	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1400 val_classes=100
-	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed \
-		DATA="dataset.data_path=data/demo_long precision=$(FASTEST)" VAL=val.txt EPOCHS="12 100 4" || exit; done
+	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1400 val_classes=50
+	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed DATA=data/demo_long \
+		EPOCHS="10 160 3" VIEWS=24 || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
 # bf16 where the machine computes in it, else the default
 FASTEST = $(shell $(BIN)/python -c "import torch; print('bf16' if torch.cuda.is_available() or \
 	torch.cpu.get_capabilities().get('amx_bf16') else 'fp32')")
 
-RUN ?= logs/demo
-SEED ?= 1
-DATA ?=
-EPOCHS ?= 10 5 1
 FOLDER = $(RUN)/$(SEED)
-SETTINGS = seed=$(SEED) model.demo $(DATA)
+SETTINGS = seed=$(SEED) model.demo dataset.data_path=$(DATA) precision=$(FASTEST)
 GLOBAL = $(FOLDER)/global/resnet18_demo_global.pt
 FROZEN = $(FOLDER)/frozen/resnet18_demo_rerank.pt
 FINETUNED = $(FOLDER)/finetune/resnet18_demo_rerank.pt
-# VAL: the split file to choose the best epoch on, instead of the test set
-VAL ?=
-CHOOSE = $(if $(VAL),dataset.val_file=$(VAL))
+CHOOSE = dataset.val_file=val.txt
 CACHE = cache_nn_inds=$(FOLDER)/eval_global/nn_inds.pkl
-TRIPLETS = $(CHOOSE) cache_nn_inds=$(FOLDER)/$(if $(VAL),nn_val,eval_global)/nn_inds.pkl dataset.train_cache_nn_inds=$(FOLDER)/nn_train/nn_inds.pkl
+TRIPLETS = $(CHOOSE) cache_nn_inds=$(FOLDER)/nn_val/nn_inds.pkl dataset.train_cache_nn_inds=$(FOLDER)/nn_train/nn_inds.pkl
 
 # $(call step,folder,command): Sacred's folder is the run's own
 step = @test -e $(FOLDER)/$(1)/done || { echo "== $(1)" && $(BIN)/python $(firstword $(2)) -F $(FOLDER)/$(1) with \
 	temp_dir=$(FOLDER)/$(1) $(wordlist 2,99,$(2)) $(SETTINGS) && touch $(FOLDER)/$(1)/done; }
-tau = 'scheduler_tau=[$(shell expr $(1) \* 8 / 10),$(shell expr $(1) \* 19 / 20)]' epochs=$(1)
+tau = 'scheduler_tau=[$(shell expr \( $(1) \* 7 + 5 \) / 10),$(shell expr \( $(1) \* 9 + 5 \) / 10)]' epochs=$(1)
 
 .PHONY: demo-chain
 demo-chain:
 	$(call step,global,experiment_global.py dataset.demo_global $(CHOOSE) lr=0.05 $(call tau,$(word 1,$(EPOCHS))))
 	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
 	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
-	$(if $(VAL),$(call step,nn_val,eval_global.py dataset.demo_global resume=$(GLOBAL) dataset.test_file=$(VAL)))
-	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.001 \
-		model.freeze_backbone=True $(call tau,$(word 2,$(EPOCHS))))
+	$(call step,nn_val,eval_global.py dataset.demo_global resume=$(GLOBAL) dataset.test_file=val.txt)
+	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.0005 \
+		model.freeze_backbone=True frozen_views=$(VIEWS) dataset.batch_size=60 $(call tau,$(word 2,$(EPOCHS))))
 	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))
 	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) lr=0.0001 \
 		$(call tau,$(word 3,$(EPOCHS))))

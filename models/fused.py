@@ -9,8 +9,12 @@ from torch import Tensor, nn
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
-    """`activation(x @ weight.T + bias)`; the activation is 'none', 'relu' or 'gelu'."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none", added: Tensor | None = None) -> Tensor:
+    """`activation(x @ weight.T + bias) + added`; the activation is 'none', 'relu' or 'gelu'."""
+    if added is not None:
+        if _by_onednn(x) and activation == "none" and added.dtype == x.dtype:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, "add")
+        return linear(x, weight, bias, activation) + added
     if _by_onednn(x):
         kind = "none" if activation == "gelu" else ""
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)

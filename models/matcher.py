@@ -79,23 +79,30 @@ class Matcher(nn.Module):
 
 def _encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Tensor:
     """One `nn.TransformerEncoderLayer` on (B, L, d), computing the first `num_outputs` tokens only (default: all)."""
-    kept = tokens[:, :num_outputs]
+    attention, inputs = layer.self_attn, layer.norm1(tokens) if layer.norm_first else tokens
+    attended = _attended(attention, inputs, num_outputs)
+    kept = _residual(tokens[:, :num_outputs], attended, attention.out_proj, layer.dropout1)
     if layer.norm_first:
-        kept = kept + layer.dropout1(_attention(layer.self_attn, layer.norm1(tokens), num_outputs))
-        return kept + _feed_forward(layer, layer.norm2(kept))
-    kept = layer.norm1(kept + layer.dropout1(_attention(layer.self_attn, tokens, num_outputs)))
-    return layer.norm2(kept + _feed_forward(layer, kept))
+        return _residual(kept, _hidden(layer, layer.norm2(kept)), layer.linear2, layer.dropout2)
+    kept = layer.norm1(kept)
+    return layer.norm2(_residual(kept, _hidden(layer, kept), layer.linear2, layer.dropout2))
 
 
-def _feed_forward(layer, tokens: Tensor) -> Tensor:
-    hidden = linear(
-        tokens.to(layer.linear1.weight.dtype), layer.linear1.weight, layer.linear1.bias, layer.activation.__name__
-    )
-    return layer.dropout2(linear(layer.dropout(hidden), layer.linear2.weight, layer.linear2.bias))
+def _residual(tokens: Tensor, x: Tensor, projection: nn.Linear, dropout: nn.Dropout) -> Tensor:
+    """`tokens + dropout(projection(x))`."""
+    if dropout.training and dropout.p:
+        return tokens + dropout(linear(x, projection.weight, projection.bias))
+    return linear(x, projection.weight, projection.bias, added=tokens)
 
 
-def _attention(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: int | None) -> Tensor:
-    """Self-attention on (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
+def _hidden(layer, tokens: Tensor) -> Tensor:
+    """The inner activations of a layer's feed-forward part."""
+    first = layer.linear1
+    return layer.dropout(linear(tokens.to(first.weight.dtype), first.weight, first.bias, layer.activation.__name__))
+
+
+def _attended(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: int | None) -> Tensor:
+    """Self-attention's heads (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
     d, heads = attention.embed_dim, attention.num_heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     tokens = tokens.to(weight.dtype)
@@ -108,4 +115,4 @@ def _attention(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: in
         key, value = packed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     dropout = attention.dropout if attention.training else 0.0
     attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    return linear(attended.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+    return attended.transpose(1, 2).flatten(2)
