@@ -1,23 +1,28 @@
-"""Peak memory of an evaluation of reranking on a CPU, at SOP's full size: `python -m benchmarks.memory`.
+"""Peak memory on a CPU, of an evaluation of reranking at SOP's full size and of training steps in pieces.
 
-The evaluation's own code runs, on 60,502 blank images with 100 random neighbours each, in a process for each number
-format. The network does one piece in 1,000 of its work, so that minutes do instead of hours; for the others stand-ins
-answer at once, random local maps for embedding, a single product for scoring. What the network holds in memory while it
-works is thus measured. The loader's workers, processes of their own, are not.
+`python -m benchmarks.memory` prints both, each row measured in a process of its own. The evaluation's own code runs, on
+60,502 blank images with 100 random neighbours each. The network does one piece in 1,000 of its work, so that minutes do
+instead of hours; for the others stand-ins answer at once, random local maps for embedding, a single product for
+scoring. What the network holds in memory while it works is thus measured. The loader's workers, processes of their own,
+are not.
 """
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 
 import torch
 from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
 
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
-from utils.training import evaluate_rerank
+from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
+from utils.training import evaluate_rerank, train_global, train_rerank
 
 IMAGES, NEIGHBOURS, BATCH = 60_502, 100, 600
 EVERY = 1000
@@ -63,6 +68,11 @@ class OccasionalNetwork(RerankingResNet):
         return embed_or_draw
 
 
+def peak_memory() -> int:
+    """The most resident bytes that this process has held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def measure(dtype: torch.dtype, images: int = IMAGES) -> tuple[int, int, float]:
     """Bytes of the local maps, the process's peak resident bytes, and seconds, of an evaluation in `dtype`."""
     start = time.perf_counter()
@@ -71,18 +81,42 @@ def measure(dtype: torch.dtype, images: int = IMAGES) -> tuple[int, int, float]:
     model.matcher = OccasionalMatcher()
     neighbours = torch.randint(images, (images, NEIGHBOURS))
     evaluate_rerank(model, neighbours, Images(images), None, [1, 10, 100], dtype)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return images * 128 * 7 * 7 * dtype.itemsize, peak, time.perf_counter() - start
+    return images * 128 * 7 * 7 * dtype.itemsize, peak_memory(), time.perf_counter() - start
+
+
+def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
+    """Peak resident bytes of a process during two steps on `batch` blank images, above what it held before."""
+    torch.manual_seed(0)
+    model = RerankingResNet(1000, Matcher(), normalize=True)
+    pixels, labels = torch.full((batch, 3, 224, 224), 128, dtype=torch.uint8), torch.arange(batch) // 2
+    train, loss = {
+        "global": (train_global, Contrastive()),
+        "rerank": (train_rerank, BinaryCrossEntropyWithLogits()),
+    }[task]
+    optimizer = SGD(model.parameters(), 1e-3)
+    loader, scheduler = [(pixels, labels, torch.arange(batch))] * 2, MultiStepLR(optimizer, [1000])
+    before = peak_memory()
+    train(model, loader, loss, optimizer, scheduler, 0, micro_batch=micro_batch)  # type: ignore[operator]
+    return peak_memory() - before
+
+
+def apart(measured: Callable, *arguments):
+    """What a function returns in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measured, *arguments).result()
 
 
 def main() -> None:
     print(f"{IMAGES:,} images, {NEIGHBOURS} neighbours each, torch {torch.__version__}\n")
     print("| local maps in | one copy of them | peak memory | besides one copy | time |\n|---|---|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            maps, peak, seconds = process.submit(measure, dtype).result()
+        maps, peak, seconds = apart(measure, dtype)
         sizes = " | ".join(f"{size / 1e9:.2f} GB" for size in (maps, peak, peak - maps))
         print(f"| {str(dtype).removeprefix('torch.')} | {sizes} | {seconds:.0f} s |", flush=True)
+    print("\n| training | batch | micro_batch | memory of a step |\n|---|---|---|---|")
+    for task, (batch, micro_batch) in product(("global", "rerank"), ((12, None), (48, None), (48, 12), (96, 12))):
+        memory = apart(measure_training, task, batch, micro_batch)
+        print(f"| {task} | {batch} | {micro_batch} | {memory / 1e9:.2f} GB |", flush=True)
 
 
 if __name__ == "__main__":
