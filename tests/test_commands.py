@@ -129,7 +129,6 @@ def test_the_captured_output_of_a_long_run_is_what_a_terminal_shows(observed):
 
     @ex.main
     def main(_run):
-        _run.info["bars"] = 1
         _run.log_scalar("bars", 1)
         with tqdm(range(3), desc="Bar") as progress:
             for i in progress:
@@ -137,9 +136,11 @@ def test_the_captured_output_of_a_long_run_is_what_a_terminal_shows(observed):
                     _run._emit_heartbeat()
                     progress.set_postfix(acc="0.5")
 
-    lines = observed(ex).printed.splitlines()
+    run = observed(ex)
+    lines = run.printed.splitlines()
     assert len(lines) == 1
     assert re.fullmatch(r"Bar: 100%.* 3/3 \[.*, acc=0\.5\]", lines[0])
+    assert 0.1 < run.info["peak_memory_gb"] < 100
 
 
 def test_evaluation_of_the_initial_model_says_so(tiny, observed, tmp_path):

@@ -55,7 +55,7 @@ def training_run(folder: Path, seed=1, best=81.0, status="COMPLETED", **changes)
         folder,
         run=entry(status),
         config=config(seed, **changes),
-        info={"recall": {"1": best, "10": 92.0}},
+        info={"recall": {"1": best, "10": 92.0}, "peak_memory_gb": 1.5},
         metrics={
             "train.loss": scalar([0.0, 0.5, 1.0, 1.5], [4.0, 2.0, 1.0, 0.5]),
             "val.recall@1": scalar([0, 1, 2], [50.0, best, best - 1]),
@@ -106,6 +106,7 @@ def test_our_training_run(tmp_path):
     assert run.best_epoch == 1
     assert run.last == {1: 80.0, 10: 93.0}
     assert run.duration == timedelta(days=1, hours=1, minutes=5, seconds=6)
+    assert run.memory == 1.5
     assert run.losses == [(0.0, 4.0), (0.5, 2.0), (1.0, 1.0), (1.5, 0.5)]
     assert run.problems == []
 
@@ -271,12 +272,13 @@ def test_text(three_runs):
     runs, title, groups = as_tables(three_runs, text_table).rstrip("\n").split("\n\n")
     header, first, _, third = runs.splitlines()
     names = (
-        "folder experiment script dataset seed R@1 best R@10 best best epoch R@1 last R@10 last duration status group"
+        "folder experiment script dataset seed R@1 best R@10 best best epoch R@1 last R@10 last duration memory (GB) "
+        "status group"
     )
     assert " ".join(header.split()) == names
     assert first.split("  ")[0] == str(three_runs[0].folder)
-    assert first.endswith("25:05:06  COMPLETED      1")
-    assert first.split()[-9:-3] == ["1", "80.00", "92.00", "1", "79.00", "93.00"]
+    assert first.endswith("25:05:06         1.50  COMPLETED      1")
+    assert first.split()[-10:-4] == ["1", "80.00", "92.00", "1", "79.00", "93.00"]
     assert third.split()[-7:] == ["85.65", "92.95", "2", "85.61", "92.97", "25:05:06", "COMPLETED"]
     assert "mean ± sample standard deviation" in title
     assert groups.splitlines()[1].split("  ")[-1] == "93.00 ± 0.00"
@@ -288,7 +290,7 @@ def test_markdown(three_runs):
     tables = as_tables(three_runs, markdown_table, "## ")
     lines = [line for line in tables.splitlines() if line.startswith("|")]
     runs, groups = lines[:5], lines[5:]
-    assert {line.count("|") for line in runs} == {14}
+    assert {line.count("|") for line in runs} == {15}
     assert {line.count("|") for line in groups} == {10}
     assert set(runs[1]) == set(groups[1]) == {"|", "-", " "}
     assert groups[2].startswith("| 1 | 2 | Rerank (train) | sop_rerank | 1, 2 | 81.50 ± 2.12 |")

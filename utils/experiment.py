@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import re
+import resource
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -37,8 +38,16 @@ class CommandError(SacredError):
 def set_up(ex: Experiment) -> Experiment:
     """Captured output is kept as a terminal would show it."""
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
+    ex.post_run_hook(note_memory)
     ex.post_run_hook(write_output_anew)
     return ex
+
+
+def note_memory(_run: Run) -> None:
+    """Note the most memory that the process, and its tensors on a GPU, held, in GB; its workers are not counted."""
+    _run.info["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    if torch.cuda.is_available():
+        _run.info["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
 def write_output_anew(_run: Run) -> None:

@@ -61,6 +61,7 @@ def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
             "best epoch": run.best_epoch,
             **{f"R@{k} last": run.last.get(k) for k in ks},
             "duration": run.duration,
+            "memory (GB)": run.memory,
             "status": run.status,
             "group": group_of.get(run.folder),
         }

@@ -35,6 +35,7 @@ class Run:
     script: object
     config: dict
     duration: timedelta | None
+    memory: float | None  # the process's peak, in GB
     losses: list[tuple[float, float]]
     validations: dict[int, Recalls]
     best: Recalls
@@ -90,6 +91,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
         script=at(entry, "experiment", "mainfile"),
         config=config,
         duration=end - start if start and end else None,
+        memory=_number(at(info, "peak_memory_gb")),
         losses=_curve(metrics, "train.loss"),
         validations=validations,
         best=best,
