@@ -41,15 +41,15 @@ class Images:
 
 
 class OccasionalMatcher(Matcher):
-    """Scores every 1,000th lot of pairs by the matcher; the others get one product of their maps' first numbers."""
+    """Scores every 1,000th lot of pairs by the matcher; the others get one product of their tokens' first numbers."""
 
     calls = 0
 
-    def forward(self, src_global: Tensor | None, src_local: Tensor, tgt_global: Tensor | None, tgt_local: Tensor):
+    def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
         self.calls += 1
         if self.calls % EVERY == 1:
-            return super().forward(src_global, src_local, tgt_global, tgt_local)
-        return src_local[:, 0, 0, 0].float() * tgt_local[:, 0, 0, 0].float()
+            return super().score(query_tokens, candidate_tokens)
+        return query_tokens[:, 0, 0].float() * candidate_tokens[:, 0, 0].float()
 
 
 class OccasionalNetwork(RerankingResNet):

@@ -16,7 +16,7 @@ class Matcher(nn.Module):
     """Scores pairs of local maps: the sequence `[CLS] query tokens [SEP] candidate tokens` goes through a transformer
     encoder, and its CLS output through a linear layer to one logit; larger means more alike.
 
-    `encode` turns images into tokens, `score` compares them pair by pair.
+    `encode_queries` and `encode_candidates` turn images into tokens, `score` compares them pair by pair.
     """
 
     def __init__(
@@ -47,10 +47,18 @@ class Matcher(nn.Module):
 
         The two sides' maps may differ in height and width. The global descriptors are accepted and not used.
         """
-        return self.score(self.encode(src_local, QUERY), self.encode(tgt_local, CANDIDATE))
+        return self.score(self.encode_queries(src_local), self.encode_candidates(tgt_local))
 
-    def encode(self, local: Tensor, segment: int) -> Tensor:
-        """Tokens (B, h*w, d) of local maps (B, d, h, w): position code and `segment`'s vector added, row by row."""
+    def encode_queries(self, local: Tensor) -> Tensor:
+        """Tokens (B, h*w, d), row by row, of query images' local maps (B, d, h, w)."""
+        return self._encode(local, QUERY)
+
+    def encode_candidates(self, local: Tensor) -> Tensor:
+        """The same of candidates' maps."""
+        return self._encode(local, CANDIDATE)
+
+    def _encode(self, local: Tensor, segment: int) -> Tensor:
+        """Local features with the position code and `segment`'s vector added."""
         position = sine_position_encoding(*local.shape[1:]).to(local.device)
         return (local + position).flatten(2).transpose(1, 2) + self.seg_encoder.weight[segment]
 

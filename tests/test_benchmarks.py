@@ -60,15 +60,15 @@ def test_triplets_have_the_same_distribution():
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_memory_of_an_evaluation(monkeypatch, dtype, size):
     lots = {"embedded": [], "scored": []}
-    embed, score = memory.RerankingResNet.embedder, memory.Matcher.forward
+    embed, score = memory.RerankingResNet.embedder, memory.Matcher.score
 
     def counted_embedder(model, dtype):
         return lambda images: lots["embedded"].append(len(images)) or embed(model, dtype)(images)
 
     monkeypatch.setattr(memory.RerankingResNet, "embedder", counted_embedder)
-    monkeypatch.setattr(memory.Matcher, "forward", lambda *maps: lots["scored"].append(len(maps[2])) or score(*maps))
+    monkeypatch.setattr(memory.Matcher, "score", lambda *given: lots["scored"].append(len(given[1])) or score(*given))
     maps, peak, seconds = memory.measure(dtype, 30)
     assert maps == 30 * 128 * 49 * size
     assert peak > maps
     assert seconds > 0
-    assert lots == {"embedded": [8], "scored": [80]}  # the first lot of each, of 4 and of 38
+    assert lots == {"embedded": [8], "scored": [40]}  # the first lot of each, of 4 and of 38

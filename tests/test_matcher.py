@@ -83,6 +83,6 @@ def test_half_precision_products_with_tokens_in_float32():
     assert {tensor.dtype for tensor in products} == {torch.bfloat16}
     assert {tensor.dtype for tensor in others} == {tensor.dtype for tensor in exact.parameters()} == {torch.float32}
     maps = torch.randn(2, 50, 32, 3, 3).bfloat16()
-    assert half.encode(maps[0], 2).dtype == torch.float32
+    assert half.encode_queries(maps[0]).dtype == torch.float32
     expected = exact(None, maps[0].float(), None, maps[1].float())
     torch.testing.assert_close(half(None, maps[0], None, maps[1]), expected, atol=0.02, rtol=0)

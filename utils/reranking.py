@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 
-PAIRS = {"cpu": 80, "cuda": 6000}  # pairs scored at a time: activations stay in a CPU's cache, or fill a GPU
+PAIRS = {"cpu": 40, "cuda": 6000}  # pairs scored at a time: activations stay in a CPU's cache, or fill a GPU
 
 
 @torch.inference_mode()
@@ -30,16 +30,16 @@ def rerank(
     query_maps = gallery_maps if alone else _placed(query_maps, device)
     places = neighbours.flatten().to(gallery_maps.device)
     scores = torch.empty(len(places))
-    start, at_once = 0, PAIRS[device.type]
+    start, at_once, columns = 0, PAIRS[device.type], neighbours.shape[1]
     with tqdm(total=len(places), desc="Reranking", unit="pair", unit_scale=True) as progress:
         while start < len(places):
             chunk = slice(start, min(start + at_once, len(places)))
-            queries = torch.arange(chunk.start, chunk.stop, device=query_maps.device) // neighbours.shape[1]
+            queries = torch.arange(chunk.start, chunk.stop, device=device) // columns
+            first, last = chunk.start // columns, (chunk.stop - 1) // columns
             try:
-                query, candidate = (
-                    _moved(maps[rows], device) for maps, rows in ((query_maps, queries), (gallery_maps, places[chunk]))
-                )
-                scores[chunk] = matcher(None, query, None, candidate).cpu()
+                query = matcher.encode_queries(_moved(query_maps[first : last + 1], device))[queries - first]
+                candidate = matcher.encode_candidates(_moved(gallery_maps[places[chunk]], device))
+                scores[chunk] = matcher.score(query, candidate).cpu()
             except torch.OutOfMemoryError:
                 if at_once == 1:
                     raise InputError(
@@ -47,7 +47,7 @@ def rerank(
                     ) from None
                 at_once //= 2
                 continue
-            progress.update(len(query))
+            progress.update(len(queries))
             start += at_once
     scores = scores.view(neighbours.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
