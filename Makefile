@@ -36,9 +36,9 @@ demo-long: install
 		EPOCHS="10 160 3" VIEWS=24 || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
-# bf16 where the machine computes in it, else the default
-FASTEST = $(shell $(BIN)/python -c "import torch; print('bf16' if torch.cuda.is_available() or \
-	torch.cpu.get_capabilities().get('amx_bf16') else 'fp32')")
+# bf16 where the machine computes in it, else fp32; asked once
+FASTEST = $(eval FASTEST := $(shell $(BIN)/python -c "import torch; print('bf16' if torch.cuda.is_available() or \
+	torch.cpu.get_capabilities().get('amx_bf16') else 'fp32')"))$(FASTEST)
 
 FOLDER = $(RUN)/$(SEED)
 SETTINGS = seed=$(SEED) model.demo dataset.data_path=$(DATA) precision=$(FASTEST)
