@@ -44,14 +44,14 @@ def test_equal_logits_keep_their_order():
 def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting):
     model, maps, neighbours = Model(), torch.randn(6, 16, 2, 2), torch.randint(0, 6, (6, 5))
     expected = rerank(model, maps, maps, neighbours)
-    forward = Matcher.forward
+    score = Matcher.score
 
     def small(self, *pair):
         if len(pair[1]) > fitting:
             raise torch.OutOfMemoryError("full")
-        return forward(self, *pair)
+        return score(self, *pair)
 
-    monkeypatch.setattr(Matcher, "forward", small)
+    monkeypatch.setattr(Matcher, "score", small)
     scores, positions = rerank(model, maps, maps, neighbours)
     np.testing.assert_allclose(scores, expected[0], atol=1e-5)
     np.testing.assert_array_equal(positions, expected[1])
