@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.blocks import residual_blocks
 from models.fused import convolution
 
 
@@ -23,10 +24,8 @@ class Embedder:
 
         self.model, self.dtype = model, dtype
         self.stem, self.blocks = folded(model.conv1, model.bn1), []
-        for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
-            names = [number for number in "123" if hasattr(block, f"conv{number}")]
-            convs = [folded(getattr(block, f"conv{number}"), getattr(block, f"bn{number}")) for number in names]
-            self.blocks.append((convs, None if block.downsample is None else folded(*block.downsample)))
+        for pairs, shortcut in residual_blocks(model):
+            self.blocks.append(([folded(*pair) for pair in pairs], shortcut and folded(*shortcut)))
         self.remap_local = copy.deepcopy(model.remap_local).to(dtype)
 
     @torch.inference_mode()
