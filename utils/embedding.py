@@ -20,12 +20,15 @@ def embed(model, loader, output: int, what: str, dtype: torch.dtype, folder: str
     Where the descriptors are kept in a folder, both kinds are taken in one pass.
     """
     model.eval()
-    embedder, device = model.embedder(dtype), device_of(model)
+    device = device_of(model)
     if folder is None:
+        embedder = model.embedder(dtype)
         (features,), labels = _embed_images(lambda images: embedder(images)[output : output + 1], loader, what, device)
         return features, labels
     images = loader.dataset
-    kept = kept_features(folder, model, images, dtype, lambda: _embed_images(embedder, loader, what, device)[0])
+    kept = kept_features(
+        folder, model, images, dtype, lambda: _embed_images(model.embedder(dtype), loader, what, device)[0]
+    )
     return (kept[0].to(device) if output == 0 else kept[1]), torch.from_numpy(images.labels)
 
 
