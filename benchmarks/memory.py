@@ -7,7 +7,6 @@ scoring. What the network holds in memory while it works is thus measured. The l
 are not.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
+from utils.experiment import peak_memory
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.training import evaluate_rerank, train_global, train_rerank
 
@@ -66,11 +66,6 @@ class OccasionalNetwork(RerankingResNet):
             return torch.randn(len(images), 128), torch.randn(len(images), 128, 7, 7).to(dtype)
 
         return embed_or_draw
-
-
-def peak_memory() -> int:
-    """The most resident bytes that this process has held."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure(dtype: torch.dtype, images: int = IMAGES) -> tuple[int, int, float]:

@@ -38,12 +38,13 @@ def build(freeze_backbone: bool = False) -> RerankingResNet:
 def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
     """The matrix products that remain to be done for some pairs, alone, by cuBLAS or oneDNN.
 
-    The last layer reads one token only. They are done for as many pairs at a time as scoring takes.
+    The last layer reads one token only. Attention's two products, for all heads together, count as one of as many
+    operations. They are done for as many pairs at a time as scoring takes.
     """
     at_once = min(pairs, PAIRS[device.type])
     tokens = torch.randn(at_once * TOKENS, 128, device=device, dtype=dtype)
     wide = torch.randn(at_once * TOKENS, 1024, device=device, dtype=dtype)
-    shapes = ((384, 128), (128, 128), (1024, 128), (128, 1024))
+    shapes = ((384, 128), (2 * TOKENS, 128), (128, 128), (1024, 128), (128, 1024))
     weights = [torch.randn(*shape, device=device, dtype=dtype) for shape in shapes]
 
     def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -54,7 +55,7 @@ def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Ca
     def run() -> None:
         for _ in range(pairs // at_once):
             for _ in range(5):
-                for left, right in zip((tokens, tokens, tokens, wide), weights, strict=True):
+                for left, right in zip((tokens, tokens, tokens, tokens, wide), weights, strict=True):
                     product(left, right)
             product(tokens, weights[0][128:])
 

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import re
 import resource
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -45,9 +46,14 @@ def set_up(ex: Experiment) -> Experiment:
 
 def note_memory(_run: Run) -> None:
     """Note the most memory that the process, and its tensors on a GPU, held, in GB; its workers are not counted."""
-    _run.info["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    _run.info["peak_memory_gb"] = round(peak_memory() / 1e9, 2)
     if torch.cuda.is_available():
         _run.info["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+
+
+def peak_memory() -> int:
+    """The most resident bytes that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_output_anew(_run: Run) -> None:

@@ -103,14 +103,14 @@ def _refusing(index: str) -> Iterator[None]:
 
 def _search(index: faiss.Index, queries: Tensor, own: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Distances and positions (n, k) of queries, each without its `own` position if there is one; -1: none found."""
-    distances = np.empty((len(queries), k), np.float32)
-    positions = np.empty((len(queries), k), np.int64)
+    distances, positions = (np.empty((len(queries), k), kind) for kind in (np.float32, np.int64))
+    columns = k + (own is not None)
+    found = [np.empty((min(BLOCK, len(queries)), columns), kind) for kind in (np.float32, np.int64)]
     for start in range(0, len(queries), BLOCK):
-        rows = slice(start, start + BLOCK)
-        found = index.search(_rows(queries[rows]), k + (own is not None))
-        if own is not None:
-            found = _without_self(*found, own[rows])
-        distances[rows], positions[rows] = found
+        rows = slice(start, min(start + BLOCK, len(queries)))
+        block = [values[: rows.stop - start] for values in found]
+        index.search(_rows(queries[rows]), columns, D=block[0], I=block[1])
+        distances[rows], positions[rows] = block if own is None else _without_self(*block, own[rows])
     return distances, positions
 
 
