@@ -259,6 +259,18 @@ def test_evaluations_of_different_checkpoints_under_one_seed_are_not_averaged(tm
     assert [[run.folder.name for run in group] for group in groups] == [["2", "3"]]
 
 
+def test_a_seed_in_a_path_does_not_keep_evaluations_apart(tmp_path):
+    for seed in (1, 2, 12):
+        for name in ("frozen", "finetune"):
+            training_run(tmp_path / f"{seed}{name}", seed=seed, resume=f"logs/{seed}/{name}/resnet18_sop.pt")
+    training_run(tmp_path / "3frozen", seed=3, resume="elsewhere/frozen/resnet18_sop.pt")
+    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
+    assert sorted(sorted(run.folder.name for run in group) for group in groups) == [
+        ["12finetune", "1finetune", "2finetune"],
+        ["12frozen", "1frozen", "2frozen"],
+    ]
+
+
 @pytest.fixture
 def three_runs(tmp_path):
     """Two seeds and a published run."""

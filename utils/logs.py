@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -25,23 +26,32 @@ WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     """Completed runs with recalls that differ only in `seed` and in the files they read and write, two or more each.
 
-    Where a seed occurs twice among them, they must have read the same files too: what differs may be the checkpoint, as
-    when a frozen and a finetuned model are evaluated.
+    Where a seed occurs twice among them, they must have read the same files too, or files whose paths differ only in
+    the seed: what differs may be the checkpoint, as when a frozen and a finetuned model are evaluated.
     """
     completed = [run for run in runs if run.status == "COMPLETED" and run.best and run.config]
     groups = []
     for group in _partition(completed, WHERE_WRITTEN | WHERE_READ):
         seeds = [json.dumps(run.config.get("seed")) for run in group]
-        groups += [group] if len(set(seeds)) == len(seeds) else _partition(group, WHERE_WRITTEN)
+        if len(set(seeds)) == len(seeds):
+            groups.append(group)
+            continue
+        alike = _partition(group, WHERE_WRITTEN)
+        groups += alike + _partition([run for (run, *others) in alike if not others], WHERE_WRITTEN, seed_in_paths=True)
     return [group for group in groups if len(group) > 1]
 
 
-def _partition(runs: Sequence[Run], ignored: set[str]) -> list[list[Run]]:
-    def rest(node):
-        return {key: rest(node[key]) for key in node if key not in ignored} if isinstance(node, dict) else node
-
+def _partition(runs: Sequence[Run], ignored: set[str], seed_in_paths: bool = False) -> list[list[Run]]:
+    """Runs of equal configs, but for `ignored` keys, and for a run's seed in its paths when `seed_in_paths`."""
     groups = defaultdict(list)
     for run in runs:
+        seed = re.compile(rf"(?<!\d){re.escape(str(run.config.get('seed')))}(?!\d)")
+
+        def rest(node, seed: re.Pattern = seed):
+            if isinstance(node, dict):
+                return {key: rest(node[key]) for key in node if key not in ignored}
+            return seed.sub("seed", node) if seed_in_paths and isinstance(node, str) else node
+
         groups[json.dumps([run.experiment, rest(run.config)], sort_keys=True)].append(run)
     return list(groups.values())
 
