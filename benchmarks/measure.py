@@ -14,8 +14,16 @@ import torch
 class Cost(NamedTuple):
     """What a variant takes."""
 
-    seconds: float  # median
+    times: list[float]  # in seconds, one of each repetition
     memory: int | None  # at most, in bytes above what was held before its first run; None where Linux does not tell
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times)
+
+    def over(self, other: "Cost") -> float:
+        """This time over another's: the median of the repetitions' ratios, as the machine's speed drifts."""
+        return statistics.median(mine / its for mine, its in zip(self.times, other.times, strict=True))
 
 
 def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3) -> dict[str, Cost]:
@@ -29,7 +37,7 @@ def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
-    return {name: Cost(statistics.median(times[name]), memory[name]) for name in variants}
+    return {name: Cost(times[name], memory[name]) for name in variants}
 
 
 def _memory_of(run: Callable[[], object]) -> int | None:
@@ -75,8 +83,8 @@ class Table:
                 f"{size:,}",
                 f"{size / plain.seconds:,.0f} {unit}/s",
                 f"{size / cost.seconds:,.0f} {unit}/s",
-                f"{plain.seconds / cost.seconds:.2f}",
-                f"{100 * limit.seconds / cost.seconds:.0f} %" if limit else "",
+                f"{plain.over(cost):.2f}",
+                f"{100 * limit.over(cost):.0f} %" if limit else "",
                 ""
                 if plain.memory is None or cost.memory is None
                 else f"{plain.memory >> 20} / {cost.memory >> 20} MiB",

@@ -1,6 +1,7 @@
 """Every stage beside its straightforward counterpart and the machine's limit: `python -m benchmarks.run`.
 
-Times are medians of repetitions in which the variants take turns: ratios hold on a machine whose speed drifts.
+Times, and ratios, are medians of repetitions in which the variants take turns: ratios hold on a machine whose speed
+drifts.
 """
 
 import argparse
@@ -75,7 +76,8 @@ def pair_scoring(table: Table, device: torch.device) -> None:
             "bf16": lambda: rerank(model, half[:queries], half, neighbours),
             "limit fp32": matcher_products(pairs, device, torch.float32),
             "limit bf16": matcher_products(pairs, device, torch.bfloat16),
-        }
+        },
+        repetitions=7,
     )
     table.add("pair scoring", pairs, "pairs", costs)
 
@@ -110,7 +112,8 @@ def searching(table: Table, device: torch.device) -> None:
         {
             "straightforward": lambda: index.search(features.numpy(), 1000),
             "ours": lambda: nearest_neighbours(features.to(device), None, 999),
-        }
+        },
+        repetitions=2,
     )
     table.add("nearest neighbours, K = 1,000", count, "queries", costs)
 

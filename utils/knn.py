@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.errors import InputError
 
 EXACT = "Flat"
-BLOCK = 4096  # queries per search call: bounds the memory of its results
+BLOCK = 4096  # queries from which their own positions are taken at a time: bounds memory
 SAMPLE = 1000  # queries on which an approximate index is compared with exact search
 
 
@@ -102,27 +102,27 @@ def _refusing(index: str) -> Iterator[None]:
 
 
 def _search(index: faiss.Index, queries: Tensor, own: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and positions (n, k) of queries, each without its `own` position if there is one; -1: none found."""
-    distances, positions = (np.empty((len(queries), k), kind) for kind in (np.float32, np.int64))
-    columns = k + (own is not None)
-    found = [np.empty((min(BLOCK, len(queries)), columns), kind) for kind in (np.float32, np.int64)]
+    """Distances and positions (n, k) of queries, each without its `own` position if there is one; -1: none found.
+
+    Without a copy of what faiss has filled: it takes time.
+    """
+    distances, positions = index.search(_rows(queries), k + (own is not None))
+    if own is None:
+        return distances, positions
     for start in range(0, len(queries), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(queries)))
-        block = [values[: rows.stop - start] for values in found]
-        index.search(_rows(queries[rows]), columns, D=block[0], I=block[1])
-        distances[rows], positions[rows] = block if own is None else _without_self(*block, own[rows])
-    return distances, positions
+        rows = slice(start, start + BLOCK)
+        _leave_out_own(distances[rows], positions[rows], own[rows])
+    return distances[:, 1:], positions[:, 1:]
 
 
 def _rows(descriptors: Tensor) -> np.ndarray:
     return np.ascontiguousarray(descriptors.detach().to("cpu", torch.float32).numpy())
 
 
-def _without_self(distances: np.ndarray, positions: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop each row's own position, or its last column where that is not among the ones found."""
+def _leave_out_own(distances: np.ndarray, positions: np.ndarray, own: np.ndarray) -> None:
+    """Move what a row found over its own position, or its last column where that is missing: the first is left over."""
     elsewhere = np.flatnonzero(positions[:, 0] != own)  # than in the first column, or nowhere
     drop = positions[elsewhere] == own[elsewhere, None]
     drop[~drop.any(axis=1), -1] = True
     for values in (distances, positions):
         values[elsewhere, 1:] = values[elsewhere][~drop].reshape(len(elsewhere), values.shape[1] - 1)
-    return distances[:, 1:], positions[:, 1:]
