@@ -1,11 +1,6 @@
 """Losses, metrics, search, training, files. The names below are fetched at first use: importing torch takes seconds."""
 
-import os
 from importlib import import_module
-
-# Tensors of 2 MB and more lie in huge pages where Linux grants them: each step takes them anew, and page by page that
-# can cost as much as filling them ten times. torch reads this at its first such tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "BinaryCrossEntropyWithLogits": "utils.losses",
