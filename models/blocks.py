@@ -1,6 +1,6 @@
 """The convolutions of torchvision's ResNet, each with its batch norm."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,28 @@ def residual_blocks(model) -> Iterator[tuple[list[Pair], Pair | None]]:
         yield pairs, None if block.downsample is None else tuple(block.downsample)
 
 
-def normalised(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """`norm(conv(x))`, with gradients; in eval mode the batch norm is folded into the convolution: one pass less."""
+def through_blocks(x: Tensor, blocks: Iterable, convolve: Callable[..., Tensor]) -> Tensor:
+    """`x` through blocks laid out as `residual_blocks` gives them; `convolve(x, convolution, activation, added)`."""
+    for (*first, last), shortcut in blocks:
+        identity = x if shortcut is None else convolve(x, shortcut)
+        for convolution in first:
+            x = convolve(x, convolution, "relu")
+        x = convolve(x, last, "relu", identity)
+    return x
+
+
+def normalised(x: Tensor, pair: Pair, activation: str = "none", added: Tensor | None = None) -> Tensor:
+    """`activation(norm(conv(x)) + added)`, with gradients; the activation is 'none' or 'relu'.
+
+    In eval mode the batch norm is folded into the convolution: one pass less.
+    """
+    conv, norm = pair
     if norm.training:
-        return norm(conv(x))
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, norm.bias - norm.running_mean * scale, conv.stride, conv.padding)  # type: ignore
+        y = norm(conv(x))
+    else:
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
+        weight = conv.weight * scale[:, None, None, None]
+        y = F.conv2d(x, weight, norm.bias - norm.running_mean * scale, conv.stride, conv.padding)  # type: ignore
+    if added is not None:
+        y = y + added
+    return F.relu(y, inplace=True) if activation == "relu" else y

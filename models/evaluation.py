@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.blocks import residual_blocks
+from models.blocks import residual_blocks, through_blocks
 from models.fused import convolution
 
 
@@ -38,9 +38,4 @@ class Embedder:
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` maps (B, C, H/32, W/32) in `dtype` of images as above."""
         x = self.model.maxpool(convolution(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
-        for convs, shortcut in self.blocks:
-            identity = x if shortcut is None else convolution(x, shortcut)
-            for conv in convs[:-1]:
-                x = convolution(x, conv, "relu")
-            x = convolution(x, convs[-1], "relu", identity)
-        return x
+        return through_blocks(x, self.blocks, convolution)

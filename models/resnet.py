@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.blocks import normalised, residual_blocks
+from models.blocks import normalised, residual_blocks, through_blocks
 from models.evaluation import Embedder
 from models.matcher import Matcher
 from utils.errors import InputError, choose
@@ -100,14 +100,8 @@ class RerankingResNet(ResNet):
 
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` map (B, C, H/32, W/32) of images as `forward` takes them."""
-        x = self.maxpool(F.relu(normalised(self.pixels(images), self.conv1, self.bn1), inplace=True))
-        for (*first, last), shortcut in residual_blocks(self):
-            y = x
-            for pair in first:
-                y = F.relu(normalised(y, *pair), inplace=True)
-            y = normalised(y, *last) + (x if shortcut is None else normalised(x, *shortcut))
-            x = F.relu(y, inplace=True)
-        return x
+        x = self.maxpool(normalised(self.pixels(images), (self.conv1, self.bn1), "relu"))
+        return through_blocks(x, residual_blocks(self), normalised)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised pixels, channels last, of images as `forward` takes them."""

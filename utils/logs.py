@@ -45,15 +45,16 @@ def _partition(runs: Sequence[Run], ignored: set[str], seed_in_paths: bool = Fal
     """Runs of equal configs, but for `ignored` keys, and for a run's seed in its paths when `seed_in_paths`."""
     groups = defaultdict(list)
     for run in runs:
-        seed = re.compile(rf"(?<!\d){re.escape(str(run.config.get('seed')))}(?!\d)")
-
-        def rest(node, seed: re.Pattern = seed):
-            if isinstance(node, dict):
-                return {key: rest(node[key]) for key in node if key not in ignored}
-            return seed.sub("seed", node) if seed_in_paths and isinstance(node, str) else node
-
-        groups[json.dumps([run.experiment, rest(run.config)], sort_keys=True)].append(run)
+        seed = re.compile(rf"(?<!\d){re.escape(str(run.config.get('seed')))}(?!\d)") if seed_in_paths else None
+        groups[json.dumps([run.experiment, _compared(run.config, ignored, seed)], sort_keys=True)].append(run)
     return list(groups.values())
+
+
+def _compared(node, ignored: set[str], seed: re.Pattern | None):
+    """A config without `ignored` keys, with one name for what `seed` matches in its texts."""
+    if isinstance(node, dict):
+        return {key: _compared(node[key], ignored, seed) for key in node if key not in ignored}
+    return seed.sub("seed", node) if seed and isinstance(node, str) else node
 
 
 def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
