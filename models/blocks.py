@@ -36,9 +36,14 @@ def normalised(x: Tensor, pair: Pair, activation: str = "none", added: Tensor | 
     if norm.training:
         y = norm(conv(x))
     else:
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
-        weight = conv.weight * scale[:, None, None, None]
-        y = F.conv2d(x, weight, norm.bias - norm.running_mean * scale, conv.stride, conv.padding)  # type: ignore
+        weight, bias = folded(conv, norm)
+        y = F.conv2d(x, weight, bias, conv.stride, conv.padding)  # type: ignore[arg-type]
     if added is not None:
         y = y + added
     return F.relu(y, inplace=True) if activation == "relu" else y
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does what `conv`, without a bias, and `norm` in eval mode do."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
+    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale  # type: ignore[operator]

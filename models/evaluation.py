@@ -1,13 +1,15 @@
 """A trained network as an evaluation runs it: batch norms folded into the convolutions, in one number format."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.blocks import residual_blocks, through_blocks
+from models.blocks import folded, residual_blocks, through_blocks
 from models.fused import convolution
+
+Folded = tuple[Tensor, Tensor, Any, Any]  # weight, bias, stride and padding
 
 
 class Embedder:
@@ -18,14 +20,14 @@ class Embedder:
 
     @torch.no_grad()
     def __init__(self, model, dtype: torch.dtype):
-        def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-            fused = fuse_conv_bn_eval(copy.deepcopy(conv).eval(), copy.deepcopy(norm).eval())
-            return fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        def ready(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded:
+            weight, bias = (tensor.to(dtype) for tensor in folded(conv, norm))
+            return weight.contiguous(memory_format=torch.channels_last), bias, conv.stride, conv.padding
 
         self.model, self.dtype = model, dtype
-        self.stem, self.blocks = folded(model.conv1, model.bn1), []
+        self.stem, self.blocks = ready(model.conv1, model.bn1), []
         for pairs, shortcut in residual_blocks(model):
-            self.blocks.append(([folded(*pair) for pair in pairs], shortcut and folded(*shortcut)))
+            self.blocks.append(([ready(*pair) for pair in pairs], shortcut and ready(*shortcut)))
         self.remap_local = copy.deepcopy(model.remap_local).to(dtype)
 
     @torch.inference_mode()
@@ -37,5 +39,9 @@ class Embedder:
     @torch.no_grad()
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` maps (B, C, H/32, W/32) in `dtype` of images as above."""
-        x = self.model.maxpool(convolution(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
-        return through_blocks(x, self.blocks, convolution)
+        x = self.model.maxpool(_convolved(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
+        return through_blocks(x, self.blocks, _convolved)
+
+
+def _convolved(x: Tensor, made: Folded, activation: str = "none", added: Tensor | None = None) -> Tensor:
+    return convolution(x, *made, activation, added)
