@@ -141,7 +141,7 @@ def sampling(table: Table) -> None:
 
 
 def training(table: Table, device: torch.device) -> None:
-    count = 12 if device.type == "cpu" else 300
+    count = 24 if device.type == "cpu" else 300
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
     floats, loader = pixels.float() / 255, [(pixels, labels, torch.arange(count))]
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
