@@ -30,10 +30,11 @@ demo: install
 	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 40 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 
+demo-long: FROZEN_EPOCHS = 120
 demo-long: install
 	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1400 val_classes=50
 	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed DATA=data/demo_long \
-		EPOCHS="10 120 3" VIEWS=24 || exit; done
+		EPOCHS="10 $(FROZEN_EPOCHS) 3" VIEWS=24 || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
 # bf16 where the machine computes in it, else fp32; asked once
