@@ -45,5 +45,6 @@ def normalised(x: Tensor, pair: Pair, activation: str = "none", added: Tensor | 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does what `conv`, without a bias, and `norm` in eval mode do."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
-    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    inverse = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
+    weight = conv.weight * (norm.weight * inverse)[:, None, None, None]
+    return weight, norm.bias - norm.running_mean * inverse * norm.weight  # type: ignore[operator]
