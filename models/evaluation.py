@@ -1,15 +1,12 @@
 """A trained network as an evaluation runs it: batch norms folded into the convolutions, in one number format."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks import folded, residual_blocks, through_blocks
 from models.fused import convolution
-
-Folded = tuple[Tensor, Tensor, Any, Any]  # weight, bias, stride and padding
 
 
 class Embedder:
@@ -20,9 +17,10 @@ class Embedder:
 
     @torch.no_grad()
     def __init__(self, model, dtype: torch.dtype):
-        def ready(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded:
-            weight, bias = (tensor.to(dtype) for tensor in folded(conv, norm))
-            return weight.contiguous(memory_format=torch.channels_last), bias, conv.stride, conv.padding
+        def ready(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+            one = copy.deepcopy(conv)
+            one.weight, one.bias = (nn.Parameter(tensor) for tensor in folded(conv, norm))
+            return one.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         self.model, self.dtype = model, dtype
         self.stem, self.blocks = ready(model.conv1, model.bn1), []
@@ -39,9 +37,5 @@ class Embedder:
     @torch.no_grad()
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` maps (B, C, H/32, W/32) in `dtype` of images as above."""
-        x = self.model.maxpool(_convolved(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
-        return through_blocks(x, self.blocks, _convolved)
-
-
-def _convolved(x: Tensor, made: Folded, activation: str = "none", added: Tensor | None = None) -> Tensor:
-    return convolution(x, *made, activation, added)
+        x = self.model.maxpool(convolution(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
+        return through_blocks(x, self.blocks, convolution)

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
@@ -21,20 +21,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none", ad
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
-def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor, stride, padding, activation: str = "none", added: Tensor | None = None
-) -> Tensor:
-    """`activation(conv(x) + added)` of a zero-padded convolution; the activation is 'none' or 'relu'."""
+def convolution(x: Tensor, conv: nn.Conv2d, activation: str = "none", added: Tensor | None = None) -> Tensor:
+    """`activation(conv(x) + added)` of a zero-padded convolution with a bias; the activation is 'none' or 'relu'."""
     if not _by_onednn(x):
-        y = F.conv2d(x, weight, bias, stride, padding)
-        if added is not None:
-            y += added
-        return F.relu(y, inplace=True) if activation == "relu" else y
-    shape = (padding, stride, (1, 1), 1)
+        y = conv(x)
+        return ACTIVATIONS[activation](y if added is None else y + added)
+    shape = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)  # type: ignore[arg-type]
     if added is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, activation, [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *shape, activation, [], "")
     unary = None if activation == "none" else activation
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, added, weight, bias, *shape, "add", 1.0, unary, [], None)
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, added, conv.weight, conv.bias, *shape, "add", 1.0, unary, [], None
+    )
 
 
 def _by_onednn(x: Tensor) -> bool:

@@ -29,5 +29,5 @@ def test_convolution(activation, added):
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
     x, other = torch.randn(2, 4, 9, 7), torch.randn(2, 6, 5, 4) if added else None
     expected = conv(x) + (other if added else 0)
-    got = convolution(x, conv.weight, conv.bias, conv.stride, conv.padding, activation, other)
+    got = convolution(x, conv, activation, other)
     torch.testing.assert_close(got, expected.relu() if activation == "relu" else expected, rtol=1e-5, atol=1e-5)
