@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import straightforward
 from benchmarks.measure import Table, interleaved
 from sop.dataset import Draw, ImageSet, Split
-from sop.decoding import PARTS
+from sop.encoded import collate
 from sop.image_cache import CachedImageSet
 from sop.transforms import test_transform, train_transform
 
@@ -27,13 +27,15 @@ def photos(folder: Path, count: int) -> Split:
     return Split([f"{i}.JPG" for i in range(count)], [0] * count)
 
 
-def loading(table: Table) -> None:
+def loading(table: Table, device: torch.device) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         split = photos(Path(folder), 64)
         every, labels = range(len(split.paths)), {0: 0}
-        exact, fast = (ImageSet(folder, split, labels, test_transform(224, decode)) for decode in PARTS)
+        exact, fast, encoded = (
+            ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast", "device")
+        )
         training = ImageSet(folder, split, labels, train_transform(224, "fast"))
         cached = CachedImageSet(folder, split, labels, 224, "exact", Path(folder) / "images")
         with redirect_stdout(sys.stderr):  # what it says is no row of the table
@@ -46,6 +48,8 @@ def loading(table: Table) -> None:
         if find_spec("simplejpeg"):  # not on every machine that has a GPU
             variants["decode='fast'"] = lambda: [fast[i] for i in every]
             variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
+        if find_spec("torchcodec"):
+            variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
         costs = interleaved(variants)
     torch.set_num_threads(threads)
     table.add("loading", len(split.paths), "images", costs)

@@ -189,7 +189,7 @@ def training(table: Table, device: torch.device) -> None:
 
 STAGES = {
     "scoring": pair_scoring,
-    "loading": lambda table, device: loading(table),
+    "loading": loading,
     "embedding": embedding,
     "searching": searching,
     "sampling": lambda table, device: sampling(table),

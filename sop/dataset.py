@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from sop.decoding import naming
 from sop.transforms import Transform, describe
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -117,18 +117,11 @@ class ImageSet(Dataset):
         """What the pixels follow from, in words and sums; InputError where a photo is missing."""
         return {"photos": photo_sum(self.folder, self.paths), "transform": describe(self.transform)}
 
-    def __getitem__(self, item: int | Draw) -> tuple[Tensor, int, int]:
+    def __getitem__(self, item: int | Draw) -> tuple[Any, int, int]:
         index, key = item if isinstance(item, Draw) else (item, None)
         path = self.folder / self.paths[index]
-        try:
-            with Image.open(path) as photo, _drawing_by(key):
-                return self.transform(photo), int(self.labels[index]), index
-        except FileNotFoundError as error:
-            raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"photo {path} cannot be read ({error}): replace it or take it out of the split file"
-            ) from error
+        with naming(path), Image.open(path) as photo, _drawing_by(key):
+            return self.transform(photo), int(self.labels[index]), index
 
 
 @contextmanager

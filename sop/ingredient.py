@@ -9,6 +9,7 @@ from sacred import Ingredient
 from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet, Split, class_map, read_split
+from sop.encoded import collate
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.transforms import test_transform, train_transform
@@ -35,7 +36,7 @@ def config():
     num_workers = 8
     pin_memory = True
     crop_size = 224
-    decode = "exact"  # PIL's pixels; 'fast': nearly the same ones, JPEGs decoded at half their size or less
+    decode = "exact"  # PIL's pixels; nearly the same: 'fast', JPEGs at half their size or less; 'device', by the GPU
     image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
     recalls = [1, 10, 100, 1000]
     num_identities = batch_size // sample_per_id  # classes in a batch of 'random_id'
@@ -88,7 +89,7 @@ def demo_rerank():
 
 
 class Loaders(NamedTuple):
-    """All yield uint8 images (B, 3, crop, crop), labels (B,) and positions (B,)."""
+    """All yield uint8 images (B, 3, crop, crop), or `EncodedPhotos` of them, labels (B,) and positions (B,)."""
 
     train: DataLoader | None  # None where training was not asked for
     num_classes: int  # of the training images
@@ -142,6 +143,10 @@ def get_loaders(
     train_labels, test_labels = class_map(train_split), class_map(*test_splits)
     workers = _usable_workers(num_workers)
     options: dict = {"num_workers": workers, "pin_memory": pin_memory and torch.cuda.is_available()}
+    if decode == "device":
+        options["collate_fn"] = collate
+        if image_cache is not None:
+            raise InputError(f"dataset.image_cache={image_cache} keeps decoded images: set decode to 'exact' or 'fast'")
 
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
         if image_cache is not None:

@@ -1,20 +1,22 @@
-"""From an opened photo to the uint8 pixels that a loader yields; `decode` is one of `sop.decoding.PARTS`."""
+"""From an opened photo to the uint8 pixels that a loader yields; `decode` is one of `DECODERS`."""
 
-import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from sop.decoding import PARTS, Part, exact_part, to_rgb, to_tensor
+from sop.decoding import View, exact, fast
+from sop.encoded import encoded
 from utils.errors import choose
 
 RESIZE_TO_CROP = 256 / 224  # the test side's ratio of resize to crop
 
-Transform = Callable[[Image.Image], Tensor]
+Decode = Callable[[Image.Image, View], Any]  # pixels, or what becomes pixels later
+DECODERS: dict[str, Decode] = {"exact": exact, "fast": fast, "device": encoded}
+Transform = Callable[[Image.Image], Any]
 
 
 def train_transform(crop_size: int, decode: str = "exact") -> Transform:
@@ -22,7 +24,7 @@ def train_transform(crop_size: int, decode: str = "exact") -> Transform:
 
     Every `decode` draws the same boxes and flips. InputError for an unknown one.
     """
-    return partial(_random_part, choose(PARTS, decode, "dataset.decode"), RandomResizedCrop(crop_size))
+    return partial(_random, choose(DECODERS, decode, "dataset.decode"), RandomResizedCrop(crop_size))
 
 
 def test_transform(crop_size: int, decode: str = "exact") -> Transform:
@@ -30,8 +32,7 @@ def test_transform(crop_size: int, decode: str = "exact") -> Transform:
 
     InputError for an unknown `decode`.
     """
-    part = choose(PARTS, decode, "dataset.decode")
-    return partial(_exact_middle, crop_size) if part is exact_part else partial(_middle, part, crop_size)
+    return partial(_middle, choose(DECODERS, decode, "dataset.decode"), crop_size)
 
 
 def square_transform(crop_size: int, decode: str = "exact") -> Transform:
@@ -39,7 +40,7 @@ def square_transform(crop_size: int, decode: str = "exact") -> Transform:
 
     InputError for an unknown `decode`.
     """
-    return partial(_square, choose(PARTS, decode, "dataset.decode"), crop_size)
+    return partial(_square, choose(DECODERS, decode, "dataset.decode"), crop_size)
 
 
 def describe(transform: Transform) -> str:
@@ -59,32 +60,15 @@ def centre_crop(crop_size: int) -> slice:
     return slice(start, start + crop_size)
 
 
-def _random_part(part: Part, crop: RandomResizedCrop, photo: Image.Image) -> Tensor:
+def _random(decoder: Decode, crop: RandomResizedCrop, photo: Image.Image):
     upper, left, height, width = crop.get_params(photo, crop.scale, crop.ratio)
-    flipped = torch.rand(1) < 0.5
-    pixels = part(photo, (left, upper, left + width, upper + height), crop.size[0], crop.size[0])
-    return pixels.flip(2) if flipped else pixels
+    flipped, size = bool(torch.rand(1) < 0.5), crop.size[0]
+    return decoder(photo, View((left, upper, left + width, upper + height), size, size, flipped=flipped))
 
 
-def _square(part: Part, crop_size: int, photo: Image.Image) -> Tensor:
-    return part(photo, (0, 0, *photo.size), square_size(crop_size), crop_size)
+def _square(decoder: Decode, crop_size: int, photo: Image.Image):
+    return decoder(photo, View((0, 0, *photo.size), square_size(crop_size), crop_size))
 
 
-def _middle(part: Part, crop_size: int, photo: Image.Image) -> Tensor:
-    middle = centre_crop(crop_size)
-    return _square(part, crop_size, photo)[:, middle, middle]
-
-
-def _exact_middle(crop_size: int, photo: Image.Image) -> Tensor:
-    """`_middle` of the exact part, resizing only what the crop shows.
-
-    The pixels are the same: division by a power of 2 is exact, and Pillow's passes come in the same order (the vertical
-    one first where the height shrinks by more than twice what the width does).
-    """
-    (width, height), size, middle = photo.size, square_size(crop_size), centre_crop(crop_size)
-    if not (math.log2(size).is_integer() and height - size <= 2 * (width - size)):
-        return _middle(exact_part, crop_size, photo)
-    left, right = (edge * width / size for edge in (middle.start, middle.stop))
-    upper, lower = (edge * height / size for edge in (middle.start, middle.stop))
-    box = (left, upper, right, lower)
-    return to_tensor(to_rgb(photo).resize((crop_size, crop_size), Image.Resampling.BILINEAR, box))
+def _middle(decoder: Decode, crop_size: int, photo: Image.Image):
+    return decoder(photo, View((0, 0, *photo.size), square_size(crop_size), crop_size, centre_crop(crop_size)))

@@ -45,7 +45,8 @@ class EmbeddedViews:
         self.views, self.length = views, len(loader)
         self.labels = torch.from_numpy(images.labels)
         every = ViewSet(images, views, self.batch_sampler.seed)
-        self.maps = embed(DataLoader(every, BATCH, num_workers=loader.num_workers, pin_memory=loader.pin_memory))
+        options = {name: getattr(loader, name) for name in ("num_workers", "pin_memory", "collate_fn")}
+        self.maps = embed(DataLoader(every, BATCH, **options))
 
     def __len__(self) -> int:
         return self.length

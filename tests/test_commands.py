@@ -113,11 +113,12 @@ def test_the_chain(tiny, observed, tmp_path):
     assert str({int(k): recall for k, recall in reranked.info["recall"].items()}) in reranked.printed
 
 
-def test_a_seed_gives_one_run(tiny, observed, tmp_path):
+@pytest.mark.parametrize("decode", ["exact", "device"])
+def test_a_seed_gives_one_run(tiny, observed, tmp_path, decode):
     runs = []
     for number, (seed, workers) in enumerate(((1, 0), (1, 2), (2, 0))):
         folder = tmp_path / str(number)
-        data = {"batch_size": 6, "num_workers": workers}
+        data = {"batch_size": 6, "num_workers": workers, "decode": decode}
         runs.append(observed(experiment_global.ex, **tiny(temp_dir=folder, epochs=1, seed=seed, dataset=data)))
     losses = [run.metrics["train.loss"]["values"] for run in runs]
     assert losses[0] == losses[1]

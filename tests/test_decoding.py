@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sop.dataset import ImageSet, Split
-from sop.decoding import fast_part
+from sop.decoding import View, fast
 from sop.transforms import test_transform as make_test_transform
 from sop.transforms import train_transform
 from utils.errors import InputError
@@ -51,7 +51,7 @@ def test_decoded_at_a_fraction_as_pil_does(size):
     draft.draft("RGB", (224, 224))
     expected = torch.from_numpy(np.array(draft)).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(expected, (256, 256), mode="bilinear", antialias=True)[0]
-    assert distance(fast_part(photo, (0, 0, *size), 256, 224), expected) == 0
+    assert distance(fast(photo, View((0, 0, *size), 256, 224)), expected) == 0
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

@@ -54,8 +54,8 @@ def _embed_images(
         tqdm(total=len(loader.dataset), desc=f"Extracting {what} features", unit="image") as progress,
     ):
         for images, batch_labels, _ in loader:
-            for few in pieces_for(images, device):
-                made = embed(few.to(device, non_blocking=True))
+            for few in pieces_for(images.to(device, non_blocking=True), device):
+                made = embed(few)
                 if not rows:
                     features = [_room_for(len(loader.dataset), part) for part in made]
                 for feature, part in zip(features, made, strict=True):

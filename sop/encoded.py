@@ -1,0 +1,83 @@
+"""Photos that leave a loader encoded and are decoded on the device that embeds them: `dataset.decode=device`.
+
+On a GPU nvJPEG decodes a batch at once; on a CPU libjpeg does, one photo after another. Then torch resizes.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+from tqdm import tqdm
+
+from sop.decoding import View, exact, naming, shown, to_rgb, to_tensor
+
+END = b"\xff\xd9"  # of a JPEG file
+
+
+class EncodedPhoto(NamedTuple):
+    """A JPEG's bytes, uint8 (n,), or the view's pixels (3, h, w) of what is not to be decoded elsewhere."""
+
+    content: Tensor
+    view: View
+    name: str
+
+
+def encoded(photo: Image.Image, view: View) -> EncodedPhoto:
+    """A photo's bytes; PIL decodes what decoders treat differently: a JPEG cut off, to be turned, or not in RGB."""
+    if isinstance(photo, JpegImageFile) and photo.fp and photo.mode == "RGB":
+        photo.fp.seek(0)
+        content = photo.fp.read()
+        if content.endswith(END) and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return EncodedPhoto(torch.frombuffer(bytearray(content), dtype=torch.uint8), view, str(photo.filename))
+    return EncodedPhoto(exact(photo, view), view, "")
+
+
+class EncodedPhotos:
+    """A batch of them, of which `to` makes pixels, as of a batch of images."""
+
+    def __init__(self, photos: Sequence[EncodedPhoto]):
+        contents, self.views, self.names = zip(*photos, strict=True)
+        self.shapes = [content.shape for content in contents]
+        self.contents = torch.cat([content.flatten() for content in contents])  # a worker passes one file a tensor
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        """The views' pixels, uint8 (B, 3, h, w), on a device; InputError for a photo that cannot be read."""
+        contents = self.contents.split([shape.numel() for shape in self.shapes])
+        files = [i for i, shape in enumerate(self.shapes) if len(shape) == 1]
+        decoded = _decoded([contents[i] for i in files], [self.names[i] for i in files], device)
+        pixels = [content.view(shape).to(device) for content, shape in zip(contents, self.shapes, strict=True)]
+        for i, photo in zip(files, decoded, strict=True):
+            pixels[i] = shown(photo, (photo.shape[2], photo.shape[1]), self.views[i])
+        return torch.stack(pixels)
+
+
+def collate(items: Sequence[tuple[EncodedPhoto, int, int]]) -> tuple[EncodedPhotos, Tensor, Tensor]:
+    """A batch of what an `ImageSet` yields."""
+    photos, labels, positions = zip(*items, strict=True)
+    return EncodedPhotos(photos), torch.tensor(labels), torch.tensor(positions)
+
+
+def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> list[Tensor]:
+    """RGB (3, h, w) of JPEG files. PIL decides whether one is damaged."""
+    from torchcodec.decoders import decode_jpeg  # only "device" needs it
+
+    try:
+        return list(decode_jpeg(files, device=device)) if files else []
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        photos = [_by_pil(file, name).to(device) for file, name in zip(files, names, strict=True)]
+        tqdm.write(f"dataset.decode=device: PIL has decoded a batch of {len(files)} photos instead ({error})")
+        return photos
+
+
+def _by_pil(file: Tensor, name: str) -> Tensor:
+    with naming(name), Image.open(io.BytesIO(file.numpy().tobytes())) as photo:
+        return to_tensor(to_rgb(photo))
