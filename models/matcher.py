@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fused import linear
+from models.encoder_layer import encoder_layer
 from models.position_encoding import sine_position_encoding
 
 CLS, SEP, QUERY, CANDIDATE = range(4)  # rows of the segment table
@@ -77,50 +77,9 @@ class Matcher(nn.Module):
         tokens = torch.cat((cls, query_tokens, sep, candidate_tokens), dim=1)
         *layers, last = self.encoder.layers
         for layer in layers:
-            tokens = _encoder_layer(layer, tokens)
-        readout = _encoder_layer(last, tokens, num_outputs=1)[:, 0]
+            tokens = encoder_layer(layer, tokens)
+        readout = encoder_layer(last, tokens, num_outputs=1)[:, 0]
         if self.encoder.norm is not None:
             readout = self.encoder.norm(readout)
         with torch.autocast(readout.device.type, enabled=False):  # a logit's last digits order the candidates
             return F.linear(readout.float(), self.classifier.weight.float(), self.classifier.bias.float())[:, 0]
-
-
-def _encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Tensor:
-    """One `nn.TransformerEncoderLayer` on (B, L, d), computing the first `num_outputs` tokens only (default: all)."""
-    attention, inputs = layer.self_attn, layer.norm1(tokens) if layer.norm_first else tokens
-    attended = _attended(attention, inputs, num_outputs)
-    kept = _residual(tokens[:, :num_outputs], attended, attention.out_proj, layer.dropout1)
-    if layer.norm_first:
-        return _residual(kept, _hidden(layer, layer.norm2(kept)), layer.linear2, layer.dropout2)
-    kept = layer.norm1(kept)
-    return layer.norm2(_residual(kept, _hidden(layer, kept), layer.linear2, layer.dropout2))
-
-
-def _residual(tokens: Tensor, x: Tensor, projection: nn.Linear, dropout: nn.Dropout) -> Tensor:
-    """`tokens + dropout(projection(x))`."""
-    if dropout.training and dropout.p:
-        return tokens + dropout(linear(x, projection.weight, projection.bias))
-    return linear(x, projection.weight, projection.bias, added=tokens)
-
-
-def _hidden(layer, tokens: Tensor) -> Tensor:
-    """The inner activations of a layer's feed-forward part."""
-    first = layer.linear1
-    return layer.dropout(linear(tokens.to(first.weight.dtype), first.weight, first.bias, layer.activation.__name__))
-
-
-def _attended(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: int | None) -> Tensor:
-    """Self-attention's heads (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
-    d, heads = attention.embed_dim, attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    tokens = tokens.to(weight.dtype)
-    if num_outputs is None:
-        packed = linear(tokens, weight, bias)
-        query, key, value = packed.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    else:
-        query = linear(tokens[:, :num_outputs], weight[:d], bias[:d]).unflatten(-1, (heads, -1)).transpose(1, 2)
-        packed = linear(tokens, weight[d:], bias[d:])
-        key, value = packed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    dropout = attention.dropout if attention.training else 0.0
-    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2)
