@@ -1,7 +1,7 @@
 """Images loaded by one thread, as a loader's worker has it."""
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,10 @@ from PIL import Image
 from benchmarks import straightforward
 from benchmarks.measure import Table, interleaved
 from sop.dataset import Draw, ImageSet, Split
-from sop.encoded import collate
+from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet
 from sop.transforms import test_transform, train_transform
+from utils.errors import InputError
 
 
 def photos(folder: Path, count: int) -> Split:
@@ -48,7 +49,8 @@ def loading(table: Table, device: torch.device) -> None:
         if find_spec("simplejpeg"):  # not on every machine that has a GPU
             variants["decode='fast'"] = lambda: [fast[i] for i in every]
             variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
-        if find_spec("torchcodec"):
+        with suppress(InputError):
+            jpeg_decoder()
             variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
         costs = interleaved(variants)
     torch.set_num_threads(threads)

@@ -7,10 +7,9 @@ drifts.
 import argparse
 import platform
 import random
+import sys
 from collections.abc import Callable
-from functools import partial
 
-import faiss
 import numpy as np
 import torch
 from torch.optim import SGD, AdamW
@@ -25,10 +24,22 @@ from sop.samplers import RandomIdentitySampler, TripletSampler
 from utils.embedding import EMBEDDED
 from utils.knn import nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
+from utils.precision import set_precision
 from utils.reranking import PAIRS, rerank
 from utils.training import train_global, train_rerank
 
 TOKENS = 100  # of a pair, CLS and SEP included
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16")}
+
+
+def at(precision: str, device: torch.device, run: Callable[[torch.dtype], object]) -> Callable[[], object]:
+    """`run` with the number format of a precision."""
+    return lambda: run(set_precision(precision, device))
+
+
+def at_all(device: torch.device, run: Callable[[torch.dtype], object], name: str = "") -> dict[str, Callable]:
+    """A variant for each of a device's precisions, called by `name` and the precision's."""
+    return {name + precision: at(precision, device, run) for precision in PRECISIONS[device.type]}
 
 
 def build(freeze_backbone: bool = False) -> RerankingResNet:
@@ -68,14 +79,20 @@ def pair_scoring(table: Table, device: torch.device) -> None:
     model = build().eval().to(device)
     maps = torch.randn(queries + 100, 128, 7, 7)
     neighbours = torch.stack([torch.randperm(len(maps))[:100] for _ in range(queries)])
-    pairs, half = neighbours.numel(), maps.bfloat16()
+    pairs, stored = neighbours.numel(), {dtype: maps.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+
+    def ours(dtype: torch.dtype) -> None:
+        rerank(model, stored[dtype][:queries], stored[dtype], neighbours)
+
+    def straight(dtype: torch.dtype) -> None:
+        straightforward.rerank(model, maps[:queries], maps, neighbours)
+
+    products = {dtype: matcher_products(pairs, device, dtype) for dtype in stored}
     costs = interleaved(
         {
-            "straightforward": lambda: straightforward.rerank(model, maps[:queries], maps, neighbours),
-            "fp32": lambda: rerank(model, maps[:queries], maps, neighbours),
-            "bf16": lambda: rerank(model, half[:queries], half, neighbours),
-            "limit fp32": matcher_products(pairs, device, torch.float32),
-            "limit bf16": matcher_products(pairs, device, torch.bfloat16),
+            "straightforward": at("fp32", device, straight),
+            **at_all(device, ours),
+            **at_all(device, lambda dtype: products[dtype](), "limit "),
         },
         repetitions=7,
     )
@@ -87,26 +104,29 @@ def embedding(table: Table, device: torch.device) -> None:
     model = build().eval().to(device)
     pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
     floats, at_once = pixels.float() / 255, EMBEDDED[device.type]
+    if device.type == "cuda":
+        pixels, floats = pixels.pin_memory(), floats.pin_memory()  # as loaders do
 
     def ours(dtype: torch.dtype) -> None:
         embedder = model.embedder(dtype)
-        for start in range(0, count, at_once):
-            embedder(pixels[start : start + at_once].to(device))[0].cpu()
+        for few in pixels.split(at_once):
+            embedder(few.to(device, non_blocking=True))[0].cpu()
 
-    costs = interleaved(
-        {
-            "straightforward": lambda: straightforward.embed(model, floats.to(device)).cpu(),
-            "fp32": partial(ours, torch.float32),
-            "bf16": partial(ours, torch.bfloat16),
-        }
-    )
+    def straight(dtype: torch.dtype) -> None:
+        straightforward.embed(model, floats.to(device)).cpu()
+
+    costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)})
     table.add("embedding", count, "images", costs)
 
 
 def searching(table: Table, device: torch.device) -> None:
+    import faiss  # not on every machine that has a GPU
+
     count = 60_502
     features = torch.nn.functional.normalize(torch.randn(count, 128), dim=1)
-    index = faiss.IndexFlatL2(128)
+    index: faiss.Index = faiss.IndexFlatL2(128)
+    if device.type == "cuda" and faiss.get_num_gpus():
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     index.add(features.numpy())
     costs = interleaved(
         {
@@ -170,20 +190,14 @@ def training(table: Table, device: torch.device) -> None:
             train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
             train(model, loader, loss, optimizer, scheduler, 0, dtype=dtype)
 
-        def straight(optimizer=optimizers[0], loss=plain_loss) -> None:
+        def straight(dtype: torch.dtype, optimizer=optimizers[0], loss=plain_loss) -> None:
             optimizer.zero_grad()
             value = loss()
             value.backward()
             optimizer.step()
             value.item()
 
-        costs = interleaved(
-            {
-                "straightforward": straight,
-                "fp32": partial(ours, torch.float32),
-                "bf16": partial(ours, torch.bfloat16),
-            }
-        )
+        costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)})
         table.add(f"training step, {task}", count, "images", costs)
 
 
@@ -207,7 +221,10 @@ def main() -> None:
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}\n")
     table = Table()
     for stage in arguments.stages or STAGES:
-        STAGES[stage](table, device)
+        try:
+            STAGES[stage](table, device)
+        except ModuleNotFoundError as error:
+            print(f"{stage} was not measured: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

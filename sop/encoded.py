@@ -4,7 +4,7 @@ On a GPU nvJPEG decodes a batch at once; on a CPU libjpeg does, one photo after 
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sop.decoding import View, exact, naming, shown, to_rgb, to_tensor
+from utils.errors import InputError
 
 END = b"\xff\xd9"  # of a JPEG file
 
@@ -64,10 +65,21 @@ def collate(items: Sequence[tuple[EncodedPhoto, int, int]]) -> tuple[EncodedPhot
     return EncodedPhotos(photos), torch.tensor(labels), torch.tensor(positions)
 
 
+def jpeg_decoder() -> Callable:
+    """torchcodec's; InputError where it cannot be loaded."""
+    try:
+        from torchcodec.decoders import decode_jpeg  # only "device" needs it
+    except (ImportError, OSError) as error:
+        raise InputError(
+            f"dataset.decode='device' needs torchcodec, which cannot be loaded ({error}): install the version of "
+            "requirements.txt, or set decode to 'exact' or 'fast'"
+        ) from error
+    return decode_jpeg
+
+
 def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> list[Tensor]:
     """RGB (3, h, w) of JPEG files. PIL decides whether one is damaged."""
-    from torchcodec.decoders import decode_jpeg  # only "device" needs it
-
+    decode_jpeg = jpeg_decoder()
     try:
         return list(decode_jpeg(files, device=device)) if files else []
     except torch.OutOfMemoryError:

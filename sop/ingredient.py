@@ -9,7 +9,7 @@ from sacred import Ingredient
 from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet, Split, class_map, read_split
-from sop.encoded import collate
+from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.transforms import test_transform, train_transform
@@ -144,6 +144,7 @@ def get_loaders(
     workers = _usable_workers(num_workers)
     options: dict = {"num_workers": workers, "pin_memory": pin_memory and torch.cuda.is_available()}
     if decode == "device":
+        jpeg_decoder()
         options["collate_fn"] = collate
         if image_cache is not None:
             raise InputError(f"dataset.image_cache={image_cache} keeps decoded images: set decode to 'exact' or 'fast'")

@@ -1,13 +1,14 @@
 """The straightforward implementation is an oracle as well as a yardstick."""
 
 import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import memory, straightforward
+from benchmarks import memory, run, straightforward
 from sop.dataset import ImageSet, Split
 from sop.samplers import TripletSampler
 from sop.transforms import test_transform as make_test_transform
@@ -72,3 +73,13 @@ def test_memory_of_an_evaluation(monkeypatch, dtype, size):
     assert peak > maps
     assert seconds > 0
     assert lots == {"embedded": [8], "scored": [40]}  # the first lot of each, of 4 and of 38
+
+
+def test_a_stage_whose_package_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(run, "STAGES", run.STAGES | {"sampling": lambda table, device: print("the next one")})
+    monkeypatch.setattr(sys, "argv", ["run", "searching", "sampling", "--device", "cpu"])
+    run.main()
+    printed = capsys.readouterr()
+    assert "searching was not measured: import of faiss halted" in printed.err
+    assert printed.out.endswith("the next one\n")

@@ -1,5 +1,6 @@
 """Photos decoded by the device that embeds them."""
 
+import sys
 from unittest import mock
 
 import numpy as np
@@ -15,6 +16,7 @@ from sop.encoded import collate
 from sop.transforms import test_transform as make_test_transform
 from sop.transforms import train_transform
 from tests.test_decoding import distance, smooth
+from tests.test_ingredient import loaders_of
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -103,6 +105,13 @@ def test_what_the_device_cannot_decode_is_decoded_by_pil(tmp_path, monkeypatch, 
     decode.side_effect = torch.OutOfMemoryError("too little")
     with pytest.raises(torch.OutOfMemoryError):
         photos.to(CPU)
+
+
+def test_without_torchcodec(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    loaders_of(photos)
+    with pytest.raises(InputError, match=r"dataset\.decode='device' needs torchcodec, which cannot be loaded"):
+        loaders_of(photos, decode="device")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
