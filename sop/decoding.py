@@ -51,12 +51,16 @@ def exact(photo: Image.Image, view: View) -> Tensor:
 
 def fast(photo: Image.Image, view: View) -> Tensor:
     """A JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep `least` pixels."""
-    return shown(_reduced(photo, view.least), photo.size, view)
+    return shown(_reduced(photo, view.least), view, photo.size)
 
 
-def shown(pixels: Tensor, whole: tuple[int, int], view: View) -> Tensor:
-    """A view of a photo `whole` pixels wide and high, of which (3, h, w) were decoded: its box grows to whole ones."""
-    across, down = pixels.shape[2] / whole[0], pixels.shape[1] / whole[1]
+def shown(pixels: Tensor, view: View, size: tuple[int, int] | None = None) -> Tensor:
+    """A view, of decoded pixels (3, h, w); `size` is the photo's width and height if it is another.
+
+    The box grows to whole pixels.
+    """
+    _, height, width = pixels.shape
+    across, down = (width / size[0], height / size[1]) if size else (1, 1)
     rows = slice(math.floor(view.box[1] * down), math.ceil(view.box[3] * down))
     columns = slice(math.floor(view.box[0] * across), math.ceil(view.box[2] * across))
     return view.of(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))

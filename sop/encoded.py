@@ -52,11 +52,13 @@ class EncodedPhotos:
         """The views' pixels, uint8 (B, 3, h, w), on a device; InputError for a photo that cannot be read."""
         contents = self.contents.split([shape.numel() for shape in self.shapes])
         files = [i for i, shape in enumerate(self.shapes) if len(shape) == 1]
-        decoded = _decoded([contents[i] for i in files], [self.names[i] for i in files], device)
-        pixels = [content.view(shape).to(device) for content, shape in zip(contents, self.shapes, strict=True)]
-        for i, photo in zip(files, decoded, strict=True):
-            pixels[i] = shown(photo, (photo.shape[2], photo.shape[1]), self.views[i])
-        return torch.stack(pixels)
+        photos = iter(_decoded([contents[i] for i in files], [self.names[i] for i in files], device))
+        return torch.stack(
+            [
+                shown(next(photos), view) if len(shape) == 1 else content.view(shape).to(device)
+                for content, shape, view in zip(contents, self.shapes, self.views, strict=True)
+            ]
+        )
 
 
 def collate(items: Sequence[tuple[EncodedPhoto, int, int]]) -> tuple[EncodedPhotos, Tensor, Tensor]:

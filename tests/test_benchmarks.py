@@ -83,3 +83,11 @@ def test_a_stage_whose_package_is_missing(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "searching was not measured: import of faiss halted" in printed.err
     assert printed.out.endswith("the next one\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "there is no CUDA device" in capsys.readouterr().err
