@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from models.fused import linear
 
+TRITON = find_spec("triton") is not None
+
 
 def encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Tensor:
     """The layer's output (B, L, d) of (B, L, d), computing the first `num_outputs` tokens only (default: all)."""
@@ -64,4 +66,4 @@ def _suits_kernel(layer, attended: Tensor) -> bool:
     """Whether this is to be computed on a GPU in half precision, without gradients or dropout."""
     half = attended.dtype == layer.linear1.weight.dtype and attended.dtype in (torch.bfloat16, torch.float16)
     plain = not (layer.training or torch.is_grad_enabled())
-    return attended.device.type == "cuda" and half and plain and find_spec("triton") is not None
+    return attended.device.type == "cuda" and half and plain and TRITON

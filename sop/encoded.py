@@ -4,11 +4,12 @@ On a GPU nvJPEG decodes a batch at once; on a CPU libjpeg does, one photo after 
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from tqdm import tqdm
@@ -17,6 +18,8 @@ from sop.decoding import View, exact, naming, shown, to_rgb, to_tensor
 from utils.errors import InputError
 
 END = b"\xff\xd9"  # of a JPEG file
+EXIF = re.compile(rb"\xff\xe1(?=..Exif\0\0)", re.DOTALL)  # where its EXIF begins
+IGNORED = b"\xff\xec"
 
 
 class EncodedPhoto(NamedTuple):
@@ -28,12 +31,16 @@ class EncodedPhoto(NamedTuple):
 
 
 def encoded(photo: Image.Image, view: View) -> EncodedPhoto:
-    """A photo's bytes; PIL decodes what decoders treat differently: a JPEG cut off, to be turned, or not in RGB."""
+    """A photo's bytes; PIL decodes what decoders treat differently: a JPEG cut off or not in RGB.
+
+    The EXIF is hidden, by which some decoders turn a photo: nothing else here does.
+    """
     if isinstance(photo, JpegImageFile) and photo.fp and photo.mode == "RGB":
         photo.fp.seek(0)
         content = photo.fp.read()
-        if content.endswith(END) and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return EncodedPhoto(torch.frombuffer(bytearray(content), dtype=torch.uint8), view, str(photo.filename))
+        if content.endswith(END):
+            unturned = bytearray(EXIF.sub(IGNORED, content))
+            return EncodedPhoto(torch.frombuffer(unturned, dtype=torch.uint8), view, str(photo.filename))
     return EncodedPhoto(exact(photo, view), view, "")
 
 

@@ -62,20 +62,24 @@ def test_the_train_side_draws_as_pil_does(tmp_path):
         assert distance(pixels, exact[draw][0]) < 3, draw
 
 
-def turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a right angle: PIL's pixels are not
-    return exif
-
-
-@pytest.mark.parametrize(
-    ("mode", "options"), [("L", {}), ("CMYK", {}), ("RGB", {"exif": turned()}), ("RGBA", {"format": "PNG"})]
-)
+@pytest.mark.parametrize(("mode", "options"), [("L", {}), ("CMYK", {}), ("RGBA", {"format": "PNG"})])
 def test_what_decoders_treat_differently_is_decoded_by_pil(tmp_path, mode, options):
     content = stored(tmp_path, smooth(300, 200).convert(mode), smooth(200, 300).convert(mode), **options)
     exact, device = (ImageSet(*content, make_test_transform(112, decode)) for decode in ("exact", "device"))
     pixels = collate([device[0], device[1]])[0].to(CPU)
     assert torch.equal(pixels, torch.stack([exact[0][0], exact[1][0]]))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_a_photo_is_not_turned(tmp_path, corrupt):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a right angle
+    content = exif.tobytes()[:-4] if corrupt else exif.tobytes()
+    images = ImageSet(*stored(tmp_path, smooth(300, 200), exif=content), make_test_transform(112, "device"))
+    photos, *_ = collate([images[0]])
+    assert photos.shapes[0] == (len((tmp_path / "0").read_bytes()),)
+    assert torch.equal(photos.to(CPU)[0], resized(pil_pixels(tmp_path / "0"), 128)[:, 8:120, 8:120])
 
 
 def test_a_photo_that_is_cut_off_is_named(tmp_path):
