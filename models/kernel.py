@@ -38,7 +38,8 @@ def _tried(layer, tokens: Tensor, attended: Tensor, plain: Callable[..., Tensor]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no C compiler, too small a GPU: whatever it is, the layer is computed without
-        tqdm.write(f"encoder layers are computed without the fused kernel: {type(error).__name__}: {error}")
+        reason = str(error).partition("\n")[0]
+        tqdm.write(f"encoder layers are computed without the fused kernel: {type(error).__name__}: {reason}")
         return False
     if difference < CLOSE:
         return True
