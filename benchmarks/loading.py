@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import straightforward
-from benchmarks.measure import Table, interleaved
+from benchmarks.measure import interleaved, print_rows
 from sop.dataset import Draw, ImageSet, Split
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet
@@ -28,7 +28,7 @@ def photos(folder: Path, count: int) -> Split:
     return Split([f"{i}.JPG" for i in range(count)], [0] * count)
 
 
-def loading(table: Table, device: torch.device) -> None:
+def loading(device: torch.device) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
@@ -54,4 +54,4 @@ def loading(table: Table, device: torch.device) -> None:
             variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
         costs = interleaved(variants)
     torch.set_num_threads(threads)
-    table.add("loading", len(split.paths), "images", costs)
+    print_rows("loading", len(split.paths), "images", costs)

@@ -8,16 +8,15 @@ are not.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from itertools import product
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
+from benchmarks.measure import apart
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from utils.experiment import peak_memory
@@ -93,12 +92,6 @@ def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     before = peak_memory()
     train(model, loader, loss, optimizer, scheduler, 0, micro_batch=micro_batch)  # type: ignore[operator]
     return peak_memory() - before
-
-
-def apart(measured: Callable, *arguments):
-    """What a function returns in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measured, *arguments).result()
 
 
 def main() -> None:

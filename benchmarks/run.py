@@ -9,6 +9,7 @@ import platform
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from benchmarks import straightforward
 from benchmarks.loading import loading
-from benchmarks.measure import Table, interleaved
+from benchmarks.measure import apart, interleaved, print_rows, print_titles
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
@@ -29,7 +30,10 @@ from utils.reranking import PAIRS, rerank
 from utils.training import train_global, train_rerank
 
 TOKENS = 100  # of a pair, CLS and SEP included
-PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16")}
+PRECISIONS = {
+    "cpu": ("fp32", "bf16") if torch.cpu.get_capabilities().get("amx_bf16") else ("fp32",),
+    "cuda": ("fp32", "tf32", "bf16"),
+}
 
 
 def at(precision: str, device: torch.device, run: Callable[[torch.dtype], object]) -> Callable[[], object]:
@@ -74,7 +78,7 @@ def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Ca
     return run
 
 
-def pair_scoring(table: Table, device: torch.device) -> None:
+def pair_scoring(device: torch.device) -> None:
     queries = 4 if device.type == "cpu" else 300
     model = build().eval().to(device)
     maps = torch.randn(queries + 100, 128, 7, 7)
@@ -96,10 +100,10 @@ def pair_scoring(table: Table, device: torch.device) -> None:
         },
         repetitions=7,
     )
-    table.add("pair scoring", pairs, "pairs", costs)
+    print_rows("pair scoring", pairs, "pairs", costs)
 
 
-def embedding(table: Table, device: torch.device) -> None:
+def embedding(device: torch.device) -> None:
     count = 32 if device.type == "cpu" else 800
     model = build().eval().to(device)
     pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
@@ -116,10 +120,10 @@ def embedding(table: Table, device: torch.device) -> None:
         straightforward.embed(model, floats.to(device)).cpu()
 
     costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)})
-    table.add("embedding", count, "images", costs)
+    print_rows("embedding", count, "images", costs)
 
 
-def searching(table: Table, device: torch.device) -> None:
+def searching(device: torch.device) -> None:
     import faiss  # not on every machine that has a GPU
 
     count = 60_502
@@ -135,10 +139,10 @@ def searching(table: Table, device: torch.device) -> None:
         },
         repetitions=2,
     )
-    table.add("nearest neighbours, K = 1,000", count, "queries", costs)
+    print_rows("nearest neighbours, K = 1,000", count, "queries", costs)
 
 
-def sampling(table: Table) -> None:
+def sampling(device: torch.device) -> None:
     rng, classes, images = np.random.default_rng(0), 11_318, 59_551
     counts = 2 + rng.multinomial(images - 2 * classes, np.full(classes, 1 / classes))
     labels, neighbours = np.repeat(np.arange(classes), counts), rng.integers(0, images, (images, 100))
@@ -150,65 +154,71 @@ def sampling(table: Table) -> None:
             "start-up included": lambda: list(TripletSampler(labels, neighbours, 300, 0).batches(rng)),
         }
     )
-    table.add("triplets", len(labels), "anchors", costs)
+    print_rows("triplets", len(labels), "anchors", costs)
     costs = interleaved(
         {
             "straightforward": lambda: list(straightforward.identity_batches(plain_labels, 400, 2, 74)),
             "start-up included": lambda: list(RandomIdentitySampler(labels, 800, 400, 74, 0).batches(rng)),
         }
     )
-    table.add("identities", 74, "batches", costs)
+    print_rows("identities", 74, "batches", costs)
 
 
-def training(table: Table, device: torch.device) -> None:
+def training(task: str, device: torch.device) -> None:
+    """`task` is that of a row; the plain steps become faster for some rounds, as the process keeps more memory."""
     count = 24 if device.type == "cpu" else 300
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
     floats, loader = pixels.float() / 255, [(pixels, labels, torch.arange(count))]
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
-    for task in ("global", "rerank", "rerank with a frozen trunk"):
-        plain, model = (build(freeze_backbone=task.endswith("frozen trunk")).to(device).train() for _ in range(2))
-        model = model.to(memory_format=torch.channels_last)
-        optimizers = [
-            SGD(network.parameters(), 1e-3, 0.9, fused=fused)
-            if task == "global"
-            else AdamW(network.parameters(), 1e-4, fused=fused)
-            for network, fused in ((plain, None), (model, True))
-        ]
-        scheduler = MultiStepLR(optimizers[1], [1000])
+    plain, model = (build(freeze_backbone=task.endswith("frozen trunk")).to(device).train() for _ in range(2))
+    model = model.to(memory_format=torch.channels_last)
+    optimizers = [
+        SGD(network.parameters(), 1e-3, 0.9, fused=fused)
+        if task == "global"
+        else AdamW(network.parameters(), 1e-4, fused=fused)
+        for network, fused in ((plain, None), (model, True))
+    ]
+    scheduler = MultiStepLR(optimizers[1], [1000])
 
-        def plain_loss(task: str = task, plain: RerankingResNet = plain) -> torch.Tensor:
-            images = floats.to(device)
-            maps = straightforward.trunk(plain, images)
-            if task == "global":
-                return contrastive(None, plain.global_descriptors(maps), labels.to(device))
-            local = plain.remap_local(maps)
-            scores = [straightforward.score(plain.matcher, local[0::3], local[role::3]) for role in (1, 2)]
-            targets = torch.cat((torch.ones_like(scores[0]), torch.zeros_like(scores[1])))
-            return cross_entropy(torch.cat(scores), None, targets).mean()
+    def plain_loss() -> torch.Tensor:
+        images = floats.to(device)
+        maps = straightforward.trunk(plain, images)
+        if task == "global":
+            return contrastive(None, plain.global_descriptors(maps), labels.to(device))
+        local = plain.remap_local(maps)
+        scores = [straightforward.score(plain.matcher, local[0::3], local[role::3]) for role in (1, 2)]
+        targets = torch.cat((torch.ones_like(scores[0]), torch.zeros_like(scores[1])))
+        return cross_entropy(torch.cat(scores), None, targets).mean()
 
-        def ours(dtype: torch.dtype, task=task, model=model, optimizer=optimizers[1], scheduler=scheduler) -> None:
-            train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
-            train(model, loader, loss, optimizer, scheduler, 0, dtype=dtype)
+    def ours(dtype: torch.dtype) -> None:
+        train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
+        train(model, loader, loss, optimizers[1], scheduler, 0, dtype=dtype)
 
-        def straight(dtype: torch.dtype, optimizer=optimizers[0], loss=plain_loss) -> None:
-            optimizer.zero_grad()
-            value = loss()
-            value.backward()
-            optimizer.step()
-            value.item()
+    def straight(dtype: torch.dtype) -> None:
+        optimizers[0].zero_grad()
+        value = plain_loss()
+        value.backward()
+        optimizers[0].step()
+        value.item()
 
-        costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)})
-        table.add(f"training step, {task}", count, "images", costs)
+    costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)}, 5, warm_up=5)
+    print_rows(f"training step, {task}", count, "images", costs)
 
 
-STAGES = {
+STAGES: dict[str, Callable[[torch.device], None]] = {
     "scoring": pair_scoring,
     "loading": loading,
     "embedding": embedding,
     "searching": searching,
-    "sampling": lambda table, device: sampling(table),
-    "training": training,
+    "sampling": sampling,
+    "training": partial(training, "global"),
+    "finetuning": partial(training, "rerank"),
+    "frozen": partial(training, "rerank with a frozen trunk"),
 }
+
+
+def measure(stage: str, device: torch.device) -> None:
+    STAGES[stage](device)
 
 
 def main() -> None:
@@ -221,10 +231,10 @@ def main() -> None:
         parser.error("there is no CUDA device")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}\n")
-    table = Table()
+    print_titles()
     for stage in arguments.stages or STAGES:
         try:
-            STAGES[stage](table, device)
+            apart(measure, stage, device)
         except ModuleNotFoundError as error:
             print(f"{stage} was not measured: {error}", file=sys.stderr)
 

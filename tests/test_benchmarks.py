@@ -77,7 +77,8 @@ def test_memory_of_an_evaluation(monkeypatch, dtype, size):
 
 def test_a_stage_whose_package_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(run, "STAGES", run.STAGES | {"sampling": lambda table, device: print("the next one")})
+    monkeypatch.setattr(run, "apart", lambda measured, *arguments: measured(*arguments))
+    monkeypatch.setattr(run, "STAGES", run.STAGES | {"sampling": lambda device: print("the next one")})
     monkeypatch.setattr(sys, "argv", ["run", "searching", "sampling", "--device", "cpu"])
     run.main()
     printed = capsys.readouterr()
