@@ -137,7 +137,7 @@ def searching(device: torch.device) -> None:
             "straightforward": lambda: index.search(features.numpy(), 1000),
             "ours": lambda: nearest_neighbours(features.to(device), None, 999),
         },
-        repetitions=2,
+        repetitions=1,  # half a minute each
     )
     print_rows("nearest neighbours, K = 1,000", count, "queries", costs)
 
