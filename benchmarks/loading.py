@@ -29,7 +29,6 @@ def photos(folder: Path, count: int) -> Split:
 
 
 def loading(device: torch.device) -> None:
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         split = photos(Path(folder), 64)
@@ -53,5 +52,4 @@ def loading(device: torch.device) -> None:
             jpeg_decoder()
             variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
         costs = interleaved(variants)
-    torch.set_num_threads(threads)
     print_rows("loading", len(split.paths), "images", costs)

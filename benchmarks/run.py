@@ -23,7 +23,7 @@ from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
 from utils.embedding import EMBEDDED
-from utils.knn import nearest_neighbours
+from utils.knn import exact_index, nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.precision import set_precision
 from utils.reranking import PAIRS, rerank
@@ -44,6 +44,13 @@ def at(precision: str, device: torch.device, run: Callable[[torch.dtype], object
 def at_all(device: torch.device, run: Callable[[torch.dtype], object], name: str = "") -> dict[str, Callable]:
     """A variant for each of a device's precisions, called by `name` and the precision's."""
     return {name + precision: at(precision, device, run) for precision in PRECISIONS[device.type]}
+
+
+def against(
+    device: torch.device, straight: Callable[[], object], ours: Callable[[torch.dtype], object]
+) -> dict[str, Callable]:
+    """`straight` in float32, and `ours` in each of the device's precisions."""
+    return {"straightforward": at("fp32", device, lambda dtype: straight()), **at_all(device, ours)}
 
 
 def build(freeze_backbone: bool = False) -> RerankingResNet:
@@ -88,14 +95,13 @@ def pair_scoring(device: torch.device) -> None:
     def ours(dtype: torch.dtype) -> None:
         rerank(model, stored[dtype][:queries], stored[dtype], neighbours)
 
-    def straight(dtype: torch.dtype) -> None:
+    def straight() -> None:
         straightforward.rerank(model, maps[:queries], maps, neighbours)
 
     products = {dtype: matcher_products(pairs, device, dtype) for dtype in stored}
     costs = interleaved(
         {
-            "straightforward": at("fp32", device, straight),
-            **at_all(device, ours),
+            **against(device, straight, ours),
             **at_all(device, lambda dtype: products[dtype](), "limit "),
         },
         repetitions=7,
@@ -116,22 +122,17 @@ def embedding(device: torch.device) -> None:
         for few in pixels.split(at_once):
             embedder(few.to(device, non_blocking=True))[0].cpu()
 
-    def straight(dtype: torch.dtype) -> None:
+    def straight() -> None:
         straightforward.embed(model, floats.to(device)).cpu()
 
-    costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)})
+    costs = interleaved(against(device, straight, ours))
     print_rows("embedding", count, "images", costs)
 
 
 def searching(device: torch.device) -> None:
-    import faiss  # not on every machine that has a GPU
-
     count = 60_502
     features = torch.nn.functional.normalize(torch.randn(count, 128), dim=1)
-    index: faiss.Index = faiss.IndexFlatL2(128)
-    if device.type == "cuda" and faiss.get_num_gpus():
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    index.add(features.numpy())
+    index = exact_index(features, device)
     costs = interleaved(
         {
             "straightforward": lambda: index.search(features.numpy(), 1000),
@@ -194,14 +195,14 @@ def training(task: str, device: torch.device) -> None:
         train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
         train(model, loader, loss, optimizers[1], scheduler, 0, dtype=dtype)
 
-    def straight(dtype: torch.dtype) -> None:
+    def straight() -> None:
         optimizers[0].zero_grad()
         value = plain_loss()
         value.backward()
         optimizers[0].step()
         value.item()
 
-    costs = interleaved({"straightforward": at("fp32", device, straight), **at_all(device, ours)}, 5, warm_up=5)
+    costs = interleaved(against(device, straight, ours), 5, warm_up=5)
     print_rows(f"training step, {task}", count, "images", costs)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 ROWS, COLUMNS = 128, 64  # tokens of a program, and inner activations that it holds of each at a time
+LAUNCH = {"num_warps": 8, "num_stages": 3}
 WIDTHS = (16, 32, 64, 128)  # of the layers that it can compute: a token's features stay in registers
 CLOSE = 0.03  # of the largest output: what a half precision answer may differ by from another
 _works: dict[tuple, bool] = {}
@@ -71,8 +72,7 @@ def after_attention(layer, tokens: Tensor, attended: Tensor) -> Tensor:
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             NORM_FIRST=layer.norm_first,
-            num_warps=8,
-            num_stages=3,
+            **LAUNCH,
         )
     return out
 

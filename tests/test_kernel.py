@@ -131,7 +131,7 @@ signature = {name: types.get(name, "*fp32" if name.startswith("norm") else "*bf1
 aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
 for capability in (80, 90):
     source = ASTSource(kernel._after_attention, signature, fixed, aligned)
-    built = triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": 8, "num_stages": 3})
+    built = triton.compile(source, GPUTarget("cuda", capability, 32), kernel.LAUNCH)
     print(capability, built.metadata.shared, "wgmma" in built.asm["ptx"], len(built.asm["cubin"]) > 0)
 """
 

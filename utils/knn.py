@@ -37,10 +37,10 @@ def nearest_neighbours(
     own = np.arange(len(queries)) if gallery is None else None
     k = min(k, len(searched) - (gallery is None))
     if index == EXACT:
-        return _search(_exact_index(searched, queries.device), queries, own, k)
+        return _search(exact_index(searched, queries.device), queries, own, k)
     with _refusing(index):
         distances, positions = _search(_approximate_index(index, searched), queries, own, k)
-    exact = _exact_index(searched, queries.device)
+    exact = exact_index(searched, queries.device)
 
     def search_exactly(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _search(exact, queries[torch.from_numpy(rows)], None if own is None else own[rows], k)
@@ -85,7 +85,8 @@ def _approximate_index(index: str, gallery: Tensor) -> "faiss.Index":
     return made
 
 
-def _exact_index(gallery: Tensor, device: torch.device) -> "faiss.Index":
+def exact_index(gallery: Tensor, device: torch.device) -> "faiss.Index":
+    """The index of gallery rows (m, d) that searches exactly, on the GPU when `device` is one and faiss has one."""
     import faiss
 
     index: faiss.Index = faiss.IndexFlatL2(gallery.shape[1])
