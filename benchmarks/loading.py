@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import straightforward
-from benchmarks.measure import interleaved, print_rows
+from benchmarks.measure import PLAIN, Stage
 from sop.dataset import Draw, ImageSet, Split
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet
@@ -28,28 +28,32 @@ def photos(folder: Path, count: int) -> Split:
     return Split([f"{i}.JPG" for i in range(count)], [0] * count)
 
 
-def loading(device: torch.device) -> None:
+def loading(device: torch.device) -> Stage:
     torch.set_num_threads(1)
-    with TemporaryDirectory() as folder:
-        split = photos(Path(folder), 64)
-        every, labels = range(len(split.paths)), {0: 0}
-        exact, fast, encoded = (
-            ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast", "device")
-        )
-        training = ImageSet(folder, split, labels, train_transform(224, "fast"))
-        cached = CachedImageSet(folder, split, labels, 224, "exact", Path(folder) / "images")
-        with redirect_stdout(sys.stderr):  # what it says is no row of the table
-            cached.prepare(batch_size=64, num_workers=0)
-        variants = {
-            "straightforward": lambda: [straightforward.load(Path(folder) / path, 224) for path in split.paths],
-            "same pixels": lambda: [exact[i] for i in every],
-            "image cache": lambda: [cached[i] for i in every],
-        }
-        if find_spec("simplejpeg"):  # not on every machine that has a GPU
-            variants["decode='fast'"] = lambda: [fast[i] for i in every]
-            variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
-        with suppress(InputError):
-            jpeg_decoder()
-            variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
-        costs = interleaved(variants)
-    print_rows("loading", len(split.paths), "images", costs)
+    holder = TemporaryDirectory()
+    folder = Path(holder.name)
+    split = photos(folder, 64)
+    every, labels = range(len(split.paths)), {0: 0}
+    exact, fast, encoded = (
+        ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast", "device")
+    )
+    training = ImageSet(folder, split, labels, train_transform(224, "fast"))
+    cached = CachedImageSet(folder, split, labels, 224, "exact", folder / "images")
+    with redirect_stdout(sys.stderr):  # what it says is no row of the table
+        cached.prepare(batch_size=64, num_workers=0)
+
+    def straight() -> list[torch.Tensor]:
+        return [straightforward.load(Path(holder.name) / path, 224) for path in split.paths]
+
+    variants = {
+        PLAIN: straight,
+        "same pixels": lambda: [exact[i] for i in every],
+        "image cache": lambda: [cached[i] for i in every],
+    }
+    if find_spec("simplejpeg"):  # not on every machine that has a GPU
+        variants["decode='fast'"] = lambda: [fast[i] for i in every]
+        variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
+    with suppress(InputError):
+        jpeg_decoder()
+        variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
+    return Stage("loading", len(split.paths), "images", variants)

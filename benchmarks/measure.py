@@ -4,13 +4,20 @@ import ctypes
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+
+from utils.memory import keep_freed_memory
+
+PLAIN = "straightforward"
+
+Taken = TypeVar("Taken")
 
 
 class Cost(NamedTuple):
@@ -28,22 +35,64 @@ class Cost(NamedTuple):
         return statistics.median(mine / its for mine, its in zip(self.times, other.times, strict=True))
 
 
-def interleaved(variants: dict[str, Callable[[], object]], repetitions: int = 3, warm_up: int = 1) -> dict[str, Cost]:
-    """The cost of each variant, run in turn, `warm_up` rounds before those that count; memory is the GPU's on a GPU."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    memory = {name: _memory_of(run) for name, run in variants.items()}
-    for _ in range(warm_up - 1 + repetitions):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: Cost(times[name][warm_up - 1 :], memory[name]) for name in variants}
+class Stage(NamedTuple):
+    """What is compared: `variants` are "straightforward", ours by a name each, and the limits, "limit " before it."""
+
+    title: str
+    size: int
+    unit: str
+    variants: Mapping[str, Callable[[], object]]
+    repetitions: int = 3
+    warm_up: int = 1  # rounds before those that count
 
 
-def _memory_of(run: Callable[[], object]) -> int | None:
+def costs_of(prepare: Callable[[torch.device], Stage], device: torch.device) -> tuple[Stage, dict[str, Cost]]:
+    """A stage, without its variants, and their costs; they take turns, and memory is the GPU's on a GPU.
+
+    On a CPU each has a process of its own: what ran before changes how fast memory is had, and ours keep what they
+    free, as the commands do.
+    """
+    with ExitStack() as processes:
+
+        def process() -> ProcessPoolExecutor:
+            return processes.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+
+        first = process()
+        stage, names = first.submit(_begin, prepare, device, False).result()
+        homes = {name: first if name == PLAIN or device.type == "cuda" else process() for name in names}
+        for begun in [home.submit(_begin, prepare, device, True) for home in homes.values() if home is not first]:
+            begun.result()
+
+        def turns(taken: Callable[[str], Taken]) -> dict[str, Taken]:
+            return {name: home.submit(taken, name).result() for name, home in homes.items()}
+
+        memory = turns(_memory)
+        rounds = [turns(_seconds) for _ in range(stage.warm_up - 1 + stage.repetitions)][stage.warm_up - 1 :]
+    return stage, {name: Cost([times[name] for times in rounds], memory[name]) for name in names}
+
+
+_variants: dict[str, Callable[[], object]] = {}  # of this process
+
+
+def _begin(prepare: Callable[[torch.device], Stage], device: torch.device, keep: bool) -> tuple[Stage, list[str]]:
+    if keep:
+        keep_freed_memory()
+    stage = prepare(device)
+    _variants.update(stage.variants)
+    return stage._replace(variants={}), list(_variants)
+
+
+def _seconds(name: str) -> float:
+    start = time.perf_counter()
+    _variants[name]()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _memory(name: str) -> int | None:
     """Run once; the most memory held meanwhile, above what was held before."""
+    run = _variants[name]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -72,18 +121,18 @@ def print_titles() -> None:
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|", flush=True)
 
 
-def print_rows(stage: str, size: int, unit: str, costs: dict[str, Cost]) -> None:
+def print_rows(stage: Stage, costs: dict[str, Cost]) -> None:
     """A row of each variant: stage, size, straightforward, ours, ratio, share of the limit and memory."""
-    plain = costs.pop("straightforward")
+    plain = costs[PLAIN]
     for name, cost in costs.items():
-        if name.startswith("limit"):
+        if name == PLAIN or name.startswith("limit"):
             continue
         limit = costs.get(f"limit {name}")
         cells = (
-            f"{stage}, {name}",
-            f"{size:,}",
-            f"{size / plain.seconds:,.0f} {unit}/s",
-            f"{size / cost.seconds:,.0f} {unit}/s",
+            f"{stage.title}, {name}",
+            f"{stage.size:,}",
+            f"{stage.size / plain.seconds:,.0f} {stage.unit}/s",
+            f"{stage.size / cost.seconds:,.0f} {stage.unit}/s",
             f"{plain.over(cost):.2f}",
             f"{100 * limit.over(cost):.0f} %" if limit else "",
             "" if plain.memory is None or cost.memory is None else f"{plain.memory >> 20} / {cost.memory >> 20} MiB",
@@ -92,6 +141,6 @@ def print_rows(stage: str, size: int, unit: str, costs: dict[str, Cost]) -> None
 
 
 def apart(measured: Callable, *arguments):
-    """What a function returns in a new process: what ran before changes how fast memory is had."""
+    """What a function returns in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(measured, *arguments).result()

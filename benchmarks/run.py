@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from benchmarks import straightforward
 from benchmarks.loading import loading
-from benchmarks.measure import apart, interleaved, print_rows, print_titles
+from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
@@ -50,7 +50,7 @@ def against(
     device: torch.device, straight: Callable[[], object], ours: Callable[[torch.dtype], object]
 ) -> dict[str, Callable]:
     """`straight` in float32, and `ours` in each of the device's precisions."""
-    return {"straightforward": at("fp32", device, lambda dtype: straight()), **at_all(device, ours)}
+    return {PLAIN: at("fp32", device, lambda dtype: straight()), **at_all(device, ours)}
 
 
 def build(freeze_backbone: bool = False) -> RerankingResNet:
@@ -85,7 +85,7 @@ def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Ca
     return run
 
 
-def pair_scoring(device: torch.device) -> None:
+def pair_scoring(device: torch.device) -> Stage:
     queries = 4 if device.type == "cpu" else 300
     model = build().eval().to(device)
     maps = torch.randn(queries + 100, 128, 7, 7)
@@ -99,17 +99,11 @@ def pair_scoring(device: torch.device) -> None:
         straightforward.rerank(model, maps[:queries], maps, neighbours)
 
     products = {dtype: matcher_products(pairs, device, dtype) for dtype in stored}
-    costs = interleaved(
-        {
-            **against(device, straight, ours),
-            **at_all(device, lambda dtype: products[dtype](), "limit "),
-        },
-        repetitions=7,
-    )
-    print_rows("pair scoring", pairs, "pairs", costs)
+    limits = at_all(device, lambda dtype: products[dtype](), "limit ")
+    return Stage("pair scoring", pairs, "pairs", against(device, straight, ours) | limits, repetitions=7)
 
 
-def embedding(device: torch.device) -> None:
+def embedding(device: torch.device) -> Stage:
     count = 32 if device.type == "cpu" else 800
     model = build().eval().to(device)
     pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
@@ -125,47 +119,45 @@ def embedding(device: torch.device) -> None:
     def straight() -> None:
         straightforward.embed(model, floats.to(device)).cpu()
 
-    costs = interleaved(against(device, straight, ours))
-    print_rows("embedding", count, "images", costs)
+    return Stage("embedding", count, "images", against(device, straight, ours))
 
 
-def searching(device: torch.device) -> None:
+def searching(device: torch.device) -> Stage:
     count = 60_502
     features = torch.nn.functional.normalize(torch.randn(count, 128), dim=1)
     index = exact_index(features, device)
-    costs = interleaved(
-        {
-            "straightforward": lambda: index.search(features.numpy(), 1000),
-            "ours": lambda: nearest_neighbours(features.to(device), None, 999),
-        },
-        repetitions=1,  # half a minute each
-    )
-    print_rows("nearest neighbours, K = 1,000", count, "queries", costs)
+    variants = {
+        PLAIN: lambda: index.search(features.numpy(), 1000),
+        "ours": lambda: nearest_neighbours(features.to(device), None, 999),
+    }
+    return Stage("nearest neighbours, K = 1,000", count, "queries", variants, repetitions=1)  # half a minute each
 
 
-def sampling(device: torch.device) -> None:
+def sampling(kind: str, device: torch.device) -> Stage:
     rng, classes, images = np.random.default_rng(0), 11_318, 59_551
     counts = 2 + rng.multinomial(images - 2 * classes, np.full(classes, 1 / classes))
     labels, neighbours = np.repeat(np.arange(classes), counts), rng.integers(0, images, (images, 100))
     plain_labels, plain_neighbours = labels.tolist(), neighbours.tolist()
     random.seed(0)
-    costs = interleaved(
-        {
-            "straightforward": lambda: list(straightforward.triplets(plain_labels, plain_neighbours)),
-            "start-up included": lambda: list(TripletSampler(labels, neighbours, 300, 0).batches(rng)),
-        }
-    )
-    print_rows("triplets", len(labels), "anchors", costs)
-    costs = interleaved(
-        {
-            "straightforward": lambda: list(straightforward.identity_batches(plain_labels, 400, 2, 74)),
-            "start-up included": lambda: list(RandomIdentitySampler(labels, 800, 400, 74, 0).batches(rng)),
-        }
-    )
-    print_rows("identities", 74, "batches", costs)
+    size, unit, straight, sampler = {
+        "triplets": (
+            images,
+            "anchors",
+            lambda: straightforward.triplets(plain_labels, plain_neighbours),
+            lambda: TripletSampler(labels, neighbours, 300, 0),
+        ),
+        "identities": (
+            74,
+            "batches",
+            lambda: straightforward.identity_batches(plain_labels, 400, 2, 74),
+            lambda: RandomIdentitySampler(labels, 800, 400, 74, 0),
+        ),
+    }[kind]
+    variants = {PLAIN: lambda: list(straight()), "start-up included": lambda: list(sampler().batches(rng))}
+    return Stage(kind, size, unit, variants)
 
 
-def training(task: str, device: torch.device) -> None:
+def training(task: str, device: torch.device) -> Stage:
     """`task` is that of a row; the plain steps become faster for some rounds, as the process keeps more memory."""
     count = 24 if device.type == "cpu" else 300
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
@@ -202,24 +194,20 @@ def training(task: str, device: torch.device) -> None:
         optimizers[0].step()
         value.item()
 
-    costs = interleaved(against(device, straight, ours), 5, warm_up=5)
-    print_rows(f"training step, {task}", count, "images", costs)
+    return Stage(f"training step, {task}", count, "images", against(device, straight, ours), 5, warm_up=5)
 
 
-STAGES: dict[str, Callable[[torch.device], None]] = {
+STAGES: dict[str, Callable[[torch.device], Stage]] = {
     "scoring": pair_scoring,
     "loading": loading,
     "embedding": embedding,
     "searching": searching,
-    "sampling": sampling,
+    "triplets": partial(sampling, "triplets"),
+    "identities": partial(sampling, "identities"),
     "training": partial(training, "global"),
     "finetuning": partial(training, "rerank"),
     "frozen": partial(training, "rerank with a frozen trunk"),
 }
-
-
-def measure(stage: str, device: torch.device) -> None:
-    STAGES[stage](device)
 
 
 def main() -> None:
@@ -235,7 +223,7 @@ def main() -> None:
     print_titles()
     for stage in arguments.stages or STAGES:
         try:
-            apart(measure, stage, device)
+            print_rows(*costs_of(STAGES[stage], device))
         except ModuleNotFoundError as error:
             print(f"{stage} was not measured: {error}", file=sys.stderr)
 

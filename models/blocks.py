@@ -39,7 +39,7 @@ def normalised(x: Tensor, pair: Pair, activation: str = "none", added: Tensor | 
         weight, bias = folded(conv, norm)
         y = F.conv2d(x, weight, bias, conv.stride, conv.padding)  # type: ignore[arg-type]
     if added is not None:
-        y = y + added
+        y = y.add_(added)
     return F.relu(y, inplace=True) if activation == "relu" else y
 
 

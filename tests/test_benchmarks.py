@@ -1,14 +1,17 @@
 """The straightforward implementation is an oracle as well as a yardstick."""
 
+import os
 import random
+import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import memory, run, straightforward
+from benchmarks import measure, memory, run, straightforward
 from sop.dataset import ImageSet, Split
 from sop.samplers import TripletSampler
 from sop.transforms import test_transform as make_test_transform
@@ -75,11 +78,34 @@ def test_memory_of_an_evaluation(monkeypatch, dtype, size):
     assert lots == {"embedded": [8], "scored": [40]}  # the first lot of each, of 4 and of 38
 
 
+def noting(path, device):
+    def note(name):
+        with path.open("a") as file:
+            file.write(f"{name} {os.getpid()}\n")
+
+    variants = {name: partial(note, name) for name in ("straightforward", "ours", "limit ours")}
+    return measure.Stage("noting", 12, "notes", variants, repetitions=2, warm_up=3)
+
+
+def test_variants_take_turns_each_in_a_process_of_its_own(tmp_path, capsys):
+    stage, costs = measure.costs_of(partial(noting, tmp_path / "notes"), torch.device("cpu"))
+    names, processes = zip(
+        *(line.rsplit(" ", 1) for line in (tmp_path / "notes").read_text().splitlines()), strict=True
+    )
+    assert list(names) == ["straightforward", "ours", "limit ours"] * 5
+    assert len(set(processes)) == 3
+    assert processes == processes[:3] * 5
+    assert [len(costs[name].times) for name in names[:3]] == [2, 2, 2]
+    measure.print_rows(stage, costs)
+    assert re.fullmatch(r"\| noting, ours \| 12 \| [\d,]+ notes/s \| [^\n]+ % \|[^\n]+\|\n", capsys.readouterr().out)
+
+
 def test_a_stage_whose_package_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(run, "apart", lambda measured, *arguments: measured(*arguments))
-    monkeypatch.setattr(run, "STAGES", run.STAGES | {"sampling": lambda device: print("the next one")})
-    monkeypatch.setattr(sys, "argv", ["run", "searching", "sampling", "--device", "cpu"])
+    monkeypatch.setattr(run, "costs_of", lambda prepare, device: prepare(device))
+    monkeypatch.setattr(run, "STAGES", run.STAGES | {"triplets": lambda device: ["the next one"]})
+    monkeypatch.setattr(run, "print_rows", print)
+    monkeypatch.setattr(sys, "argv", ["run", "searching", "triplets", "--device", "cpu"])
     run.main()
     printed = capsys.readouterr()
     assert "searching was not measured: import of faiss halted" in printed.err

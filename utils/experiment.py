@@ -3,8 +3,6 @@
 import hashlib
 import platform
 import re
-import resource
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch.backends import cudnn
 
 from utils.checkpoint import num_of_trainable_params, save_checkpoint
 from utils.errors import InputError, listing
+from utils.memory import keep_freed_memory, peak_memory
 from utils.metrics import Recalls
 from utils.precision import set_precision
 
@@ -51,11 +50,6 @@ def note_memory(_run: Run) -> None:
         _run.info["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
-def peak_memory() -> int:
-    """The most resident bytes that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def write_output_anew(_run: Run) -> None:
     """Have the observers write all output once more at the end.
 
@@ -84,7 +78,7 @@ def reports_errors(main: Callable) -> Callable:
 def begin_run(run: Run, cpu: bool, cudnn_flag: str, precision: str | None) -> tuple[torch.device, torch.dtype]:
     """The device, `cuda:0`, or the CPU when asked for or without CUDA, and the number format to compute in.
 
-    Sets cuDNN's flag and notes versions. InputError for an unknown flag or precision.
+    Sets cuDNN's flag, notes versions and keeps freed memory. InputError for an unknown flag or precision.
     """
     if cudnn_flag not in CUDNN_FLAGS:
         raise InputError(f"cudnn_flag={cudnn_flag!r} is unknown: choose from {listing(CUDNN_FLAGS)}")
@@ -97,6 +91,7 @@ def begin_run(run: Run, cpu: bool, cudnn_flag: str, precision: str | None) -> tu
     }
     if not cpu and not torch.cuda.is_available():
         print("no CUDA device was found: running on the CPU")
+    keep_freed_memory()
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
     return device, set_precision(precision, device)
 

@@ -1,0 +1,35 @@
+"""Memory that is freed and taken again, in processes of their own."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ROUNDS = """
+import ctypes, resource, statistics
+from utils.memory import keep_freed_memory
+if {keep}:
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+faults = []
+for _ in range(9):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(2**24) for _ in range(8)]
+    for block in blocks:
+        ctypes.memset(block, 1, 2**24)
+    for block in blocks:
+        libc.free(ctypes.c_void_p(block))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(int(statistics.median(faults)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep or return memory as they do")
+def test_freed_memory_is_taken_again():
+    returned, kept = (
+        int(subprocess.run([sys.executable, "-c", ROUNDS.format(keep=keep)], capture_output=True, check=True).stdout)
+        for keep in (False, True)
+    )
+    assert kept <= returned / 4
