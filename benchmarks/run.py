@@ -194,7 +194,7 @@ def training(task: str, device: torch.device) -> Stage:
         optimizers[0].step()
         value.item()
 
-    return Stage(f"training step, {task}", count, "images", against(device, straight, ours), 5, warm_up=5)
+    return Stage(f"training step, {task}", count, "images", against(device, straight, ours), warm_up=5)
 
 
 STAGES: dict[str, Callable[[torch.device], Stage]] = {
