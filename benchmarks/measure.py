@@ -66,9 +66,11 @@ def costs_of(prepare: Callable[[torch.device], Stage], device: torch.device) -> 
         def turns(taken: Callable[[str], Taken]) -> dict[str, Taken]:
             return {name: home.submit(taken, name).result() for name, home in homes.items()}
 
-        memory = turns(_memory)
-        rounds = [turns(_seconds) for _ in range(stage.warm_up - 1 + stage.repetitions)][stage.warm_up - 1 :]
-    return stage, {name: Cost([times[name] for times in rounds], memory[name]) for name in names}
+        first_round = turns(_seconds_and_memory)
+        rounds = [{name: seconds for name, (seconds, _) in first_round.items()}]
+        rounds += [turns(_seconds) for _ in range(stage.warm_up + stage.repetitions - 1)]
+    counted = rounds[stage.warm_up :]
+    return stage, {name: Cost([times[name] for times in counted], first_round[name][1]) for name in names}
 
 
 _variants: dict[str, Callable[[], object]] = {}  # of this process
@@ -90,23 +92,19 @@ def _seconds(name: str) -> float:
     return time.perf_counter() - start
 
 
-def _memory(name: str) -> int | None:
-    """Run once; the most memory held meanwhile, above what was held before."""
-    run = _variants[name]
+def _seconds_and_memory(name: str) -> tuple[float, int | None]:
+    """Also the most memory held during the run, above what was held before."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
+        return _seconds(name), torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when it is taken again
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _resident("VmRSS")
     except (OSError, AttributeError):
-        run()
-        return None
-    run()
-    return _resident("VmHWM") - before
+        return _seconds(name), None
+    return _seconds(name), _resident("VmHWM") - before
 
 
 def _resident(what: str) -> int:
