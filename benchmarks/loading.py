@@ -30,8 +30,8 @@ def photos(folder: Path, count: int) -> Split:
 
 def loading(device: torch.device) -> Stage:
     torch.set_num_threads(1)
-    holder = TemporaryDirectory()
-    folder = Path(holder.name)
+    temporary = TemporaryDirectory()
+    folder = Path(temporary.name)
     split = photos(folder, 64)
     every, labels = range(len(split.paths)), {0: 0}
     exact, fast, encoded = (
@@ -43,7 +43,8 @@ def loading(device: torch.device) -> Stage:
         cached.prepare(batch_size=64, num_workers=0)
 
     def straight() -> list[torch.Tensor]:
-        return [straightforward.load(Path(holder.name) / path, 224) for path in split.paths]
+        in_use = Path(temporary.name)  # the folder lasts as long as something refers to `temporary`
+        return [straightforward.load(in_use / path, 224) for path in split.paths]
 
     variants = {
         PLAIN: straight,

@@ -46,21 +46,27 @@ class Stage(NamedTuple):
     warm_up: int = 1  # rounds before those that count
 
 
+def new_process(keeping: bool = False) -> ProcessPoolExecutor:
+    """A new process to compute in; with `keeping` it keeps the memory that it frees, as the commands do."""
+    return ProcessPoolExecutor(1, get_context("spawn"), keep_freed_memory if keeping else None)
+
+
 def costs_of(prepare: Callable[[torch.device], Stage], device: torch.device) -> tuple[Stage, dict[str, Cost]]:
     """A stage, without its variants, and their costs; they take turns, and memory is the GPU's on a GPU.
 
-    On a CPU each has a process of its own: what ran before changes how fast memory is had, and ours keep what they
-    free, as the commands do.
+    On a CPU each has a process of its own: what ran before changes how fast memory is had, and all but the
+    straightforward keep what they free.
     """
     with ExitStack() as processes:
-
-        def process() -> ProcessPoolExecutor:
-            return processes.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
-
-        first = process()
-        stage, names = first.submit(_begin, prepare, device, False).result()
-        homes = {name: first if name == PLAIN or device.type == "cuda" else process() for name in names}
-        for begun in [home.submit(_begin, prepare, device, True) for home in homes.values() if home is not first]:
+        first = processes.enter_context(new_process())
+        stage, names = first.submit(_begin, prepare, device).result()
+        homes = {
+            name: first
+            if name == PLAIN or device.type == "cuda"
+            else processes.enter_context(new_process(keeping=True))
+            for name in names
+        }
+        for begun in [home.submit(_begin, prepare, device) for home in homes.values() if home is not first]:
             begun.result()
 
         def turns(taken: Callable[[str], Taken]) -> dict[str, Taken]:
@@ -76,9 +82,7 @@ def costs_of(prepare: Callable[[torch.device], Stage], device: torch.device) -> 
 _variants: dict[str, Callable[[], object]] = {}  # of this process
 
 
-def _begin(prepare: Callable[[torch.device], Stage], device: torch.device, keep: bool) -> tuple[Stage, list[str]]:
-    if keep:
-        keep_freed_memory()
+def _begin(prepare: Callable[[torch.device], Stage], device: torch.device) -> tuple[Stage, list[str]]:
     stage = prepare(device)
     _variants.update(stage.variants)
     return stage._replace(variants={}), list(_variants)
@@ -136,9 +140,3 @@ def print_rows(stage: Stage, costs: dict[str, Cost]) -> None:
             "" if plain.memory is None or cost.memory is None else f"{plain.memory >> 20} / {cost.memory >> 20} MiB",
         )
         print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def apart(measured: Callable, *arguments):
-    """What a function returns in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measured, *arguments).result()

@@ -8,7 +8,7 @@ are not.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
-from benchmarks.measure import apart
+from benchmarks.measure import new_process
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
-from utils.memory import keep_freed_memory, peak_memory
+from utils.memory import peak_memory
 from utils.training import evaluate_rerank, train_global, train_rerank
 
 IMAGES, NEIGHBOURS, BATCH = 60_502, 100, 600
@@ -70,7 +70,6 @@ class OccasionalNetwork(RerankingResNet):
 def measure(dtype: torch.dtype, images: int = IMAGES) -> tuple[int, int, float]:
     """Bytes of the local maps, the process's peak resident bytes, and seconds, of an evaluation in `dtype`."""
     start = time.perf_counter()
-    keep_freed_memory()  # as the commands do
     torch.manual_seed(0)
     model = OccasionalNetwork(1000, Matcher(), normalize=True)
     model.matcher = OccasionalMatcher()
@@ -81,7 +80,6 @@ def measure(dtype: torch.dtype, images: int = IMAGES) -> tuple[int, int, float]:
 
 def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     """Peak resident bytes of a process during two steps on `batch` blank images, above what it held before."""
-    keep_freed_memory()
     torch.manual_seed(0)
     model = RerankingResNet(1000, Matcher(), normalize=True)
     pixels, labels = torch.full((batch, 3, 224, 224), 128, dtype=torch.uint8), torch.arange(batch) // 2
@@ -94,6 +92,12 @@ def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     before = peak_memory()
     train(model, loader, loss, optimizer, scheduler, 0, micro_batch=micro_batch)  # type: ignore[operator]
     return peak_memory() - before
+
+
+def apart(measured: Callable, *arguments):
+    """What a function returns in a new process."""
+    with new_process(keeping=True) as process:
+        return process.submit(measured, *arguments).result()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
 
     Without glibc, nothing changes.
     """
-    with suppress(AttributeError, OSError, TypeError):
+    with suppress(AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
