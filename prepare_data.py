@@ -4,12 +4,12 @@ from pathlib import Path
 
 from sacred import Experiment
 
-from sop.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack
 from sop.dataset import hold_out, read_split, write_split
 from sop.demo import draw_demo
-from sop.download import download
-from sop.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
-from sop.verify import verify_images
+from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack
+from sop.preparation.download import download
+from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
+from sop.preparation.verify import verify_images
 from utils.experiment import reports_errors, set_up
 
 ex = set_up(Experiment("Prepare SOP"))

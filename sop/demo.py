@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from sop.archive import TEST_LIST, TRAIN_LIST, is_free
 from sop.drawing import DIFFICULTY, Album, draw_photos
+from sop.preparation.archive import TEST_LIST, TRAIN_LIST, is_free
 from sop.shapes import COLOURWAYS, SHAPES, family
 from utils.errors import InputError
 from utils.files import atomic_write

@@ -17,10 +17,9 @@ import eval_global
 import eval_rerank
 import experiment_global
 import experiment_rerank
+from tests import ROOT
 from utils import Contrastive, pickle_load, pickle_save
 from utils.experiment import CommandError, set_up
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")

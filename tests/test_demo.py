@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from sop import demo
-from sop.archive import TEST_LIST, TRAIN_LIST, read_list
 from sop.dataset import read_split, write_split
 from sop.demo import contact_sheet, draw_demo
+from sop.preparation.archive import TEST_LIST, TRAIN_LIST, read_list
 from sop.shapes import COLOURWAYS, SHAPES, family
 from utils.errors import InputError
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from models import encoder_layer
 from models.matcher import Matcher
+from tests import ROOT
 from tests.test_matcher import plain_score
 
 pytest.importorskip("triton")
@@ -139,8 +139,7 @@ for capability in (80, 90):
 def test_built_for_gpus(tmp_path):
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
-    root = Path(__file__).parent.parent
-    built = subprocess.run([sys.executable, "-c", BUILD], cwd=root, env=environment, capture_output=True, text=True)
+    built = subprocess.run([sys.executable, "-c", BUILD], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     memory = {}
     for line in built.stdout.splitlines():

@@ -3,9 +3,10 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests import ROOT
 
 ROUNDS = """
 import ctypes, resource, statistics
@@ -30,7 +31,7 @@ print(int(statistics.median(faults)))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep or return memory as they do")
 def test_freed_memory_is_taken_again():
     returned, kept = (
-        int(subprocess.check_output([sys.executable, "-c", ROUNDS.format(keep=keep)], cwd=Path(__file__).parents[1]))
+        int(subprocess.check_output([sys.executable, "-c", ROUNDS.format(keep=keep)], cwd=ROOT))
         for keep in (False, True)
     )
     assert kept <= returned / 4

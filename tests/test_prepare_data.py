@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import prepare_data
 from prepare_data import ex
-from sop.archive import SOP_MD5, SOP_URL
 from sop.dataset import read_split
-from sop.published import CHECKPOINTS, NEIGHBOURS
+from sop.preparation.archive import SOP_MD5, SOP_URL
+from sop.preparation.published import CHECKPOINTS, NEIGHBOURS
+from tests import ROOT
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
-from tests.test_published import BARE, hub
+from tests.sop.preparation.test_published import BARE, hub
 from utils.experiment import CommandError
 
-ROOT = Path(prepare_data.__file__).parent
 HEADER = "image_id class_id super_class_id path\n"
 TRAIN = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24))
 TEST = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24, 44))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import sop.archive
-from sop.archive import SOP_MD5, SOP_URL, is_free, is_safe, official_md5, open_archive, unpack
+import sop.preparation.archive
+from sop.preparation.archive import SOP_MD5, SOP_URL, is_free, is_safe, official_md5, open_archive, unpack
+from tests import ROOT
 from tests.faults import fill_disk, names
 from utils.errors import InputError
 
@@ -115,7 +116,7 @@ def test_a_file_and_a_folder_of_one_name(tmp_path):
     ("limit", "message"), [("MAX_MEMBERS", "8 members"), ("MAX_UNPACKED", r"members of \d+ bytes together")]
 )
 def test_more_than_a_dataset_has_is_refused(archive, tmp_path, monkeypatch, limit, message):
-    monkeypatch.setattr(sop.archive, limit, 7)
+    monkeypatch.setattr(sop.preparation.archive, limit, 7)
     with pytest.raises(InputError, match=rf"SOP.zip was refused: .*{message}.*expected at most.*check where it"):
         unpack(archive, tmp_path / "sop")
     assert names(tmp_path) == ["SOP.zip"]
@@ -196,7 +197,7 @@ def test_a_full_disk(archive, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, shutil, sys
 from pathlib import Path
-from sop.archive import unpack
+from sop.preparation.archive import unpack
 copy, left = shutil.copyfileobj, [3]
 def copy_until_killed(source, file):
     copy(source, file)
@@ -210,7 +211,7 @@ unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 def test_a_killed_unpacking_is_started_over(archive, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, archive, tmp_path / "sop"], cwd=Path(__file__).parents[1])
+    killed = subprocess.run([sys.executable, "-c", KILLED, archive, tmp_path / "sop"], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     assert is_free(tmp_path / "sop")
     assert len(contents(tmp_path / ".sop.unpacking")) == 3
@@ -222,7 +223,7 @@ def test_an_interrupted_unpacking_leaves_nothing(archive, tmp_path, monkeypatch)
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sop.archive.shutil, "copyfileobj", interrupt)
+    monkeypatch.setattr(sop.preparation.archive.shutil, "copyfileobj", interrupt)
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, tmp_path / "sop")
     assert names(tmp_path) == ["SOP.zip"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from huggingface_hub import HfApi
 
-from sop.archive import is_safe, open_archive
+from sop.preparation.archive import is_safe, open_archive
 from utils.errors import InputError
 from utils.files import atomic_write
 

@@ -7,8 +7,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 from huggingface_hub import HfApi
 
-import sop.published
-from sop.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
+import sop.preparation.published
+from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
 from tests.faults import fill_disk, names, send, serving, without_pauses
 from utils.errors import InputError
 
@@ -47,7 +47,7 @@ def served(monkeypatch):
     """A hub that has the files it is given, and no pauses between attempts."""
     without_pauses(monkeypatch)
     with serving() as server:
-        monkeypatch.setattr(sop.published, "HfApi", partial(HfApi, endpoint=server.url))
+        monkeypatch.setattr(sop.preparation.published, "HfApi", partial(HfApi, endpoint=server.url))
 
         def serve(files):
             server.script = [hub(files)]
@@ -153,7 +153,7 @@ def test_a_hub_that_refuses(served, tmp_path, status):
 
 def test_no_network(served, tmp_path, monkeypatch):
     with serving() as gone:
-        monkeypatch.setattr(sop.published, "HfApi", partial(HfApi, endpoint=gone.url))
+        monkeypatch.setattr(sop.preparation.published, "HfApi", partial(HfApi, endpoint=gone.url))
     with pytest.raises(InputError, match=r"could not be fetched \(.*refused.*\): ") as raised:
         fetch(CHECKPOINTS, REPOSITORY, tmp_path)
     raised.match(by_hand(gone, tmp_path))

@@ -1,9 +1,9 @@
 import pytest
 
-from sop.archive import read_list
 from sop.dataset import Split, read_split, write_split
+from sop.preparation.archive import read_list
 from tests.faults import fill_disk, names
-from tests.test_archive import FILES, HEADER
+from tests.sop.preparation.test_archive import FILES, HEADER
 from utils.errors import InputError
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 import requests
 from tqdm import tqdm
 
-from sop.archive import SOP_URL
+from sop.preparation.archive import SOP_URL
 from utils.errors import InputError
 from utils.files import atomic_write
 

@@ -3,8 +3,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from sop.archive import SOP_URL
-from sop.download import ATTEMPTS, CHUNK, download
+from sop.preparation.archive import SOP_URL
+from sop.preparation.download import ATTEMPTS, CHUNK, download
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from utils.errors import InputError
 

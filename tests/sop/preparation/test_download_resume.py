@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import sop.download
-from sop.download import download
+import sop.preparation.download
+from sop.preparation.download import download
 from tests.faults import names, send, serve, serving, without_pauses
-from tests.test_download import CHUNKED, HALF, KEPT, MD5, NEW, OLD
+from tests.sop.preparation.test_download import CHUNKED, HALF, KEPT, MD5, NEW, OLD
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_another_file_is_never_joined_to_a_begun_one(tmp_path, begin, behaviours
 def test_stopping_amid_the_change_to_another_file_does_not_join_them(tmp_path, begin, monkeypatch):
     with serving(serve(NEW, etag='"two"')) as server:
         begin(server)
-        for where in ((Path, "write_bytes"), (sop.download, "_write_note")):
+        for where in ((Path, "write_bytes"), (sop.preparation.download, "_write_note")):
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(*where, stop)
                 download(f"{server.url}/sop.zip", tmp_path)
@@ -118,7 +118,7 @@ def test_two_versions_in_one_call_end_in_the_second(tmp_path):
 def test_a_whole_file_that_lacks_its_name_gets_it(tmp_path, monkeypatch, headers):
     with serving(serve(OLD, headers=headers), serve(OLD)) as server:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(sop.download, "_check_md5", stop)
+            patch.setattr(sop.preparation.download, "_check_md5", stop)
             download(f"{server.url}/sop.zip", tmp_path)
         assert names(tmp_path) == ["sop.zip.part", "sop.zip.part.json"]
         assert download(f"{server.url}/sop.zip", tmp_path, MD5).read_bytes() == OLD

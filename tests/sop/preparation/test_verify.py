@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sop.dataset import read_split
-from sop.verify import verify_images
+from sop.preparation.verify import verify_images
 from utils.errors import InputError
 
 
