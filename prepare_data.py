@@ -5,7 +5,7 @@ from pathlib import Path
 from sacred import Experiment
 
 from sop.dataset import hold_out, read_split, write_split
-from sop.demo import draw_demo
+from sop.demo.photos import draw_demo
 from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack
 from sop.preparation.download import download
 from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch

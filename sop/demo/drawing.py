@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from sop.shapes import COLOURWAYS, GLYPHS, INKS, SHAPES, Colour, Range, Shape, box, family, radial, turn
+from sop.demo.shapes import COLOURWAYS, GLYPHS, INKS, SHAPES, Colour, Range, Shape, box, family, radial, turn
 
 
 class Difficulty(NamedTuple):

@@ -4,11 +4,11 @@ from collections import defaultdict
 import pytest
 from PIL import Image
 
-from sop import demo
 from sop.dataset import read_split, write_split
-from sop.demo import contact_sheet, draw_demo
+from sop.demo import photos
+from sop.demo.photos import draw_demo
+from sop.demo.shapes import COLOURWAYS, SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST, read_list
-from sop.shapes import COLOURWAYS, SHAPES, family
 from utils.errors import InputError
 
 SMALL = {"num_products": 9, "views": 3, "seed": 5, "size": 48, "processes": 1}
@@ -98,7 +98,7 @@ def test_a_set_of_other_settings_is_an_error_that_names_them(folder):
 
 
 def test_a_set_drawn_at_another_difficulty_is_an_error(folder, monkeypatch):
-    monkeypatch.setattr(demo, "DIFFICULTY", demo.DIFFICULTY._replace(prints=(1, 2)))
+    monkeypatch.setattr(photos, "DIFFICULTY", photos.DIFFICULTY._replace(prints=(1, 2)))
     with pytest.raises(InputError, match=r"drawn with prints=\[3, 4\], not prints=\[1, 2\]"):
         draw_demo(folder, **SMALL)
 
@@ -124,7 +124,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch, error):
     def interrupted(*_):
         raise error
 
-    monkeypatch.setattr(demo, "_write_lists", interrupted)
+    monkeypatch.setattr(photos, "_write_lists", interrupted)
     with pytest.raises((KeyboardInterrupt, InputError), match=r"^$|could not be written: No space left"):
         draw_demo(tmp_path / "sop", **SMALL)
     assert not list(tmp_path.iterdir())
@@ -146,11 +146,3 @@ def test_an_empty_folder_is_filled(folder, tmp_path):
 def test_the_settings_stand_in_the_set(folder):
     settings = json.loads((folder / "demo.json").read_text())
     assert {name: settings[name] for name in SMALL if name != "processes"} | {"processes": 1} == SMALL
-
-
-def test_contact_sheet_shows_families_side_by_side(folder, tmp_path):
-    contact_sheet(folder, tmp_path / "docs" / "demo.jpg", products=2, tile=40)
-    with Image.open(tmp_path / "docs" / "demo.jpg") as sheet:
-        assert (sheet.format, sheet.size) == ("JPEG", (2 * 3 * 40 + 4, 2 * 2 * 40 + 4))
-    with pytest.raises(InputError, match="holds no demo set"):
-        contact_sheet(tmp_path, tmp_path / "demo.jpg")

@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from sop.drawing import DIFFICULTY, Album, draw_photos
+from sop.demo.drawing import DIFFICULTY, Album, draw_photos
+from sop.demo.shapes import SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST, is_free
-from sop.shapes import COLOURWAYS, SHAPES, family
 from utils.errors import InputError
-from utils.files import atomic_write
 
 SETTINGS_FILE = "demo.json"
 LEAST = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
@@ -47,7 +45,7 @@ def draw_demo(
         for shape in SHAPES:
             (unfinished / _super_class(shape)).mkdir(parents=True)
         albums = [
-            Album([unfinished / path for path in _paths(product, views)], seed, product, size)
+            Album([unfinished / path for path in photo_paths(product, views)], seed, product, size)
             for product in range(num_products)
         ]
         with _parallel(processes or min(MAX_PROCESSES, os.cpu_count() or 1)) as mapped:
@@ -62,35 +60,22 @@ def draw_demo(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def contact_sheet(folder: Path, path: Path, products: int = 3, tile: int = 80) -> None:
-    """Write a picture of a demo set: four blocks, each `products` of one family, a product a row and a view a column.
+def photo_paths(product: int, views: int) -> list[str]:
+    """The photos of a product, below the set's folder."""
+    return [f"{_super_class(family(product)[0])}/{product + 1:012d}_{view}.JPG" for view in range(views)]
 
-    Photos are shown at tile x tile pixels. Raises InputError when `folder` is no demo set.
-    """
-    settings = _read_settings(folder)
-    num_products, views = settings["num_products"], settings["views"]
-    width, height = views * tile, products * tile
-    gap = tile // 10
-    sheet = Image.new("RGB", (2 * width + gap, (len(SHAPES) + 1) // 2 * (height + gap) - gap), "white")
-    for block, shape in enumerate(SHAPES):
-        alike = [p for p in range(num_products) if family(p) == (shape, block % len(COLOURWAYS))][:products]
-        left, top = block % 2 * (width + gap), block // 2 * (height + gap)
-        for row, product in enumerate(alike):
-            for column, name in enumerate(_paths(product, views)):
-                with Image.open(folder / name) as photo:
-                    sheet.paste(photo.resize((tile, tile)), (left + column * tile, top + row * tile))
-    with atomic_write(path) as file:
-        sheet.save(file, "JPEG", quality=80)
+
+def read_settings(folder: Path) -> dict:
+    """The settings of the demo set in a folder; InputError when there is none."""
+    try:
+        return json.loads((folder / SETTINGS_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no demo set: choose another folder for it") from error
 
 
 def _super_class(shape: str) -> str:
     """The folder of a shape's photos."""
     return f"{shape}_final"
-
-
-def _paths(product: int, views: int) -> list[str]:
-    """The photos of a product, below the set's folder."""
-    return [f"{_super_class(family(product)[0])}/{product + 1:012d}_{view}.JPG" for view in range(views)]
 
 
 def _write_lists(folder: Path, num_products: int, views: int) -> None:
@@ -100,7 +85,7 @@ def _write_lists(folder: Path, num_products: int, views: int) -> None:
         lines = ["image_id class_id super_class_id path"]
         for product in products:
             super_class = super_classes.index(family(product)[0]) + 1
-            for view, path in enumerate(_paths(product, views)):
+            for view, path in enumerate(photo_paths(product, views)):
                 lines.append(f"{product * views + view + 1} {product + 1} {super_class} {path}")
         (folder / name).write_text("\n".join(lines) + "\n")
 
@@ -110,17 +95,9 @@ def _recorded(settings: dict) -> dict:
     return json.loads(json.dumps(settings | DIFFICULTY._asdict()))
 
 
-def _read_settings(folder: Path) -> dict:
-    """The settings of the demo set in a folder; InputError when there is none."""
-    try:
-        return json.loads((folder / SETTINGS_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no demo set: choose another folder for it") from error
-
-
 def _check_same(folder: Path, settings: dict) -> None:
     """Raise InputError unless the folder holds a demo set of these settings."""
-    found, wanted = _read_settings(folder), _recorded(settings)
+    found, wanted = read_settings(folder), _recorded(settings)
     other = [name for name in wanted if found.get(name) != wanted[name]]
     if other:
         raise InputError(
