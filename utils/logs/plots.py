@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from utils.errors import InputError, listing
 from utils.files import atomic_write
-from utils.runs import Run
+from utils.logs.runs import Run
 
 LINE_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 

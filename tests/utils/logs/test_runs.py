@@ -1,0 +1,153 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from sacred.serializer import flatten
+
+from tests.utils.logs.folders import START, config, encoded, entry, published_run, scalar, training_run, write
+from utils.logs.__main__ import main
+from utils.logs.runs import find_run_folders, read_run
+
+
+def test_our_training_run(tmp_path):
+    run = read_run(training_run(tmp_path / "1"))
+    assert (run.experiment, run.script, run.status) == ("Rerank (train)", "experiment_rerank.py", "COMPLETED")
+    assert run.best == {1: 81.0, 10: 92.0}
+    assert run.best_epoch == 1
+    assert run.last == {1: 80.0, 10: 93.0}
+    assert run.duration == timedelta(days=1, hours=1, minutes=5, seconds=6)
+    assert run.memory == 1.5
+    assert run.losses == [(0.0, 4.0), (0.5, 2.0), (1.0, 1.0), (1.5, 0.5)]
+    assert run.problems == []
+
+
+def test_the_last_of_equal_epochs_is_the_best(tmp_path):
+    metrics = {"val.recall@1": scalar([0, 1, 2, 3], [50.0, 70.0, 70.0, 60.0])}
+    run = read_run(write(tmp_path / "1", run=entry(), config=config(), metrics=metrics))
+    assert (run.best, run.best_epoch, run.last) == ({1: 70.0}, 2, {1: 60.0})
+
+
+def test_evaluation(tmp_path):
+    contents = {"run": entry(), "config": {"seed": 0}, "metrics": {}}
+    run = read_run(write(tmp_path / "1", **contents, info={"recall": {"1": 80.7, "100": 96.6}}))
+    assert run.best == run.last == {1: 80.7, 100: 96.6}
+    assert run.best_epoch is None
+    assert read_run(write(tmp_path / "2", **contents, cout="{1: 80.7, 10: 91.9} (K = …)")).best == {1: 80.7, 10: 91.9}
+
+
+def test_published_run(tmp_path):
+    run = read_run(published_run(tmp_path / "1"))
+    assert run.best == {1: 85.65, 10: 92.95}
+    assert run.best_epoch == 2
+    assert run.last == {1: 85.61, 10: 92.97}
+    assert run.validations[0] == {1: 83.34, 10: 92.68}
+    assert sorted(run.validations) == [0, 1, 2, 3]
+
+
+def test_logged_recalls_are_completed_by_printed_ones(tmp_path):
+    folder = published_run(tmp_path / "1")
+    (folder / "metrics.json").write_text(json.dumps({"val.recall@1": scalar([1, 2, 3], [84.5, 85.65, 85.6])}))
+    assert read_run(folder).last == {1: 85.6, 10: 92.97}
+
+
+def test_recorded_recalls_that_no_validation_reaches_have_no_epoch(tmp_path):
+    contents = {"run": entry(), "config": config(), "info": {"recall": {"1": 90.0, "10": 95.0}}}
+    run = read_run(write(tmp_path / "1", **contents, cout="Training   [000]: |\n{1: 80.0, 10: 97.0}"))
+    assert (run.best, run.best_epoch, run.last) == ({1: 90.0, 10: 95.0}, None, {1: 80.0, 10: 97.0})
+
+
+R1, R10, R100 = (np.float64(value) for value in (80.5, 93.25, 93.25))
+SHARED = {1: R1, 10: R10}
+
+
+@pytest.mark.parametrize(
+    ("recall", "expected"),
+    [
+        ({1: R1, 10: R10, 100: R100}, {1: 80.5, 10: 93.25, 100: 93.25}),
+        ({1: R1, 10: R10, 100: R10}, {1: 80.5, 10: 93.25, 100: 93.25}),
+        ({"cosine": {1: R1, 10: R10}, "l2": {1: R1, 10: R10}}, {1: 80.5, 10: 93.25}),
+        ({"l2": {1: R1, 10: R10}, "cosine": {1: R1, 10: R10}}, {1: 80.5, 10: 93.25}),
+        ({"cosine": SHARED, "l2": SHARED}, {1: 80.5, 10: 93.25}),
+    ],
+)
+def test_recalls_as_jsonpickle_writes_them(tmp_path, recall, expected):
+    info = flatten({"other": [R1 + 1], "recall": recall})
+    assert "py/object" in json.dumps(info)
+    assert read_run(write(tmp_path / "1", run=entry(), config={"seed": 0}, info=info)).best == expected
+
+
+@pytest.mark.parametrize(
+    ("recall", "expected"),
+    [
+        # older versions of jsonpickle give no numbers to dicts
+        (
+            {"json://1": encoded(80.5), "json://10": encoded(93.0), "json://100": {"py/id": 1}},
+            {1: 80.5, 10: 93, 100: 93},
+        ),
+        # object 0 is R@1, but R@100 cannot be below R@10
+        ({"json://1": encoded(80.5), "json://10": encoded(93.0), "json://100": {"py/id": 0}}, {1: 80.5, 10: 93}),
+        ({"json://1": {"py/id": 7}, "json://10": encoded(93.0)}, {10: 93}),
+        ({"json://1": encoded(80.5), "json://10": {"py/reduce": []}, "more": "text"}, {1: 80.5}),
+        ("none", {}),
+    ],
+)
+def test_references_are_resolved_or_left_out(tmp_path, recall, expected):
+    folder = write(tmp_path / "1", run=entry(), config={"seed": 0}, info={"recall": recall})
+    assert read_run(folder).best == expected
+
+
+def test_status_and_duration_of_runs_without_an_end(tmp_path):
+    now = datetime(2026, 1, 2, 5, 0, tzinfo=UTC)
+    alive = write(
+        tmp_path / "1", run=entry("RUNNING", start_time=START, heartbeat="2026-01-02T04:59:30"), config=config()
+    )
+    silent = write(tmp_path / "2", run=entry("RUNNING", start_time=START, heartbeat="2026-01-02T04:00:00.5"), config={})
+    unborn = write(tmp_path / "3", run=entry("RUNNING", start_time=START, heartbeat=None), config=config())
+    interrupted = training_run(tmp_path / "4", status="INTERRUPTED")
+    runs = [read_run(folder, now) for folder in (alive, silent, unborn, interrupted)]
+    assert [run.status for run in runs] == ["RUNNING", "STALE", "STALE", "INTERRUPTED"]
+    assert [run.duration for run in runs[:3]] == [
+        timedelta(hours=1, minutes=59, seconds=29.5),
+        timedelta(hours=1),
+        None,
+    ]
+
+
+def test_damaged_folders(tmp_path, capsys):
+    training_run(tmp_path / "good" / "1")
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    write(tmp_path / "corrupt" / "1", run='{"status": ', config="[]", metrics="", cout="")
+    unknown = training_run(tmp_path / "unknown" / "1")
+    (unknown / "run.json").unlink()
+    (unknown / "metrics.json").write_text('{"val.recall@1": {"steps": 3}, "train.loss": [], "val.recall@10": null}')
+    strange = {"status": None, "experiment": "x", "start_time": 3, "stop_time": "never"}
+    write(tmp_path / "strange" / "1", run=strange, config={"dataset": 3}, info={"recall": {"1": True}})
+
+    runs = {folder.parent.name: read_run(folder) for folder in find_run_folders(tmp_path)}
+    assert list(runs) == ["corrupt", "empty", "good", "strange", "unknown"]
+    assert runs["corrupt"].status == runs["empty"].status == "UNREADABLE"
+    assert runs["unknown"].status == "UNKNOWN"
+    assert (runs["unknown"].best, runs["unknown"].last) == ({1: 81.0, 10: 92.0}, {})
+    assert (runs["strange"].best, runs["strange"].duration, runs["strange"].problems) == ({}, None, [])
+
+    assert main([str(tmp_path), str(tmp_path / "nowhere")]) == 0
+    out, err = capsys.readouterr()
+    unread = out.split("Could not be read\n\n")[1]
+    assert f"- {tmp_path}/empty/1: run.json is missing; config.json is missing\n" in unread
+    assert f"- {tmp_path}/corrupt/1: run.json is no valid JSON" in unread
+    assert "config.json holds no JSON object; metrics.json is empty\n" in unread
+    assert f"- {tmp_path}/unknown/1: run.json is missing\n" in unread
+    assert f"{tmp_path}/nowhere: no such folder\n" in err
+
+
+def test_recalls_without_a_config_are_not_taken_for_the_last(tmp_path):
+    run = read_run(write(tmp_path / "1", run=entry(), config="", info={"recall": {"1": 81.0}}))
+    assert (run.best, run.last, run.problems) == ({1: 81.0}, {}, ["config.json is empty"])
+
+
+def test_runs_are_found_in_natural_order(tmp_path):
+    for name in ("10", "9", "a/2", "_sources"):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "a" / "1", run=entry())
+    assert [str(path.relative_to(tmp_path)) for path in find_run_folders(tmp_path)] == ["9", "10", "a/1", "a/2"]

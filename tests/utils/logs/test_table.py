@@ -1,0 +1,79 @@
+import csv
+from io import StringIO
+
+import pytest
+
+from tests.utils.logs.folders import (
+    training_run,
+)
+from utils.logs.runs import find_run_folders, read_run
+from utils.logs.table import as_csv, as_tables, group_runs, markdown_table, text_table
+
+
+def test_groups_differ_only_in_seed_and_paths(tmp_path):
+    training_run(tmp_path / "1", seed=1, resume="a.pt", dataset={"name": "sop", "train_cache_nn_inds": "a.pkl"})
+    training_run(tmp_path / "2", seed=2, resume="b.pt", dataset={"name": "sop", "train_cache_nn_inds": "b.pkl"})
+    training_run(tmp_path / "3", seed=3, lr=0.2)
+    training_run(tmp_path / "4", seed=4, status="FAILED", dataset={"name": "sop", "train_cache_nn_inds": "b.pkl"})
+    training_run(tmp_path / "5", seed=5, dataset={"name": "other"})
+    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
+    assert [[run.folder.name for run in group] for group in groups] == [["1", "2"]]
+
+
+def test_evaluations_of_different_checkpoints_under_one_seed_are_not_averaged(tmp_path):
+    for name, resume in (("1", "frozen.pt"), ("2", "finetune.pt"), ("3", "finetune.pt")):
+        training_run(tmp_path / name, seed=0, resume=resume, temp_dir=name)
+    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
+    assert [[run.folder.name for run in group] for group in groups] == [["2", "3"]]
+
+
+def test_a_seed_in_a_path_does_not_keep_evaluations_apart(tmp_path):
+    for seed in (1, 2, 12):
+        for name in ("frozen", "finetune"):
+            training_run(tmp_path / f"{seed}{name}", seed=seed, resume=f"logs/{seed}/{name}/resnet18_sop.pt")
+    training_run(tmp_path / "3frozen", seed=3, resume="elsewhere/frozen/resnet18_sop.pt")
+    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
+    assert sorted(sorted(run.folder.name for run in group) for group in groups) == [
+        ["12finetune", "1finetune", "2finetune"],
+        ["12frozen", "1frozen", "2frozen"],
+    ]
+
+
+def test_text(three_runs):
+    runs, title, groups = as_tables(three_runs, text_table).rstrip("\n").split("\n\n")
+    header, first, _, third = runs.splitlines()
+    names = (
+        "folder experiment script dataset seed R@1 best R@10 best best epoch R@1 last R@10 last duration memory (GB) "
+        "status group"
+    )
+    assert " ".join(header.split()) == names
+    assert first.split("  ")[0] == str(three_runs[0].folder)
+    assert first.endswith("25:05:06         1.50  COMPLETED      1")
+    assert first.split()[-10:-4] == ["1", "80.00", "92.00", "1", "79.00", "93.00"]
+    assert third.split()[-7:] == ["85.65", "92.95", "2", "85.61", "92.97", "25:05:06", "COMPLETED"]
+    assert "mean ± sample standard deviation" in title
+    assert groups.splitlines()[1].split("  ")[-1] == "93.00 ± 0.00"
+    assert "81.50 ± 2.12  92.00 ± 0.00  80.50 ± 2.12" in groups
+    assert len({line.index("COMPLETED") for line in runs.splitlines()[1:]}) == 1
+
+
+def test_markdown(three_runs):
+    tables = as_tables(three_runs, markdown_table, "## ")
+    lines = [line for line in tables.splitlines() if line.startswith("|")]
+    runs, groups = lines[:5], lines[5:]
+    assert {line.count("|") for line in runs} == {15}
+    assert {line.count("|") for line in groups} == {10}
+    assert set(runs[1]) == set(groups[1]) == {"|", "-", " "}
+    assert groups[2].startswith("| 1 | 2 | Rerank (train) | sop_rerank | 1, 2 | 81.50 ± 2.12 |")
+    assert markdown_table([{"a": "x|y"}]) == "| a |\n| --- |\n| x\\|y |"
+
+
+def test_csv(three_runs):
+    first, second, third = csv.DictReader(StringIO(as_csv(three_runs)))
+    assert (first["R@1 best"], first["R@10 last"], first["best epoch"]) == ("80.0", "93.0", "1")
+    assert (first["duration_s"], first["seed"], first["status"]) == ("90306", "1", "COMPLETED")
+    assert first["n"] == second["n"] == "2"
+    assert float(second["R@1 best mean"]) == 81.5
+    assert float(second["R@1 best sd"]) == pytest.approx(4.5**0.5)
+    assert float(second["R@1 last mean"]) == 80.5
+    assert (third["R@1 best"], third["group"], third["n"], third["R@1 best sd"]) == ("85.65", "", "", "")
