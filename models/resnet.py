@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from models.blocks import normalised, residual_blocks, through_blocks
-from models.evaluation import Embedder
 from models.matcher import Matcher
+from models.trunk import Embedder, convolve_and_normalise, residual_blocks, through_blocks
 from utils.errors import InputError, choose
 
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -100,8 +99,8 @@ class RerankingResNet(ResNet):
 
     def layer_features(self, images: Tensor) -> Tensor:
         """The `layer4` map (B, C, H/32, W/32) of images as `forward` takes them."""
-        x = self.maxpool(normalised(self.pixels(images), (self.conv1, self.bn1), "relu"))
-        return through_blocks(x, residual_blocks(self), normalised)
+        x = self.maxpool(convolve_and_normalise(self.pixels(images), (self.conv1, self.bn1), "relu"))
+        return through_blocks(x, residual_blocks(self), convolve_and_normalise)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised pixels, channels last, of images as `forward` takes them."""

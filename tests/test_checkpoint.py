@@ -8,7 +8,7 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from tests.test_resnet import new
+from tests.models.test_resnet import new
 from utils import state_dict_to_cpu
 from utils.checkpoint import load_weights, save_checkpoint
 from utils.errors import InputError

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from models.matcher import Matcher
-from tests.test_matcher import plain_score
+from tests.models.test_matcher import plain_score
 from utils import reranking
 from utils.errors import InputError
 from utils.reranking import rerank

@@ -3,8 +3,8 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+from tests.models.test_resnet import new
 from tests.reference import assert_answer, normal, pixels, published_model
-from tests.test_resnet import new
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.embedding import short_of_memory
 from utils.errors import InputError

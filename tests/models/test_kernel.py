@@ -11,7 +11,7 @@ from torch import nn
 from models import encoder_layer
 from models.matcher import Matcher
 from tests import ROOT
-from tests.test_matcher import plain_score
+from tests.models.test_matcher import plain_score
 
 pytest.importorskip("triton")
 from models import kernel
@@ -67,7 +67,7 @@ def test_what_follows_attention(batch, length, d, hidden, norm_first, dtype):
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_the_matcher_by_the_kernel(norm_first, dtype, monkeypatch):
     monkeypatch.setattr(encoder_layer, "_suits_kernel", lambda layer, attended: True)
-    monkeypatch.setattr(kernel, "_works", {})
+    monkeypatch.setattr(kernel, "_usable", {})
     used, launch = [], kernel.after_attention
     monkeypatch.setattr(kernel, "after_attention", lambda *given: used.append(given[1].shape) or launch(*given))
     matcher = Matcher(32, 2, 3, 128, normalize_before=norm_first).eval().to(DEVICE)
@@ -101,10 +101,10 @@ def test_layers_that_it_does_not_compute(changes, fails, line, monkeypatch, caps
             raise fails
         return fails * expected[:8]
 
-    monkeypatch.setattr(kernel, "_works", {})
+    monkeypatch.setattr(kernel, "_usable", {})
     monkeypatch.setattr(kernel, "after_attention", launch)
     for _ in range(2):
-        assert not kernel.works(layer, tokens, tokens.half(), lambda layer, tokens, attended: expected[:8])
+        assert not kernel.is_usable(layer, tokens, tokens.half(), lambda layer, tokens, attended: expected[:8])
     printed = capsys.readouterr().out.splitlines()
     assert [text.endswith(line) for text in printed] == ([True] if line else [])
 

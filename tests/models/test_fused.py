@@ -1,9 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from models.fused import convolution, linear
+from models.fused import linear
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -20,14 +19,3 @@ def test_linear(gradients, activation, function):
         torch.testing.assert_close(plus, expected + other, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(half, expected + other.half(), rtol=1e-5, atol=1e-5)
         assert torch.equal(other, before)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("added", [True, False])
-@pytest.mark.parametrize("activation", ["none", "relu"])
-def test_convolution(activation, added):
-    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
-    x, other = torch.randn(2, 4, 9, 7), torch.randn(2, 6, 5, 4) if added else None
-    expected = conv(x) + (other if added else 0)
-    got = convolution(x, conv, activation, other)
-    torch.testing.assert_close(got, expected.relu() if activation == "relu" else expected, rtol=1e-5, atol=1e-5)
