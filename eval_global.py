@@ -6,10 +6,10 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.experiment import begin_run, note_files, report_recalls, reports_errors, set_up
+from utils.evaluation import evaluate_global, save_evaluation
+from utils.experiment import reports_errors, set_up
 from utils.knn import make_index
-from utils.per_query import save_evaluation
-from utils.training import evaluate_global
+from utils.run import begin_run, note_files, report_recalls
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
 
@@ -27,15 +27,18 @@ def config():
     seed = 0
 
 
+begin = ex.capture(begin_run)
+
+
 @ex.automain
 @reports_errors
-def main(_run, _config, temp_dir, resume, knn_index, query_set, features, cpu, cudnn_flag, precision, seed):
+def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
     if query_set not in ("test", "train"):
         raise InputError(f"query_set={query_set!r} is unknown: choose from 'test', 'train'")
     make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
-    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
+    device, dtype = begin()
     torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders(training=False)
+    loaders, recall_ks = get_loaders(training=False, device=device)
     query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
     torch.manual_seed(seed)
     if resume is None:

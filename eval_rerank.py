@@ -6,10 +6,10 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.experiment import begin_run, note_files, report_recalls, reports_errors, set_up
+from utils.evaluation import evaluate_rerank, save_evaluation
+from utils.experiment import reports_errors, set_up
 from utils.metrics import MAX_CANDIDATES
-from utils.per_query import save_evaluation
-from utils.training import evaluate_rerank
+from utils.run import begin_run, note_files, report_recalls
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 
@@ -26,14 +26,17 @@ def config():
     seed = 0
 
 
+begin = ex.capture(begin_run)
+
+
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, features, cpu, cudnn_flag, precision, seed):
+def main(_run, temp_dir, resume, cache_nn_inds, features, seed):
     if resume is None:
         raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
-    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
+    device, dtype = begin()
     torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders(training=False)
+    loaders, recall_ks = get_loaders(training=False, device=device)
     neighbours = loaders.neighbours(cache_nn_inds)[:, :MAX_CANDIDATES].clone()
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device)

@@ -1,7 +1,5 @@
 """Train the global descriptor with the contrastive loss (paper, section 3.1)."""
 
-from pathlib import Path
-
 import torch
 from sacred import Experiment
 from torch.optim import SGD
@@ -9,9 +7,11 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
-from utils.experiment import begin_run, fit, note_files, reports_errors, set_up
+from utils.evaluation import evaluate_global
+from utils.experiment import reports_errors, set_up
 from utils.losses import Contrastive
-from utils.training import evaluate_global, parameter_groups, train_global
+from utils.run import begin_run, note_files, run_training
+from utils.training import TrainingState, global_step, parameter_groups
 
 ex = set_up(Experiment("Global (train)", ingredients=[data_ingredient, model_ingredient]))
 
@@ -35,48 +35,31 @@ def config():
     seed = 364086339
 
 
+begin, train = ex.capture(begin_run), ex.capture(run_training)
+
+
+@ex.capture
+def new_state(model, dtype, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma):
+    groups = parameter_groups(model, no_bias_decay)
+    optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
+    return TrainingState.new(model, optimizer, MultiStepLR(optimizer, scheduler_tau, scheduler_gamma), dtype)
+
+
 @ex.automain
 @reports_errors
-def main(
-    _run,
-    _config,
-    epochs,
-    lr,
-    momentum,
-    nesterov,
-    weight_decay,
-    no_bias_decay,
-    scheduler_tau,
-    scheduler_gamma,
-    temperature,
-    micro_batch,
-    temp_dir,
-    cpu,
-    cudnn_flag,
-    precision,
-    seed,
-):
-    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
+def main(_run, temperature, micro_batch, seed):
+    device, dtype = begin()
     torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders()
+    loaders, recall_ks = get_loaders(device=device)
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, None, device)
     note_files(_run, *input_files(training=True))
-    groups = parameter_groups(model, no_bias_decay)
-    optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
-    scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
-    loss = Contrastive(temperature)
+    state = new_state(model, dtype)
+    step = global_step(model, Contrastive(temperature), dtype, micro_batch)
     torch.manual_seed(seed)
-    return fit(
-        _run,
-        model,
-        optimizer,
-        scheduler,
-        train=lambda epoch: train_global(
-            model, loaders.train, loss, optimizer, scheduler, epoch, _run, dtype, micro_batch
-        ),
+    return train(
+        state=state,
+        step=step,
+        loader=loaders.train,
         validate=lambda: evaluate_global(model, loaders.query, loaders.gallery, recall_ks, dtype),
-        epochs=epochs,
-        cudnn_flag=cudnn_flag,
-        checkpoint=Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt",
     )

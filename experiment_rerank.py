@@ -1,7 +1,5 @@
 """Train the matcher on triplets, with a frozen or a finetuned backbone (paper, section 3.3)."""
 
-from pathlib import Path
-
 import torch
 from sacred import Experiment
 from torch.optim import AdamW
@@ -12,9 +10,11 @@ from sop.ingredient import data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
 from utils.embedding import embed_views
 from utils.errors import InputError
-from utils.experiment import begin_run, fit, note_files, reports_errors, set_up
+from utils.evaluation import evaluate_rerank
+from utils.experiment import reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
-from utils.training import evaluate_rerank, parameter_groups, train_rerank
+from utils.run import begin_run, note_files, run_training
+from utils.training import TrainingState, parameter_groups, rerank_step
 
 ex = set_up(Experiment("Rerank (train)", ingredients=[data_ingredient, model_ingredient]))
 
@@ -40,53 +40,36 @@ def config():
     seed = 459858808
 
 
+begin, train = ex.capture(begin_run), ex.capture(run_training)
+
+
+@ex.capture
+def new_state(model, dtype, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma) -> TrainingState:
+    optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
+    return TrainingState.new(model, optimizer, MultiStepLR(optimizer, scheduler_tau, scheduler_gamma), dtype)
+
+
 @ex.automain
 @reports_errors
-def main(
-    _run,
-    _config,
-    epochs,
-    lr,
-    weight_decay,
-    no_bias_decay,
-    scheduler_tau,
-    scheduler_gamma,
-    resume,
-    cache_nn_inds,
-    frozen_views,
-    micro_batch,
-    temp_dir,
-    cpu,
-    cudnn_flag,
-    precision,
-    seed,
-):
+def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
     if frozen_views is not None and not _config["model"]["freeze_backbone"]:
         raise InputError(f"frozen_views={frozen_views} needs a frozen backbone: set model.freeze_backbone=True")
-    device, dtype = begin_run(_run, cpu, cudnn_flag, precision)
+    device, dtype = begin()
     torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders()
+    loaders, recall_ks = get_loaders(device=device)
     neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device, training=True)
     note_files(_run, resume, cache_nn_inds, *input_files(training=True))
-    optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
-    scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
-    loss = BinaryCrossEntropyWithLogits()
+    state = new_state(model, dtype)
+    step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
     train_loader = loaders.train
     if frozen_views is not None:
         train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
     torch.manual_seed(seed)
-    return fit(
-        _run,
-        model,
-        optimizer,
-        scheduler,
-        train=lambda epoch: train_rerank(
-            model, train_loader, loss, optimizer, scheduler, epoch, _run, dtype, micro_batch
-        ),
+    return train(
+        state=state,
+        step=step,
+        loader=train_loader,
         validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
-        epochs=epochs,
-        cudnn_flag=cudnn_flag,
-        checkpoint=Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt",
     )

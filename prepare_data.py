@@ -4,12 +4,12 @@ from pathlib import Path
 
 from sacred import Experiment
 
-from sop.dataset import hold_out, read_split, write_split
 from sop.demo.photos import draw_demo
 from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack
 from sop.preparation.download import download
 from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
 from sop.preparation.verify import verify_images
+from sop.splits import hold_out, read_split, write_split
 from utils.experiment import reports_errors, set_up
 
 ex = set_up(Experiment("Prepare SOP"))

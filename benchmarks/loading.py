@@ -12,9 +12,10 @@ from PIL import Image
 
 from benchmarks import straightforward
 from benchmarks.measure import PLAIN, Stage
-from sop.dataset import Draw, ImageSet, Split
+from sop.dataset import Draw, ImageSet
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet
+from sop.splits import Split
 from sop.transforms import test_transform, train_transform
 from utils.errors import InputError
 

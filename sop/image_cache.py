@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from sop.dataset import ImageSet, Split, photo_sum
+from sop.dataset import ImageSet, photo_sum
+from sop.splits import Split
 from sop.transforms import centre_crop, square_size, square_transform, test_transform
 from utils.errors import InputError
 from utils.files import atomic_write

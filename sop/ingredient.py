@@ -8,10 +8,11 @@ import torch
 from sacred import Ingredient
 from torch.utils.data import DataLoader
 
-from sop.dataset import ImageSet, Split, class_map, read_split
+from sop.dataset import ImageSet
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
+from sop.splits import Split, class_map, read_split
 from sop.transforms import test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError, listing
@@ -123,13 +124,14 @@ def get_loaders(
     decode="exact",
     image_cache=None,
     training=True,
+    device: torch.device | None = None,
 ) -> tuple[Loaders, list[int]]:
     """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
 
     Without `training` neither the train loader nor the neighbour file that it draws from is touched. The train loader
     draws from torch's initial seed. When `training`, the query loader holds the images of `val_file` if there is one.
-    Raises InputError for settings that do not go together and for missing or malformed
-    files.
+    Memory is pinned for a CUDA `device` only; None: where there is one. Raises InputError for settings that do not go
+    together and for missing or malformed files.
     """
     if batch_size % sample_per_id:
         raise InputError(f"dataset.batch_size={batch_size} is no multiple of dataset.sample_per_id={sample_per_id}")
@@ -142,7 +144,8 @@ def get_loaders(
     test_splits = [read_split(data_path, file) for file in test_files]
     train_labels, test_labels = class_map(train_split), class_map(*test_splits)
     workers = _usable_workers(num_workers)
-    options: dict = {"num_workers": workers, "pin_memory": pin_memory and torch.cuda.is_available()}
+    for_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    options: dict = {"num_workers": workers, "pin_memory": pin_memory and for_cuda}
     if decode == "device":
         jpeg_decoder()
         options["collate_fn"] = collate

@@ -34,8 +34,6 @@ class EmbeddedViews:
     Which ones follows from the key of a batch's first draw: a seed gives one run.
     """
 
-    embedded = True
-
     def __init__(self, loader: DataLoader, views: int, embed: Callable[[DataLoader], Tensor]):
         """`embed` makes maps of the images that a loader yields. InputError for fewer than 1 view."""
         if views < 1:

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from benchmarks import measure, memory, run, straightforward
-from sop.dataset import ImageSet, Split
+from sop.dataset import ImageSet
 from sop.samplers import TripletSampler
+from sop.splits import Split
 from sop.transforms import test_transform as make_test_transform
 from tests.reference import published_model
 from utils.reranking import rerank

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from prepare_data import ex
-from sop.dataset import read_split
 from sop.preparation.archive import SOP_MD5, SOP_URL
 from sop.preparation.published import CHECKPOINTS, NEIGHBOURS
+from sop.splits import read_split
 from tests import ROOT
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from tests.sop.preparation.test_published import BARE, hub

@@ -1,4 +1,8 @@
-"""Losses, metrics, search, training, files. The names below are fetched at first use: importing torch takes seconds."""
+"""Losses, metrics, search, training, files.
+
+The published names below come from their modules when they are first asked for: a package's `__init__` runs before any
+of its modules, and `prepare_data.py` and `python -m utils.logs` need no torch, which takes seconds to import.
+"""
 
 from importlib import import_module
 

@@ -1,13 +1,18 @@
-"""The error that a command reports in one message."""
+"""The errors that a command reports in one message."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
-
-Value = TypeVar("Value")
 
 
-class InputError(ValueError):
-    """Something outside the program is not as it must be: the message says what, where, and what to do."""
+class ReportedError(Exception):
+    """Ends a command with its message alone: what, where, and what to do."""
+
+
+class InputError(ReportedError, ValueError):
+    """Something outside the program is not as it must be."""
+
+
+class DivergedError(ReportedError, ArithmeticError):
+    """Training has left the finite numbers."""
 
 
 def choose(table: Mapping, key, setting: str):

@@ -3,16 +3,13 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.errors import InputError
-
-if TYPE_CHECKING:
-    import faiss  # else where it searches: scoring and training need none
 
 EXACT = "Flat"
 BLOCK = 4096  # queries from which their own positions are taken at a time: bounds memory
@@ -62,13 +59,11 @@ def nearest_neighbours(
     return distances, positions
 
 
-def make_index(index: str, dimensions: int) -> "faiss.Index":
+def make_index(index: str, dimensions: int) -> faiss.Index:
     """The empty index that a string of faiss's index factory describes, search parameters behind a semicolon.
 
     `IVF1024,Flat;nprobe=16` or `HNSW32;efSearch=64`, for instance. InputError for a string that faiss does not take.
     """
-    import faiss
-
     if not isinstance(index, str):
         raise InputError(f"knn_index={index!r} is no text: give 'Flat', or a string of faiss's index factory")
     description, _, parameters = index.partition(";")
@@ -78,17 +73,15 @@ def make_index(index: str, dimensions: int) -> "faiss.Index":
     return made
 
 
-def _approximate_index(index: str, gallery: Tensor) -> "faiss.Index":
+def _approximate_index(index: str, gallery: Tensor) -> faiss.Index:
     made, rows = make_index(index, gallery.shape[1]), _rows(gallery)
     made.train(rows)
     made.add(rows)
     return made
 
 
-def exact_index(gallery: Tensor, device: torch.device) -> "faiss.Index":
+def exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
     """The index of gallery rows (m, d) that searches exactly, on the GPU when `device` is one and faiss has one."""
-    import faiss
-
     index: faiss.Index = faiss.IndexFlatL2(gallery.shape[1])
     if device.type == "cuda" and faiss.get_num_gpus():
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
@@ -109,7 +102,7 @@ def _refusing(index: str) -> Iterator[None]:
         ) from error
 
 
-def _search(index: "faiss.Index", queries: Tensor, own: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search(index: faiss.Index, queries: Tensor, own: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Distances and positions (n, k) of queries, each without its `own` position if there is one; -1: none found.
 
     Without a copy of what faiss has filled: it takes time.

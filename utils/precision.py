@@ -1,5 +1,8 @@
 """The number formats that a run computes in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from utils.errors import choose
@@ -21,3 +24,14 @@ def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Matrix products and convolutions in `dtype`, everything else as it is."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Matrix products of float32 tensors in the block keep all their digits where TF32 would round them to ten bits."""
+    matmul = torch.backends.cuda.matmul
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = allowed

@@ -1,171 +1,280 @@
-"""One epoch of training and one evaluation, for global descriptors and for reranking.
+"""The engine of training: all that a run is, `fit`, one epoch, and the steps of the two trainings (paper, section 3).
 
-`dtype` is the number format of matrix products and convolutions; losses are computed in float32.
+`dtype` is the number format of matrix products and convolutions. Losses, and their gradients at what the network
+answers, are computed in float32, without TF32.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from utils.embedding import device_of, embed, pieces_for, short_of_memory
-from utils.errors import InputError
-from utils.knn import EXACT
-from utils.metrics import recall_at_ks, recall_at_ks_rerank
-from utils.precision import autocast
+from utils.checkpoint import num_of_trainable_params, save_checkpoint
+from utils.embedding import device_of, pieces_for, short_of_memory
+from utils.errors import DivergedError, InputError
+from utils.evaluation import evaluate_global, evaluate_rerank
+from utils.precision import autocast, true_float32
+
+__all__ = ["TrainingState", "evaluate_global", "evaluate_rerank", "fit", "train_global", "train_rerank"]
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
+Scale = Callable[[Tensor], Tensor]  # of a loss, before its gradient is taken: the scaler's
+Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
 
-def train_global(
-    model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
-) -> None:
-    """One epoch of the contrastive loss on global descriptors; `train.acc` is the classifier's accuracy.
 
-    `loader` yields images (B, 3, H, W), labels (B,) and positions (B,). Steps the scheduler at its end. With
-    `micro_batch` the network holds as many images at a time: the batch is embedded without a graph, the loss gives each
-    descriptor's gradient, and a second pass in pieces takes it on to the weights.
+@dataclass
+class TrainingState:
+    """All that a training run is, besides its data and its settings."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler  # of float16's losses; idle in other formats
+    epoch: int = 0  # epochs trained: the number of the one that comes next
+    iteration: int = 0  # iterations trained of that one
+    best: float | None = None  # the highest R@1 of a validation so far
+
+    @classmethod
+    def new(cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0) -> "TrainingState":
+        scaler = torch.amp.GradScaler(device_of(model).type, enabled=dtype == torch.float16)
+        """The state before `epoch`."""
+        return cls(model, optimizer, scheduler, scaler, epoch)
+
+
+def fit(
+    state: TrainingState,
+    step: Step,
+    loader,
+    validate: Callable[[], tuple],
+    epochs: int,
+    log,
+    report: Callable[[dict[int, float], int, str, bool], None],
+    checkpoint: Path,
+    autotune: bool,
+) -> float:
+    """Validate, then train and validate until `epochs` are trained; returns the best R@1.
+
+    `validate()` returns what the metric functions do. `log.log_scalar(name, value, step)` takes train.loss, train.acc
+    and val.recall@K, the latter at the number of epochs trained; `report(recalls, columns, title, improved)` tells each
+    validation. Whenever R@1 is not below the best so far, the states are saved as `checkpoint`. `autotune` has cuDNN
+    try its algorithms while training.
     """
+    print(f"trainable parameters: {num_of_trainable_params(state.model):,}")
+    while True:
+        cudnn.benchmark = False
+        recalls, _, positions = validate()
+        for k, recall in recalls.items():
+            log.log_scalar(f"val.recall@{k}", recall, state.epoch)
+        improved = state.best is None or recalls[1] >= state.best
+        title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
+        report(recalls, positions.shape[1], title, improved)
+        if improved:
+            state.best = recalls[1]
+            save_checkpoint(checkpoint, state.model, state.optimizer, state.scheduler)
+        if state.epoch >= epochs:
+            return state.best  # type: ignore[return-value]
+        cudnn.benchmark = autotune
+        train_epoch(state, step, loader, log)
 
-    def step(images: Tensor, labels: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
-        pieces = images.split(micro_batch or len(images))
-        with autocast(images.device, dtype), torch.set_grad_enabled(len(pieces) == 1):
-            outputs = [model(piece)[:2] for piece in pieces]
-        logits, descriptors = (torch.cat(parts).float() for parts in zip(*outputs, strict=True))
-        if len(pieces) > 1:
-            descriptors.requires_grad_()
-        loss = class_loss(logits, descriptors, labels)
-        backward(loss)
-        if descriptors.is_leaf and descriptors.grad is not None:
-            for piece, gradient in zip(pieces, descriptors.grad.split(micro_batch), strict=True):
-                with autocast(images.device, dtype):
-                    again = model(piece)[1]
-                again.backward(gradient.to(again.dtype))
+
+def train_epoch(state: TrainingState, step: Step, loader, log=None) -> None:
+    """One epoch of steps; steps the scheduler at its end.
+
+    `loader` yields images (B, 3, H, W), or what becomes such on the device, labels (B,) and positions (B,). Iteration i
+    is logged at epoch + i / len(loader). Raises DivergedError for a loss that is not finite.
+    """
+    model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
+    sampler: Any = getattr(loader, "batch_sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(state.epoch)
+    device, scalars = device_of(model), PendingScalars(log, state.epoch)
+    with (
+        short_of_memory("dataset.batch_size or set micro_batch"),
+        tqdm(loader, desc=f"Training   [{state.epoch:03d}]", unit="batch") as progress,
+    ):
+        for images, labels, positions in progress:
+            optimizer.zero_grad()
+            batch = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            loss, accuracy = step(*batch, scaler.scale)
+            scaler.step(optimizer)
+            scaler.update()
+            scalars.add(loss, accuracy, positions)
+            state.iteration += 1
+            if state.iteration % FETCH_EVERY == 0 or state.iteration == len(loader):
+                loss_value, accuracy_value = scalars.fetch(state.iteration, len(loader))
+                rate = optimizer.param_groups[0]["lr"]
+                progress.set_postfix(loss=f"{loss_value:.4f}", acc=f"{accuracy_value:.4f}", lr=f"{rate:.1e}")
+    state.scheduler.step()
+    state.epoch, state.iteration = state.epoch + 1, 0
+
+
+@dataclass
+class PendingScalars:
+    """Losses and accuracies that are still on the device, and the images that they are of."""
+
+    log: Any  # or None
+    epoch: int
+    values: list[Tensor] = field(default_factory=list)  # (loss, accuracy) of an iteration each
+    positions: list[Tensor] = field(default_factory=list)
+
+    def add(self, loss: Tensor, accuracy: Tensor, positions: Tensor) -> None:
+        self.values.append(torch.stack((loss.detach(), accuracy)))
+        self.positions.append(positions)
+
+    def fetch(self, end: int, iterations: int) -> tuple[float, float]:
+        """Log those of the iterations before `end`, of so many in the epoch; the last ones.
+
+        Raises DivergedError for a loss that is not finite.
+        """
+        start, rows = end - len(self.values), torch.stack(self.values).tolist()
+        for iteration, (loss, accuracy), positions in zip(range(start, end), rows, self.positions, strict=True):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} at epoch {self.epoch}, iteration {iteration}, of the training images "
+                    f"{positions.tolist()}: training stops; lower lr, or look at these photos"
+                )
+            if self.log is not None:
+                self.log.log_scalar("train.loss", loss, self.epoch + iteration / iterations)
+                self.log.log_scalar("train.acc", accuracy, self.epoch + iteration / iterations)
+        self.values.clear()
+        self.positions.clear()
+        return loss, accuracy
+
+
+def global_step(model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None) -> Step:
+    """A step of the contrastive loss on global descriptors; its accuracy is the classifier's.
+
+    With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's.
+    """
+    _check_micro_batch(model, micro_batch)
+
+    def embed(images: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, dtype):
+            logits, descriptors, _ = model(images)
+        return logits.float(), descriptors.float()
+
+    def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+        def loss_of(logits: Tensor, descriptors: Tensor) -> Tensor:
+            return class_loss(logits, descriptors, labels)
+
+        loss, logits = in_two_passes(embed, images, micro_batch, loss_of, scale)
         return loss, (logits.argmax(dim=1) == labels).float().mean()
 
-    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype, micro_batch)
+    return step
 
 
-def train_rerank(
-    model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
-) -> None:
-    """One epoch of the matcher on triplets (paper, section 3.3); `train.acc` is its accuracy at threshold 0.5.
+def in_two_passes(
+    embed: Callable[[Tensor], tuple[Tensor, Tensor]],
+    images: Tensor,
+    micro_batch: int | None,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    scale: Scale,
+) -> tuple[Tensor, Tensor]:
+    """The loss of a whole batch, and its logits, while the network holds `micro_batch` images at a time.
 
-    `loader` yields batches laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor,
-    positive) has target 1 and (anchor, negative) target 0. Steps the scheduler at its end. With `micro_batch`, a
-    multiple of 3, gradients are summed over pieces of as many images. A frozen trunk embeds as in evaluation; a loader
-    that is `embedded` yields its maps in place of images.
+    The loss compares the descriptors of all images. So the first pass embeds them all, piece by piece and without a
+    graph, and the loss gives the gradient at each descriptor. The second pass embeds each piece again, and takes these
+    gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
+    """
+    pieces = images.split(micro_batch or len(images))
+    whole = len(pieces) == 1
+    with torch.set_grad_enabled(whole):
+        outputs = [embed(piece) for piece in pieces]
+    logits, descriptors = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    answers = descriptors.detach().requires_grad_()
+    with true_float32():
+        loss = loss_of(logits, answers)
+        scale(loss).backward()
+    assert answers.grad is not None
+    if whole:
+        descriptors.backward(answers.grad)
+    else:
+        for piece, gradient in zip(pieces, answers.grad.split(len(pieces[0])), strict=True):
+            embed(piece)[1].backward(gradient)
+    return loss, logits
+
+
+def rerank_step(
+    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, embedded: bool = False
+) -> Step:
+    """A step of the matcher on triplets (paper, section 3.3); its accuracy is that at threshold 0.5.
+
+    A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor, positive) has
+    target 1 and (anchor, negative) target 0. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
+    so many images. `embedded` batches hold `layer4` maps in place of images.
     """
     if micro_batch is not None and micro_batch % 3:
         raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
+    _check_micro_batch(model, micro_batch)
+    features_of = batch_features(model, dtype, embedded)
 
-    frozen = model.embedder(dtype) if model.freeze_backbone and not getattr(loader, "embedded", False) else None
-
-    def step(images: Tensor, labels: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
-        loss, accuracy = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
+    def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+        loss, accuracy = torch.zeros(2, device=images.device)
         for piece in images.split(micro_batch or len(images)):
-            if frozen is not None:
-                piece = torch.cat([frozen.layer_features(few) for few in pieces_for(piece, piece.device)])
+            features = features_of(piece)
             with autocast(images.device, dtype):
-                local = model.remap_local(piece if model.freeze_backbone else model.layer_features(piece))
+                local = model.remap_local(features)
                 anchors, positives, negatives = (local[role::3] for role in range(3))
                 logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
             targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
             share = len(piece) / len(images)
             piece_loss = class_loss(logits, None, targets).mean() * share
-            backward(piece_loss)
+            scale(piece_loss).backward()
             loss += piece_loss.detach()
             accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
         return loss, accuracy
 
-    _train_epoch(model, loader, step, optimizer, scheduler, epoch, ex, dtype, micro_batch)
+    return step
 
 
-def _train_epoch(model, loader, step: Callable, optimizer, scheduler, epoch: int, ex, dtype, micro_batch) -> None:
-    model.train()
-    if micro_batch is not None and any(_mixes_images(module) for module in model.modules()):
-        raise InputError(
-            f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
-            "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
-        )
-    if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
-        loader.batch_sampler.set_epoch(epoch)
-    device, pending, shown = device_of(model), [], []
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tensor], Tensor]:
+    """What makes `layer4` maps (B, C, h, w) of a batch: nothing where it holds such, a frozen trunk as it embeds for
+    evaluation, or the trunk with gradients."""
+    if embedded:
+        return lambda maps: maps
+    if model.freeze_backbone:
+        frozen = model.embedder(dtype)
+        return lambda images: torch.cat([frozen.layer_features(piece) for piece in pieces_for(images, images.device)])
 
-    def backward(loss: Tensor) -> None:
-        scaler.scale(loss).backward()
+    def by_trunk(images: Tensor) -> Tensor:
+        with autocast(images.device, dtype):
+            return model.layer_features(images)
 
-    with (
-        short_of_memory("dataset.batch_size or set micro_batch"),
-        tqdm(loader, desc=f"Training   [{epoch:03d}]", unit="batch") as progress,
-    ):
-        for i, (images, labels, positions) in enumerate(progress):
-            optimizer.zero_grad()
-            batch = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            loss, accuracy = step(*batch, backward)
-            scaler.step(optimizer)
-            scaler.update()
-            pending.append(torch.stack((loss.detach(), accuracy)))
-            shown.append(positions)
-            if (i + 1) % FETCH_EVERY == 0 or i + 1 == len(loader):
-                values = torch.stack(pending).tolist()
-                for j, (loss_value, accuracy_value) in enumerate(values, start=i + 1 - len(values)):
-                    if not math.isfinite(loss_value):
-                        raise InputError(
-                            f"the loss is {loss_value} at epoch {epoch}, iteration {j}, of the training images "
-                            f"{shown[j - i - 1].tolist()}: training stops; lower lr, or look at these photos"
-                        )
-                    if ex is not None:
-                        ex.log_scalar("train.loss", loss_value, epoch + j / len(loader))
-                        ex.log_scalar("train.acc", accuracy_value, epoch + j / len(loader))
-                pending.clear()
-                shown.clear()
-                rate = optimizer.param_groups[0]["lr"]
-                progress.set_postfix(loss=f"{loss_value:.4f}", acc=f"{accuracy_value:.4f}", lr=f"{rate:.1e}")
-    scheduler.step()
+    return by_trunk
 
 
-def evaluate_global(
+def train_global(
+    model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
+) -> None:
+    """One epoch, number `epoch`, of `global_step`, logged to `ex`."""
+    step = global_step(model, class_loss, dtype, micro_batch)
+    train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch), step, loader, ex)
+
+
+def train_rerank(
     model,
-    query_loader,
-    gallery_loader,
-    recall_ks: Sequence[int],
+    loader,
+    class_loss,
+    optimizer,
+    scheduler,
+    epoch: int,
+    ex=None,
     dtype=torch.float32,
-    knn_index: str = EXACT,
-    features: str | None = None,
-):
-    """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves.
-
-    With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
-    """
-    query_features, query_labels = embed(model, query_loader, 0, "query", dtype, features)
-    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 0, "gallery", dtype, features)
-    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
-
-
-def evaluate_rerank(
-    model,
-    cache_nn_inds: Tensor,
-    query_loader,
-    gallery_loader,
-    recall_ks: Sequence[int],
-    dtype=torch.float32,
-    features: str | None = None,
-):
-    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
-    query_maps, query_labels = embed(model, query_loader, 1, "query", dtype, features)
-    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 1, "gallery", dtype, features)
-    return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
-
-
-def _mixes_images(module: nn.Module) -> bool:
-    """Whether a module in training mode makes an image's output depend on the other images or on chance."""
-    if isinstance(module, nn.Dropout):
-        return module.p > 0
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
+    micro_batch=None,
+    embedded=False,
+) -> None:
+    """One epoch, number `epoch`, of `rerank_step`, logged to `ex`."""
+    step = rerank_step(model, class_loss, dtype, micro_batch, embedded)
+    train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch), step, loader, ex)
 
 
 def parameter_groups(model: nn.Module, no_bias_decay: bool) -> list[dict]:
@@ -176,3 +285,19 @@ def parameter_groups(model: nn.Module, no_bias_decay: bool) -> list[dict]:
         {"params": [parameter for parameter in model.parameters() if parameter.dim() != 1]},
         {"params": [parameter for parameter in model.parameters() if parameter.dim() == 1], "weight_decay": 0.0},
     ]
+
+
+def _check_micro_batch(model, micro_batch: int | None) -> None:
+    """InputError where pieces of a batch would not answer as the whole."""
+    if micro_batch is not None and any(_mixes_images(module) for module in model.train().modules()):
+        raise InputError(
+            f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
+            "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
+        )
+
+
+def _mixes_images(module: nn.Module) -> bool:
+    """Whether a module in training mode makes an image's output depend on the other images or on chance."""
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training

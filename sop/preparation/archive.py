@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from sop.dataset import SOP_LISTS, Split
+from sop.splits import SOP_LISTS, Split
 from utils.errors import InputError
 
 SOP_URL = "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip"

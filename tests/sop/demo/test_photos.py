@@ -4,11 +4,11 @@ from collections import defaultdict
 import pytest
 from PIL import Image
 
-from sop.dataset import read_split, write_split
 from sop.demo import photos
 from sop.demo.photos import draw_demo
 from sop.demo.shapes import COLOURWAYS, SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST, read_list
+from sop.splits import read_split, write_split
 from utils.errors import InputError
 
 SMALL = {"num_products": 9, "views": 3, "seed": 5, "size": 48, "processes": 1}

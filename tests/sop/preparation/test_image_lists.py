@@ -1,7 +1,7 @@
 import pytest
 
-from sop.dataset import Split, read_split, write_split
 from sop.preparation.archive import read_list
+from sop.splits import Split, read_split, write_split
 from tests.faults import fill_disk, names
 from tests.sop.preparation.test_archive import FILES, HEADER
 from utils.errors import InputError

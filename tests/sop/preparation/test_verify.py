@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sop.dataset import read_split
 from sop.preparation.verify import verify_images
+from sop.splits import read_split
 from utils.errors import InputError
 
 

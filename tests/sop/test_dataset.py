@@ -3,8 +3,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sop.dataset import Draw, ImageSet, Split, class_map, hold_out, read_split
+from sop.dataset import Draw, ImageSet
 from sop.samplers import RandomSampler
+from sop.splits import Split, class_map, hold_out, read_split
 from sop.transforms import train_transform
 from utils.errors import InputError
 

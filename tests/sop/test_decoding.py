@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sop.dataset import ImageSet, Split
+from sop.dataset import ImageSet
 from sop.decoding import View, fast
+from sop.splits import Split
 from sop.transforms import test_transform as make_test_transform
 from sop.transforms import train_transform
 from utils.errors import InputError

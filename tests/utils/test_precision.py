@@ -5,7 +5,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from tests.reference import normal, published_model
-from tests.test_training import Log, batches
+from tests.utils.test_training import Log, batches
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.errors import InputError
 from utils.precision import set_precision

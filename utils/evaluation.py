@@ -1,4 +1,7 @@
-"""What an evaluation found for each query, and what reranking changed."""
+"""The two evaluations, and what they leave: neighbour files, what was found for each query, what reranking changed.
+
+`dtype` is the number format of matrix products and convolutions.
+"""
 
 import csv
 import io
@@ -6,12 +9,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils.caches import save_neighbours
+from utils.embedding import embed
 from utils.files import atomic_write
-from utils.metrics import first_match_ranks
+from utils.knn import EXACT
+from utils.metrics import first_match_ranks, recall_at_ks, recall_at_ks_rerank
 
 RESAMPLES = 10_000
+
+
+def evaluate_global(
+    model,
+    query_loader,
+    gallery_loader,
+    recall_ks: Sequence[int],
+    dtype=torch.float32,
+    knn_index: str = EXACT,
+    features: str | None = None,
+):
+    """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves.
+
+    With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
+    """
+    query_features, query_labels = embed(model, query_loader, 0, "query", dtype, features)
+    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 0, "gallery", dtype, features)
+    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
+
+
+def evaluate_rerank(
+    model,
+    cache_nn_inds: Tensor,
+    query_loader,
+    gallery_loader,
+    recall_ks: Sequence[int],
+    dtype=torch.float32,
+    features: str | None = None,
+):
+    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
+    query_maps, query_labels = embed(model, query_loader, 1, "query", dtype, features)
+    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 1, "gallery", dtype, features)
+    return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
 
 
 def save_evaluation(

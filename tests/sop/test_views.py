@@ -9,13 +9,14 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader
 
-from sop.dataset import Draw, ImageSet, class_map, read_split
+from sop.dataset import Draw, ImageSet
 from sop.encoded import collate
 from sop.samplers import RandomSampler, TripletSampler
+from sop.splits import class_map, read_split
 from sop.transforms import train_transform
 from sop.views import EmbeddedViews, ViewSet
 from tests.reference import published_model
-from tests.test_training import Log
+from tests.utils.test_training import Log
 from utils import BinaryCrossEntropyWithLogits
 from utils.embedding import embed_views
 from utils.errors import InputError
@@ -64,19 +65,19 @@ def test_views_of_one_seed(images):
     assert (label, position) == (images.labels[7], 7)
 
 
-def train(model, loader):
+def train(model, loader, embedded):
     log = Log()
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     scheduler = MultiStepLR(optimizer, [9])
-    train_rerank(model, loader, BinaryCrossEntropyWithLogits(), optimizer, scheduler, 0, log)
+    train_rerank(model, loader, BinaryCrossEntropyWithLogits(), optimizer, scheduler, 0, log, embedded=embedded)
     return log.values("train.loss")
 
 
 def test_training_on_views_is_training_on_their_images(images):
     loader, model = triplets(images), published_model(6, arch="resnet18", freeze_backbone=True)
-    found = train(model, EmbeddedViews(loader, 2, lambda views: embed_views(model, views, torch.float32)))
+    found = train(model, EmbeddedViews(loader, 2, lambda views: embed_views(model, views, torch.float32)), True)
     pictures = list(EmbeddedViews(loader, 2, lambda views: pixels_of(views) / 255))
-    expected = train(published_model(6, arch="resnet18", freeze_backbone=True), pictures)
+    expected = train(published_model(6, arch="resnet18", freeze_backbone=True), pictures, False)
     assert len(found) == 5
     assert found == pytest.approx(expected, rel=1e-5)
 

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
-from sop.dataset import ImageSet, class_map, read_split
+from sop.dataset import ImageSet
+from sop.splits import class_map, read_split
 from sop.transforms import test_transform as transform_of
 from utils.training import evaluate_global, evaluate_rerank
 

@@ -7,7 +7,7 @@ from tests.models.test_resnet import new
 from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.embedding import short_of_memory
-from utils.errors import InputError
+from utils.errors import DivergedError, InputError
 from utils.training import parameter_groups, train_global, train_rerank
 
 
@@ -86,7 +86,7 @@ def test_every_iteration_is_logged_once_and_in_order(count):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_training(value):
     message = rf"the loss is {value} at epoch 4, iteration 22, of the training images \[22, 23\]: training stops"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DivergedError, match=message):
         train_on([1.0] * 22 + [value] + [1.0] * 30)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utils.per_query import describe_changes, write_per_query
+from utils.evaluation import describe_changes, write_per_query
 
 
 def test_the_table(tmp_path):

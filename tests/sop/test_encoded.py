@@ -11,11 +11,12 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from sop.dataset import Draw, ImageSet, Split
+from sop.dataset import Draw, ImageSet
 from sop.encoded import collate
+from sop.splits import Split
 from sop.transforms import test_transform as make_test_transform
 from sop.transforms import train_transform
-from tests.test_decoding import distance, smooth
+from tests.sop.test_decoding import distance, smooth
 from tests.test_ingredient import loaders_of
 from utils.errors import InputError
 
