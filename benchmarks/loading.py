@@ -34,7 +34,7 @@ def loading(device: torch.device) -> Stage:
     temporary = TemporaryDirectory()
     folder = Path(temporary.name)
     split = photos(folder, 64)
-    every, labels = range(len(split.paths)), {0: 0}
+    indices, labels = range(len(split.paths)), {0: 0}
     exact, fast, encoded = (
         ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast", "device")
     )
@@ -49,13 +49,13 @@ def loading(device: torch.device) -> Stage:
 
     variants = {
         PLAIN: straight,
-        "same pixels": lambda: [exact[i] for i in every],
-        "image cache": lambda: [cached[i] for i in every],
+        "same pixels": lambda: [exact[i] for i in indices],
+        "image cache": lambda: [cached[i] for i in indices],
     }
-    if find_spec("simplejpeg"):  # not on every machine that has a GPU
-        variants["decode='fast'"] = lambda: [fast[i] for i in every]
-        variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in every]
+    if find_spec("simplejpeg"):  # not on indices machine that has a GPU
+        variants["decode='fast'"] = lambda: [fast[i] for i in indices]
+        variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in indices]
     with suppress(InputError):
         jpeg_decoder()
-        variants["decode='device'"] = lambda: collate([encoded[i] for i in every])[0].to(device)
+        variants["decode='device'"] = lambda: collate([encoded[i] for i in indices])[0].to(device)
     return Stage("loading", len(split.paths), "images", variants)

@@ -17,7 +17,7 @@ from utils.memory import keep_freed_memory
 
 PLAIN = "straightforward"
 
-Taken = TypeVar("Taken")
+Measured = TypeVar("Measured")
 
 
 class Cost(NamedTuple):
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
     def over(self, other: "Cost") -> float:
         """This time over another's: the median of the repetitions' ratios, as the machine's speed drifts."""
-        return statistics.median(mine / its for mine, its in zip(self.times, other.times, strict=True))
+        return statistics.median(ours / theirs for ours, theirs in zip(self.times, other.times, strict=True))
 
 
 class Stage(NamedTuple):
@@ -58,25 +58,25 @@ def costs_of(prepare: Callable[[torch.device], Stage], device: torch.device) -> 
     straightforward keep what they free.
     """
     with ExitStack() as processes:
-        first = processes.enter_context(new_process())
-        stage, names = first.submit(_begin, prepare, device).result()
-        homes = {
-            name: first
-            if name == PLAIN or device.type == "cuda"
-            else processes.enter_context(new_process(keeping=True))
-            for name in names
-        }
-        for begun in [home.submit(_begin, prepare, device) for home in homes.values() if home is not first]:
-            begun.result()
+        plain_process = processes.enter_context(new_process())
+        stage, names = plain_process.submit(_begin, prepare, device).result()
+        process_of = dict.fromkeys(names, plain_process)
+        if device.type == "cpu":
+            own_processes = {
+                name: processes.enter_context(new_process(keeping=True)) for name in names if name != PLAIN
+            }
+            for begun in [process.submit(_begin, prepare, device) for process in own_processes.values()]:
+                begun.result()
+            process_of |= own_processes
 
-        def turns(taken: Callable[[str], Taken]) -> dict[str, Taken]:
-            return {name: home.submit(taken, name).result() for name, home in homes.items()}
+        def take_turns(measure: Callable[[str, torch.device], Measured]) -> dict[str, Measured]:
+            return {name: process_of[name].submit(measure, name, device).result() for name in names}
 
-        first_round = turns(_seconds_and_memory)
+        first_round = take_turns(_seconds_and_memory)
         rounds = [{name: seconds for name, (seconds, _) in first_round.items()}]
-        rounds += [turns(_seconds) for _ in range(stage.warm_up + stage.repetitions - 1)]
+        rounds += [take_turns(_seconds) for _ in range(stage.warm_up + stage.repetitions - 1)]
     counted = rounds[stage.warm_up :]
-    return stage, {name: Cost([times[name] for times in counted], first_round[name][1]) for name in names}
+    return stage, {name: Cost([seconds[name] for seconds in counted], first_round[name][1]) for name in names}
 
 
 _variants: dict[str, Callable[[], object]] = {}  # of this process
@@ -88,32 +88,32 @@ def _begin(prepare: Callable[[torch.device], Stage], device: torch.device) -> tu
     return stage._replace(variants={}), list(_variants)
 
 
-def _seconds(name: str) -> float:
+def _seconds(name: str, device: torch.device) -> float:
     start = time.perf_counter()
     _variants[name]()
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def _seconds_and_memory(name: str) -> tuple[float, int | None]:
+def _seconds_and_memory(name: str, device: torch.device) -> tuple[float, int | None]:
     """Also the most memory held during the run, above what was held before."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        return _seconds(name), torch.cuda.max_memory_allocated() - before
+        return _seconds(name, device), torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when it is taken again
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _resident("VmRSS")
     except (OSError, AttributeError):
-        return _seconds(name), None
-    return _seconds(name), _resident("VmHWM") - before
+        return _seconds(name, device), None
+    return _seconds(name, device), _resident("VmHWM") - before
 
 
-def _resident(what: str) -> int:
+def _resident(figure: str) -> int:
     """A memory figure of this process, in bytes, of those in Linux's status file."""
-    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(rf"{figure}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])
 

@@ -19,7 +19,7 @@ from models.matcher import CANDIDATE, CLS, QUERY, SEP, Matcher
 from models.position_encoding import sine_position_encoding
 from models.resnet import RerankingResNet
 
-PAIRS = 3000  # scored at a time, as published
+PAIRS_AT_ONCE = 3000  # scored at a time, as published
 
 
 def load(path: Path, crop_size: int) -> Tensor:
@@ -41,15 +41,20 @@ def embed(model: RerankingResNet, images: Tensor) -> Tensor:
     return model.global_descriptors(trunk(model, images))
 
 
-def score(matcher: Matcher, query_maps: Tensor, candidate_maps: Tensor) -> Tensor:
-    """Logits (B,) of pairs of local maps (B, d, h, w)."""
+def pair_tokens(matcher: Matcher, query_maps: Tensor, candidate_maps: Tensor) -> Tensor:
+    """The sequences (B, 2 + n + m, d) of pairs of local maps (B, d, h, w)."""
     segment = matcher.seg_encoder.weight
     query, candidate = (
         (maps + sine_position_encoding(*maps.shape[1:]).to(maps)).flatten(2).transpose(1, 2) + segment[row]
         for maps, row in ((query_maps, QUERY), (candidate_maps, CANDIDATE))
     )
     cls, sep = (segment[row].expand(len(query), 1, -1) for row in (CLS, SEP))
-    tokens = torch.cat((cls, query, sep, candidate), dim=1)
+    return torch.cat((cls, query, sep, candidate), dim=1)
+
+
+def score(matcher: Matcher, query_maps: Tensor, candidate_maps: Tensor) -> Tensor:
+    """Logits (B,) of pairs of local maps (B, d, h, w)."""
+    tokens = pair_tokens(matcher, query_maps, candidate_maps)
     for layer in matcher.encoder.layers:
         tokens = encoder_layer(layer, tokens)
     if matcher.encoder.norm is not None:
@@ -80,8 +85,8 @@ def rerank(
     """Logits and gallery positions (n, k), sorted by falling logit, of CPU maps (n, d, h, w) and (m, d, h, w)."""
     device, scores = next(model.parameters()).device, []
     pairs = [(query, int(candidate)) for query, row in enumerate(neighbours) for candidate in row]
-    for start in range(0, len(pairs), PAIRS):
-        batch = pairs[start : start + PAIRS]
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        batch = pairs[start : start + PAIRS_AT_ONCE]
         queries = torch.stack([query_maps[query] for query, _ in batch]).to(device)
         candidates = torch.stack([gallery_maps[candidate] for _, candidate in batch]).to(device)
         scores.append(score(model.matcher, queries, candidates).cpu())

@@ -93,10 +93,10 @@ def _after_attention(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, D)
-    at = row.to(tl.int64) * D + column
-    x = tl.load(attended + at, row < rows, other=0.0)
+    offsets = row.to(tl.int64) * D + column
+    x = tl.load(attended + offsets, row < rows, other=0.0)
     y = tl.dot(x, tl.load(out_weight + column[None, :] * D + column[:, None]))
-    y += tl.load(out_bias + column).to(tl.float32) + tl.load(tokens + at, row < rows, other=0.0)
+    y += tl.load(out_bias + column).to(tl.float32) + tl.load(tokens + offsets, row < rows, other=0.0)
     if NORM_FIRST:
         inner = _normed(y, tl.load(norm2_weight + column), tl.load(norm2_bias + column), eps, D).to(x.dtype)
     else:
@@ -104,13 +104,13 @@ def _after_attention(
         inner = y.to(x.dtype)
     y += tl.load(bias2 + column).to(tl.float32)
     for start in range(0, HIDDEN, COLUMNS):
-        some = start + tl.arange(0, COLUMNS)
-        hidden = tl.dot(inner, tl.load(weight1 + some[None, :] * D + column[:, None]))
-        hidden = tl.maximum(hidden + tl.load(bias1 + some).to(tl.float32), 0.0).to(x.dtype)
-        y = tl.dot(hidden, tl.load(weight2 + column[None, :] * HIDDEN + some[:, None]), y)
+        inner_column = start + tl.arange(0, COLUMNS)
+        hidden = tl.dot(inner, tl.load(weight1 + inner_column[None, :] * D + column[:, None]))
+        hidden = tl.maximum(hidden + tl.load(bias1 + inner_column).to(tl.float32), 0.0).to(x.dtype)
+        y = tl.dot(hidden, tl.load(weight2 + column[None, :] * HIDDEN + inner_column[:, None]), y)
     if not NORM_FIRST:
         y = _normed(y, tl.load(norm2_weight + column), tl.load(norm2_bias + column), eps, D)
-    tl.store(out + at, y, row < rows)
+    tl.store(out + offsets, y, row < rows)
 
 
 @triton.jit

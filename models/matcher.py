@@ -1,6 +1,7 @@
 """The reranking transformer: local maps of two images in, one logit out (paper, section 3.2)."""
 
 import copy
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from models.encoder_layer import encoder_layer
 from models.position_encoding import sine_position_encoding
+from utils.precision import true_float32
 
 CLS, SEP, QUERY, CANDIDATE = range(4)  # rows of the segment table
 
@@ -59,7 +61,7 @@ class Matcher(nn.Module):
 
     def _encode(self, local: Tensor, segment: int) -> Tensor:
         """Local features with the position code and `segment`'s vector added."""
-        position = sine_position_encoding(*local.shape[1:]).to(local.device)
+        position = _position_code(*local.shape[1:], local.device)
         return (local + position).flatten(2).transpose(1, 2) + self.seg_encoder.weight[segment]
 
     def computing_in(self, dtype: torch.dtype) -> "Matcher":
@@ -81,5 +83,13 @@ class Matcher(nn.Module):
         readout = encoder_layer(last, tokens, num_outputs=1)[:, 0]
         if self.encoder.norm is not None:
             readout = self.encoder.norm(readout)
-        with torch.autocast(readout.device.type, enabled=False):  # a logit's last digits order the candidates
+        # a logit's last digits order the candidates
+        with torch.autocast(readout.device.type, enabled=False), true_float32():
             return F.linear(readout.float(), self.classifier.weight.float(), self.classifier.bias.float())[:, 0]
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept serves training, too
+def _position_code(channels: int, height: int, width: int, device: torch.device) -> Tensor:
+    """The position code (channels, height, width) on a device, kept there for the next maps of this size."""
+    return sine_position_encoding(channels, height, width).to(device)

@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from models.matcher import Matcher
 from models.trunk import Embedder, convolve_and_normalise, residual_blocks, through_blocks
 from utils.errors import InputError, choose
+from utils.precision import true_float32
 
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -113,7 +114,8 @@ class RerankingResNet(ResNet):
 
     def global_descriptors(self, features: Tensor) -> Tensor:
         """Global descriptors (B, dg) of `layer4` maps."""
-        descriptors = self.remap(self.norm_layer(self.avgpool(features).flatten(1)))
+        with true_float32():
+            descriptors = self.remap(self.norm_layer(self.avgpool(features).flatten(1)))
         return F.normalize(descriptors, dim=1) if self.normalize else descriptors
 
 

@@ -91,12 +91,13 @@ def _onednn_convolves_in(dtype: torch.dtype) -> bool:
     conv = nn.utils.skip_init(nn.Conv2d, 2, 2, 3, padding=1)  # draws no random numbers
     for parameter in conv.parameters():
         parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
-    conv, x = conv.to(dtype), torch.linspace(-1, 1, 32, dtype=dtype).view(1, 2, 4, 4)
+    conv = conv.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    maps = torch.linspace(-1, 1, 32, dtype=dtype).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
+    inputs = (maps, maps[..., :1, :1].contiguous(memory_format=torch.channels_last))
 
     def each_way(compute: Callable[..., Tensor]) -> Tensor:
-        return torch.stack(
-            [compute(x, conv, activation, added) for activation in ("none", "relu") for added in (None, x)]
-        )
+        ways = [(x, activation, added) for x in inputs for activation in ("none", "relu") for added in (None, x)]
+        return torch.cat([compute(x, conv, activation, added).flatten() for x, activation, added in ways])
 
     otherwise = "convolutions are computed without oneDNN's fused operator"
     return answers_alike(otherwise, lambda: each_way(_by_onednn), lambda: each_way(_by_torch), dtype)

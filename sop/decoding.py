@@ -19,59 +19,60 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels 
 
 
 class View(NamedTuple):
-    """What is shown of a photo: a part of it, resized (bilinear) to a square of which the middle is taken."""
+    """What is shown of a photo: a box of it, resized (bilinear) to a square, of which a crop is taken."""
 
     box: Box
     size: int  # of the square, in pixels
-    least: int  # pixels that both sides of a photo keep where it is decoded smaller than it is
-    middle: slice = slice(None)  # rows, and columns, of the square
+    min_side: int  # pixels that both sides of a photo keep where it is decoded smaller than it is
+    crop: slice = slice(None)  # rows, and columns, of the square
     flipped: bool = False  # left to right
 
-    def of(self, square: Tensor) -> Tensor:
+    def taken_from(self, square: Tensor) -> Tensor:
         """The view's pixels, of those (3, size, size) of its square."""
-        pixels = square[:, self.middle, self.middle]
+        pixels = square[:, self.crop, self.crop]
         return pixels.flip(2) if self.flipped else pixels
 
 
 def exact(photo: Image.Image, view: View) -> Tensor:
     """The pixels of PIL's `crop` and `resize`.
 
-    Of a whole photo only what the middle shows is resized, where the pixels are the same: division by a power of 2 is
-    exact, and Pillow's passes come in the same order (the vertical one first where the height shrinks by more than
-    twice what the width does).
+    Of a whole photo only what the crop shows is resized, where that gives the same pixels. Of a 640 x 480 photo, rows
+    and columns 16 to 240 of a square of 256 are the box from 40 to 600 across and 30 to 450 down, resized to 224. Its
+    corners are exact numbers, as the square's side is a power of 2. And Pillow's two passes come in the same order for
+    box and photo: the vertical one first where the height shrinks by more than twice what the width does.
     """
     (width, height), size = photo.size, view.size
-    whole = view.box == (0, 0, width, height) and not view.flipped
-    if whole and math.log2(size).is_integer() and height - size <= 2 * (width - size):
-        start, stop, _ = view.middle.indices(size)
+    is_whole_photo = view.box == (0, 0, width, height) and not view.flipped
+    if is_whole_photo and math.log2(size).is_integer() and height - size <= 2 * (width - size):
+        start, stop, _ = view.crop.indices(size)
         box = (start * width / size, start * height / size, stop * width / size, stop * height / size)
         return to_tensor(to_rgb(photo).resize((stop - start, stop - start), Image.Resampling.BILINEAR, box))
-    return view.of(to_tensor(to_rgb(photo).crop(view.box).resize((size, size), Image.Resampling.BILINEAR)))
+    return view.taken_from(to_tensor(to_rgb(photo).crop(view.box).resize((size, size), Image.Resampling.BILINEAR)))
 
 
 def fast(photo: Image.Image, view: View) -> Tensor:
-    """A JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep `least` pixels."""
-    return shown(_reduced(photo, view.least), view, photo.size)
+    """A JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep `min_side` pixels."""
+    return resized_view(_decoded_smaller(photo, view.min_side), view, photo.size)
 
 
-def shown(pixels: Tensor, view: View, size: tuple[int, int] | None = None) -> Tensor:
-    """A view, of decoded pixels (3, h, w); `size` is the photo's width and height if it is another.
+def resized_view(pixels: Tensor, view: View, photo_size: tuple[int, int] | None = None) -> Tensor:
+    """A view, of decoded pixels (3, h, w); `photo_size` is the photo's width and height if it was decoded smaller.
 
     The box grows to whole pixels.
     """
     _, height, width = pixels.shape
-    across, down = (width / size[0], height / size[1]) if size else (1, 1)
-    rows = slice(math.floor(view.box[1] * down), math.ceil(view.box[3] * down))
-    columns = slice(math.floor(view.box[0] * across), math.ceil(view.box[2] * across))
-    return view.of(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))
+    x_scale, y_scale = (width / photo_size[0], height / photo_size[1]) if photo_size else (1, 1)
+    rows = slice(math.floor(view.box[1] * y_scale), math.ceil(view.box[3] * y_scale))
+    columns = slice(math.floor(view.box[0] * x_scale), math.ceil(view.box[2] * x_scale))
+    return view.taken_from(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))
 
 
-def _reduced(photo: Image.Image, least: int) -> Tensor:
-    """RGB (3, h, w) of a photo, at a fraction of its size where that leaves both sides `least` pixels or more."""
+def _decoded_smaller(photo: Image.Image, min_side: int) -> Tensor:
+    """RGB (3, h, w) of a photo, at a fraction of its size where that leaves both sides `min_side` pixels or more."""
     from simplejpeg import decode_jpeg  # only "fast" needs it
 
     if isinstance(photo, JpegImageFile) and photo.fp and photo.mode in ("RGB", "L"):
-        reduction = next((factor for factor in (8, 4, 2) if min(photo.size) >= factor * least), 1)
+        reduction = next((factor for factor in (8, 4, 2) if min(photo.size) >= factor * min_side), 1)
         width, height = (math.ceil(side / reduction) for side in photo.size)
         photo.fp.seek(0)
         with suppress(ValueError):  # PIL decides whether a photo is damaged

@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from sop.decoding import View, exact, naming, shown, to_rgb, to_tensor
+from sop.decoding import View, exact, naming, resized_view, to_rgb, to_tensor
 from utils.errors import InputError
 
 END = b"\xff\xd9"  # of a JPEG file
@@ -62,7 +62,7 @@ class EncodedPhotos:
         photos = iter(_decoded([contents[i] for i in files], [self.names[i] for i in files], device))
         return torch.stack(
             [
-                shown(next(photos), view) if len(shape) == 1 else content.view(shape).to(device)
+                resized_view(next(photos), view) if len(shape) == 1 else content.view(shape).to(device)
                 for content, shape, view in zip(contents, self.shapes, self.views, strict=True)
             ]
         )
@@ -87,16 +87,31 @@ def jpeg_decoder() -> Callable:
 
 
 def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> list[Tensor]:
-    """RGB (3, h, w) of JPEG files. PIL decides whether one is damaged."""
-    decode_jpeg = jpeg_decoder()
-    try:
-        return list(decode_jpeg(files, device=device)) if files else []
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        photos = [_by_pil(file, name).to(device) for file, name in zip(files, names, strict=True)]
-        tqdm.write(f"dataset.decode=device: PIL has decoded a batch of {len(files)} photos instead ({error})")
-        return photos
+    """RGB (3, h, w) of JPEG files on a device.
+
+    What the decoder refuses in a batch it is asked for again in halves, down to single photos. These are PIL's, which
+    decides whether one is damaged.
+    """
+    decode_jpeg, by_pil = jpeg_decoder(), []
+
+    def decode(files: list[Tensor], names: list[str]) -> list[Tensor]:
+        try:
+            return list(decode_jpeg(files, device=device))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if len(files) == 1:
+                by_pil.append(f"{names[0]} ({error})")
+                return [_by_pil(files[0], names[0]).to(device)]
+        half = len(files) // 2
+        return decode(files[:half], names[:half]) + decode(files[half:], names[half:])
+
+    photos = decode(files, names) if files else []
+    if by_pil:
+        tqdm.write(
+            f"dataset.decode=device: PIL has decoded {len(by_pil)} of {len(files)} photos, the first {by_pil[0]}"
+        )
+    return photos
 
 
 def _by_pil(file: Tensor, name: str) -> Tensor:

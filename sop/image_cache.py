@@ -32,14 +32,14 @@ class CachedImageSet(ImageSet):
     ):
         super().__init__(folder, split, labels, test_transform(crop_size, decode))
         self.photos = ImageSet(folder, split, labels, square_transform(crop_size, decode))
-        self.cache, self.decode, self.middle = cache, decode, centre_crop(crop_size)
+        self.cache, self.decode, self.crop = cache, decode, centre_crop(crop_size)
         self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
         self.pixels: np.memmap | None = None  # opened by the process that reads
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:  # type: ignore[override]
         if self.pixels is None:
             self.pixels = np.memmap(self.cache, np.uint8, "r", SUM_BYTES, self.shape)
-        pixels = np.array(self.pixels[index, :, self.middle, self.middle])
+        pixels = np.array(self.pixels[index, :, self.crop, self.crop])
         return torch.from_numpy(pixels), int(self.labels[index]), index
 
     def prepare(self, batch_size: int | None, num_workers: int) -> None:

@@ -172,8 +172,8 @@ def get_loaders(
                 raise InputError(
                     "the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file"
                 )
-            others = {"test": len(test_splits[0].paths)}
-            neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), others)
+            other_sets = {"test": len(test_splits[0].paths)}
+            neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets)
             return TripletSampler(images.labels, neighbours, batch_size, seed)
         raise InputError(f"dataset.sampler={sampler!r} is unknown: choose from {listing(SAMPLERS)}")
 

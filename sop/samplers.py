@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 from sop.dataset import Draw
 from utils.errors import InputError
 
-HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours
+HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours, as many as published
 
 
 class EpochSampler(Sampler[list[Draw]]):
@@ -108,30 +108,34 @@ class TripletSampler(EpochSampler):
         if not len(self.anchors) or len(self.images.counts) < 2:
             raise InputError("the sampler 'triplet' needs two training classes, and one class with two images")
         self.hard = labels[self.neighbours] != labels[:, None]
-        without = int((~self.hard[self.anchors].any(axis=1)).sum())
-        if without or len(self.anchors) < len(labels):
+        without_hard = int((~self.hard[self.anchors].any(axis=1)).sum())
+        if without_hard or len(self.anchors) < len(labels):
             print(
-                f"triplets: {len(labels) - len(self.anchors)} images alone in their class are no anchors; {without} "
-                "anchors with no neighbour of another class take a random negative"
+                f"triplets: {len(labels) - len(self.anchors)} images alone in their class are no anchors; "
+                f"{without_hard} anchors with no neighbour of another class take a random negative"
             )
 
     def __len__(self) -> int:
         return -(-len(self.anchors) // self.per_batch)
 
     def batches(self, rng):
+        """All of an epoch are drawn at once. To draw a number without some, draw among the rest and step over them.
+
+        Say the images, in the order of their classes, are 0 0 1 1 1 2, and the anchor is at place 3, rank 1 of class 1.
+        The positive is one of 2 others: j = 0 is place 2, and j = 1, a step over the anchor, place 4. The negative is
+        one of 3 others: j = 0 and 1 are places 0 and 1, and j = 2, a step over the class, place 5.
+        """
         anchors = rng.permutation(self.anchors)
-        images, own = self.images, self.labels[anchors]
-        # the j-th image of the class, counted without the anchor
-        j = rng.integers(images.counts[own] - 1)
-        positives = images.order[images.starts[own] + j + (j >= images.rank[anchors])]
-        # the j-th image of all, counted without the anchor's class
-        j = rng.integers(len(self.labels) - images.counts[own])
-        negatives = images.order[j + images.counts[own] * (j >= images.starts[own])]
-        # the j-th neighbour of another class, where there is one
-        places = np.cumsum(self.hard[anchors], axis=1, dtype=np.uint8)
-        j = rng.integers(np.maximum(places[:, -1], 1))
-        column = (places > j[:, None]).argmax(axis=1)
-        negatives = np.where(places[:, -1] > 0, self.neighbours[anchors, column], negatives)
+        images, classes = self.images, self.labels[anchors]
+        j = rng.integers(images.counts[classes] - 1)
+        positives = images.order[images.starts[classes] + j + (j >= images.rank[anchors])]
+        j = rng.integers(len(self.labels) - images.counts[classes])
+        random_negatives = images.order[j + images.counts[classes] * (j >= images.starts[classes])]
+        # neighbours of another class, counted along each row: the first to reach j + 1 is number j
+        counted = np.cumsum(self.hard[anchors], axis=1, dtype=np.uint8)
+        j = rng.integers(np.maximum(counted[:, -1], 1))
+        hard_negatives = self.neighbours[anchors, (counted > j[:, None]).argmax(axis=1)]
+        negatives = np.where(counted[:, -1] > 0, hard_negatives, random_negatives)
         triplets = np.stack((anchors, positives, negatives), axis=1)
         for start in range(0, len(anchors), self.per_batch):
             yield triplets[start : start + self.per_batch].ravel()

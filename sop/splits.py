@@ -53,10 +53,10 @@ def hold_out(split: Split, num_classes: int) -> tuple[Split, Split]:
     numbers = sorted(set(split.classes))
     if not 0 < num_classes < len(numbers):
         raise InputError(f"val_classes={num_classes} of {len(numbers)} training classes cannot be held out")
-    least = numbers[-num_classes]
+    first_held_out = numbers[-num_classes]
     parts = Split([], []), Split([], [])
     for path, number in zip(*split, strict=True):
-        part = parts[number >= least]
+        part = parts[number >= first_held_out]
         part.paths.append(path)
         part.classes.append(number)
     return parts

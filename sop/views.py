@@ -11,7 +11,7 @@ from sop.dataset import Draw, ImageSet
 from sop.samplers import EpochSampler
 from utils.errors import InputError
 
-BATCH = 256  # images that a worker loads at a time
+LOADED_AT_ONCE = 256  # images that a worker loads at a time
 
 
 class ViewSet(Dataset):
@@ -42,9 +42,9 @@ class EmbeddedViews:
         self.batch_sampler: EpochSampler = loader.batch_sampler  # type: ignore[assignment]
         self.views, self.length = views, len(loader)
         self.labels = torch.from_numpy(images.labels)
-        every = ViewSet(images, views, self.batch_sampler.seed)
+        all_views = ViewSet(images, views, self.batch_sampler.seed)
         options = {name: getattr(loader, name) for name in ("num_workers", "pin_memory", "collate_fn")}
-        self.maps = embed(DataLoader(every, BATCH, **options))
+        self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
 
     def __len__(self) -> int:
         return self.length

@@ -1,4 +1,4 @@
-"""A tiny dataset in SOP's layout, and Sacred runs in process."""
+"""A tiny dataset in SOP's layout, Sacred runs in process, and the devices that tests run on."""
 
 import json
 import os
@@ -11,8 +11,15 @@ import torch
 from PIL import Image
 from sacred.observers import FileStorageObserver
 
+from utils.precision import set_precision
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels run on the CPU; read when triton is imported
+
+CUDA = pytest.param(
+    torch.device("cuda", 0),
+    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+)
 
 TINY = {  # settings under which a step takes milliseconds
     "cpu": True,
@@ -89,6 +96,13 @@ def observed(tmp_path):
     return run
 
 
+@pytest.fixture(params=[torch.device("cpu"), CUDA], ids=["cpu", "cuda"])
+def device(request) -> torch.device:
+    return request.param
+
+
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded_and_in_float32():
+    """Each test draws from one seed, and computes without TF32 unless it asks for it."""
     torch.manual_seed(0)
+    set_precision("fp32", torch.device("cpu"))

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from benchmarks import measure, memory, run, straightforward
+from models.matcher import Matcher
+from models.position_encoding import sine_position_encoding
 from sop.dataset import ImageSet
 from sop.samplers import TripletSampler
 from sop.splits import Split
@@ -29,6 +31,23 @@ def test_reranking(queries, columns, shape, normalize_before):
     expected, got = (f(model, query_maps, gallery_maps, neighbours) for f in (straightforward.rerank, rerank))
     np.testing.assert_allclose(got[0], expected[0], atol=2e-5 * max(1.0, np.abs(expected[0]).max()))
     np.testing.assert_array_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("normalize_before", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_scores_are_those_of_torchs_encoder(activation, normalize_before):
+    matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before)
+    query, candidate = torch.randn(3, 16, 2, 5), torch.randn(3, 16, 4, 3)
+    tokens = torch.empty(3, 24, 16)
+    for i in range(3):
+        for start, maps, row in ((1, query, 2), (12, candidate, 3)):
+            code = sine_position_encoding(*maps.shape[1:])
+            own = (maps[i] + code).flatten(1).T + matcher.seg_encoder.weight[row]
+            tokens[i, start : start + len(own)] = own
+        tokens[i, 0], tokens[i, 11] = matcher.seg_encoder.weight[0], matcher.seg_encoder.weight[1]
+    torch.testing.assert_close(straightforward.pair_tokens(matcher, query, candidate), tokens)
+    expected = matcher.classifier(matcher.encoder(tokens)[:, 0])[:, 0]
+    torch.testing.assert_close(straightforward.score(matcher, query, candidate), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_embedding():
@@ -99,18 +118,6 @@ def test_variants_take_turns_each_in_a_process_of_its_own(tmp_path, capsys):
     assert [len(costs[name].times) for name in names[:3]] == [2, 2, 2]
     measure.print_rows(stage, costs)
     assert re.fullmatch(r"\| noting, ours \| 12 \| [\d,]+ notes/s \| [^\n]+ % \|[^\n]+\|\n", capsys.readouterr().out)
-
-
-def test_a_stage_whose_package_is_missing(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(run, "costs_of", lambda prepare, device: prepare(device))
-    monkeypatch.setattr(run, "STAGES", run.STAGES | {"triplets": lambda device: ["the next one"]})
-    monkeypatch.setattr(run, "print_rows", print)
-    monkeypatch.setattr(sys, "argv", ["run", "searching", "triplets", "--device", "cpu"])
-    run.main()
-    printed = capsys.readouterr()
-    assert "searching was not measured: import of faiss halted" in printed.err
-    assert printed.out.endswith("the next one\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def steps(metrics, name):
     return metrics[name]["steps"]
 
 
-def test_the_chain(tiny, observed, tmp_path):
+def test_the_chain(tiny, observed, tmp_path, device):
+    tiny = partial(tiny, cpu=device.type == "cpu", precision="fp32")
     data = {"batch_size": 12, "num_iterations": 3}
     trained = observed(
         experiment_global.ex,
@@ -122,6 +124,40 @@ def test_a_seed_gives_one_run(tiny, observed, tmp_path, decode):
     losses = [run.metrics["train.loss"]["values"] for run in runs]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_other_precisions_on_a_device(tiny, observed, neighbours, tmp_path, device, precision):
+    """Trained and evaluated with a frozen trunk and micro-batches."""
+    settings = {"cpu": device.type == "cpu", "precision": precision, "cache_nn_inds": str(neighbours / "test.pkl")}
+    data = {"sampler": "triplet", "batch_size": 24, "train_cache_nn_inds": str(neighbours / "train.pkl")}
+    trained = observed(
+        experiment_rerank.ex,
+        **tiny(
+            **settings,
+            temp_dir=tmp_path / "train",
+            epochs=1,
+            micro_batch=12,
+            dataset=data,
+            model={"freeze_backbone": True},
+        ),
+    )
+    assert all(0.3 < loss < 3 for loss in trained.metrics["train.loss"]["values"])
+    checkpoint = str(tmp_path / "train" / "resnet18_sop.pt")
+    evaluated = observed(eval_rerank.ex, **tiny(**settings, temp_dir=tmp_path / "eval", resume=checkpoint))
+    assert evaluated.info["recall"]["10"] >= evaluated.info["recall"]["1"]
+    assert ("peak_cuda_memory_gb" in evaluated.info) == (device.type == "cuda")
+
+
+def test_cpu_keeps_off_the_gpu(tiny, observed, tmp_path, monkeypatch):
+    def touched():
+        raise AssertionError("the GPU was touched")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
+    for workers in (0, 1):
+        data = {"batch_size": 12, "num_workers": workers}
+        observed(experiment_global.ex, **tiny(temp_dir=tmp_path / str(workers), epochs=1, dataset=data))
 
 
 def test_the_captured_output_of_a_long_run_is_what_a_terminal_shows(observed):

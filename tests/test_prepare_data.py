@@ -211,3 +211,9 @@ def test_a_demo_set_with_classes_held_out(tmp_path):
     ex.run("demo", config_updates=demo)
     found = {name: read_split(tmp_path / "demo", f"{name}.txt").classes for name in ("train", "val", "test")}
     assert found == {"train": [0] * 6, "val": [1] * 6, "test": [2] * 6 + [3] * 6}
+
+
+def test_it_starts_without_torch_and_faiss():
+    code = "import sys, prepare_data; print({'torch', 'faiss'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "set()\n"

@@ -112,12 +112,12 @@ def pickle_save(path: Path | str, data) -> None:
 
 
 def load_neighbours(
-    path: Path | str, num_queries: int, num_gallery: int, others: dict[str, int] | None = None
+    path: Path | str, num_queries: int, num_gallery: int, other_sets: dict[str, int] | None = None
 ) -> np.ndarray:
     """A neighbour file: int64 (num_queries, K), positions in a gallery of `num_gallery` images, nearest first.
 
-    `others` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError, with
-    what was found and what was expected, for a wrong type, shape, number of rows or range.
+    `other_sets` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError,
+    with what was found and what was expected, for a wrong type, shape, number of rows or range.
     """
     neighbours = pickle_load(path)
     if neighbours.dtype.kind not in "iu":
@@ -129,7 +129,7 @@ def load_neighbours(
             f"neighbour file {path} has shape {neighbours.shape}, expected ({num_queries}, K): a row per query"
         )
     if len(neighbours) != num_queries:
-        match = [name for name, size in (others or {}).items() if size == len(neighbours)]
+        match = [name for name, size in (other_sets or {}).items() if size == len(neighbours)]
         hint = (
             f"it has as many as the {match[0]} images: was it made for those?"
             if match

@@ -60,17 +60,17 @@ def load_weights(path: Path | str, model: nn.Module, training: bool) -> None:
     Strict, but for a classifier of another number of classes: evaluation leaves it out, `training` starts it anew.
     Raises InputError for a file that is missing, damaged, no checkpoint, or of another architecture.
     """
-    state, own = _read(path), model.state_dict()
-    classifier = [name for name in own if name.startswith("classifier.")]
-    if any(name in state and state[name].shape != own[name].shape for name in classifier):
-        found, expected = (len(tensors["classifier.bias"]) for tensors in (state, own))
+    state, expected = _read(path), model.state_dict()
+    classifier = [name for name in expected if name.startswith("classifier.")]
+    if any(name in state and state[name].shape != expected[name].shape for name in classifier):
+        classes, expected_classes = (len(tensors["classifier.bias"]) for tensors in (state, expected))
         print(
-            f"checkpoint {path}: its classifier has {found} classes, the training images {expected}: "
+            f"checkpoint {path}: its classifier has {classes} classes, the training images {expected_classes}: "
             + ("WARNING, the classifier starts anew" if training else "it is left out, evaluation does not need it"),
             file=sys.stderr if training else sys.stdout,
         )
-        state |= {name: own[name] for name in classifier}
-    problems = _differences(state, own)
+        state |= {name: expected[name] for name in classifier}
+    problems = _differences(state, expected)
     if problems:
         raise InputError(f"checkpoint {path} does not fit this model: " + "; ".join(problems))
     model.load_state_dict(state)
@@ -100,27 +100,27 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """What keeps `state` from fitting `own`, in words, with the settings to look at."""
-    odd = {
-        "missing": [name for name in own if name not in state],
-        "not in the model": [name for name in state if name not in own],
-        "of another shape": [name for name in own if name in state and state[name].shape != own[name].shape],
+def _differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What keeps `state` from fitting `expected`, in words, with the settings to look at."""
+    differing = {
+        "missing": [name for name in expected if name not in state],
+        "not in the model": [name for name in state if name not in expected],
+        "of another shape": [name for name in expected if name in state and state[name].shape != expected[name].shape],
     }
     problems = []
-    for kind, names in odd.items():
+    for kind, names in differing.items():
         if names:
-            shown = [
-                f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-                if name in own and name in state
+            examples = [
+                f"{name} {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+                if name in expected and name in state
                 else name
                 for name in names[:3]
             ]
             more = ", ..." if len(names) > 3 else ""
-            problems.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {kind} ({', '.join(shown)}{more})")
+            problems.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {kind} ({', '.join(examples)}{more})")
     settings = {
         next((setting for pattern, setting in SETTINGS.items() if re.match(pattern, name)), "resume")
-        for names in odd.values()
+        for names in differing.values()
         for name in names
     }
     if problems:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.caches import save_neighbours
-from utils.embedding import embed
+from utils.embedding import GLOBAL, LOCAL, embed
 from utils.files import atomic_write
 from utils.knn import EXACT
 from utils.metrics import first_match_ranks, recall_at_ks, recall_at_ks_rerank
@@ -34,8 +34,10 @@ def evaluate_global(
 
     With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
     """
-    query_features, query_labels = embed(model, query_loader, 0, "query", dtype, features)
-    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 0, "gallery", dtype, features)
+    query_features, query_labels = embed(model, query_loader, GLOBAL, "query", dtype, features)
+    gallery = (
+        (None, None) if gallery_loader is None else embed(model, gallery_loader, GLOBAL, "gallery", dtype, features)
+    )
     return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
 
 
@@ -49,8 +51,10 @@ def evaluate_rerank(
     features: str | None = None,
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
-    query_maps, query_labels = embed(model, query_loader, 1, "query", dtype, features)
-    gallery = (None, None) if gallery_loader is None else embed(model, gallery_loader, 1, "gallery", dtype, features)
+    query_maps, query_labels = embed(model, query_loader, LOCAL, "query", dtype, features)
+    gallery = (
+        (None, None) if gallery_loader is None else embed(model, gallery_loader, LOCAL, "gallery", dtype, features)
+    )
     return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from utils.errors import InputError
 
 EXACT = "Flat"
-BLOCK = 4096  # queries from which their own positions are taken at a time: bounds memory
-SAMPLE = 1000  # queries on which an approximate index is compared with exact search
+BLOCK = 4096  # queries from which their own positions are taken at a time: with 1,000 neighbours each, 50 MB
+SAMPLE = 1000  # queries on which an approximate index is compared with exact search: its share to within a point or so
+SCRATCH = 256 << 20  # bytes of a GPU that faiss works in; by itself it takes up to 1.5 GB beside what torch holds
 
 
 def nearest_neighbours(
@@ -31,16 +32,18 @@ def nearest_neighbours(
     train with so many rows, or search.
     """
     searched = queries if gallery is None else gallery
-    own = np.arange(len(queries)) if gallery is None else None
+    own_positions = np.arange(len(queries)) if gallery is None else None
     k = min(k, len(searched) - (gallery is None))
     if index == EXACT:
-        return _search(exact_index(searched, queries.device), queries, own, k)
+        return _search(exact_index(searched, queries.device), queries, own_positions, k)
     with _refusing(index):
-        distances, positions = _search(_approximate_index(index, searched), queries, own, k)
+        distances, positions = _search(_approximate_index(index, searched), queries, own_positions, k)
     exact = exact_index(searched, queries.device)
 
     def search_exactly(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _search(exact, queries[torch.from_numpy(rows)], None if own is None else own[rows], k)
+        return _search(
+            exact, queries[torch.from_numpy(rows)], None if own_positions is None else own_positions[rows], k
+        )
 
     short = np.flatnonzero((positions < 0).any(axis=1))
     if len(short):
@@ -84,9 +87,26 @@ def exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
     """The index of gallery rows (m, d) that searches exactly, on the GPU when `device` is one and faiss has one."""
     index: faiss.Index = faiss.IndexFlatL2(gallery.shape[1])
     if device.type == "cuda" and faiss.get_num_gpus():
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
-    index.add(_rows(gallery))
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(SCRATCH)
+        with _short_of_gpu_memory():
+            index = faiss.index_cpu_to_gpu(resources, device.index or 0, index)
+    with _short_of_gpu_memory():
+        index.add(_rows(gallery))
     return index
+
+
+@contextmanager
+def _short_of_gpu_memory() -> Iterator[None]:
+    """Turn what faiss raises for want of memory on a GPU into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise InputError(
+            f"faiss is out of memory on the GPU: free the device, or set cpu=True ({_reason(error)})"
+        ) from error
 
 
 @contextmanager
@@ -95,24 +115,31 @@ def _refusing(index: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = re.sub(r"^Error in .*\.cpp:\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
         raise InputError(
-            f"knn_index={index!r} cannot be used: {reason}. Give a string of faiss's index factory, its search "
+            f"knn_index={index!r} cannot be used: {_reason(error)}. Give a string of faiss's index factory, its search "
             "parameters behind a semicolon ('IVF64,Flat;nprobe=8', 'HNSW32'), or 'Flat' for exact search"
         ) from error
 
 
-def _search(index: faiss.Index, queries: Tensor, own: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and positions (n, k) of queries, each without its `own` position if there is one; -1: none found.
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without where in its source."""
+    return re.sub(r"^Error in .*\.(?:cpp|cu):\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
+
+
+def _search(
+    index: faiss.Index, queries: Tensor, own_positions: np.ndarray | None, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and positions (n, k) of queries, each without its own position if there is one; -1: none found.
 
     Without a copy of what faiss has filled: it takes time.
     """
-    distances, positions = index.search(_rows(queries), k + (own is not None))
-    if own is None:
+    with _short_of_gpu_memory():
+        distances, positions = index.search(_rows(queries), k + (own_positions is not None))
+    if own_positions is None:
         return distances, positions
     for start in range(0, len(queries), BLOCK):
         rows = slice(start, start + BLOCK)
-        _leave_out_own(distances[rows], positions[rows], own[rows])
+        _leave_out_own(distances[rows], positions[rows], own_positions[rows])
     return distances[:, 1:], positions[:, 1:]
 
 
@@ -120,10 +147,14 @@ def _rows(descriptors: Tensor) -> np.ndarray:
     return np.ascontiguousarray(descriptors.detach().to("cpu", torch.float32).numpy())
 
 
-def _leave_out_own(distances: np.ndarray, positions: np.ndarray, own: np.ndarray) -> None:
-    """Move what a row found over its own position, or its last column where that is missing: the first is left over."""
-    elsewhere = np.flatnonzero(positions[:, 0] != own)  # than in the first column, or nowhere
-    drop = positions[elsewhere] == own[elsewhere, None]
-    drop[~drop.any(axis=1), -1] = True
+def _leave_out_own(distances: np.ndarray, positions: np.ndarray, own_positions: np.ndarray) -> None:
+    """Drop each row's own position, in place, so that its k neighbours stand in columns 1 to k.
+
+    Query 7 that found 7, 3, 5 is left as it is; one that found 3, 7, 5 becomes 3, 3, 5; and where 7 was not found, as
+    three images are at distance 0, 3, 5, 9 gives up its last and becomes 3, 3, 5.
+    """
+    rows = np.flatnonzero(positions[:, 0] != own_positions)  # the others need no change
+    dropped = positions[rows] == own_positions[rows, None]
+    dropped[~dropped.any(axis=1), -1] = True
     for values in (distances, positions):
-        values[elsewhere, 1:] = values[elsewhere][~drop].reshape(len(elsewhere), values.shape[1] - 1)
+        values[rows, 1:] = values[rows][~dropped].reshape(len(rows), values.shape[1] - 1)

@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 
-PAIRS = {"cpu": 40, "cuda": 6000}  # pairs scored at a time: activations stay in a CPU's cache, or fill a GPU
+# Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
+# 400 took 14 % longer. No GPU was tuned for.
+PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
 
 
 @torch.inference_mode()
@@ -25,41 +27,42 @@ def rerank(
     """
     device = next(model.parameters()).device
     matcher: Any = model.matcher.computing_in(gallery_maps.dtype)  # type: ignore[operator,union-attr]
-    alone = query_maps is gallery_maps
-    gallery_maps = _placed(gallery_maps, device)
-    query_maps = gallery_maps if alone else _placed(query_maps, device)
-    places = neighbours.flatten().to(gallery_maps.device)
-    scores = torch.empty(len(places))
-    start, at_once, columns = 0, PAIRS[device.type], neighbours.shape[1]
-    with tqdm(total=len(places), desc="Reranking", unit="pair", unit_scale=True) as progress:
-        while start < len(places):
-            chunk = slice(start, min(start + at_once, len(places)))
-            queries = torch.arange(chunk.start, chunk.stop, device=device) // columns
-            first, last = chunk.start // columns, (chunk.stop - 1) // columns
+    is_self_search = query_maps is gallery_maps
+    gallery_maps = _on_device_if_they_fit(gallery_maps, device)
+    query_maps = gallery_maps if is_self_search else _on_device_if_they_fit(query_maps, device)
+    candidates = neighbours.flatten().to(gallery_maps.device)
+    scores = torch.empty(len(candidates))
+    start, pairs_at_once, columns = 0, PAIRS_AT_ONCE[device.type], neighbours.shape[1]
+    with tqdm(total=len(candidates), desc="Reranking", unit="pair", unit_scale=True) as progress:
+        while start < len(candidates):
+            pairs = slice(start, min(start + pairs_at_once, len(candidates)))
+            # pair number i is of query number i // columns
+            queries = torch.arange(pairs.start, pairs.stop, device=device) // columns
+            first, last = pairs.start // columns, (pairs.stop - 1) // columns
             try:
-                query = matcher.encode_queries(_moved(query_maps[first : last + 1], device))[queries - first]
-                candidate = matcher.encode_candidates(_moved(gallery_maps[places[chunk]], device))
-                scores[chunk] = matcher.score(query, candidate).cpu()
+                query = matcher.encode_queries(_on_device(query_maps[first : last + 1], device))[queries - first]
+                candidate = matcher.encode_candidates(_on_device(gallery_maps[candidates[pairs]], device))
+                scores[pairs] = matcher.score(query, candidate).cpu()
             except torch.OutOfMemoryError:
-                if at_once == 1:
+                if pairs_at_once == 1:
                     raise InputError(
                         "CUDA is out of memory for a single pair: free the device, or set cpu=True"
                     ) from None
-                at_once //= 2
+                pairs_at_once //= 2
                 continue
             progress.update(len(queries))
-            start += at_once
+            start += pairs_at_once
     scores = scores.view(neighbours.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return scores.numpy(), neighbours.cpu().gather(1, order).numpy()
 
 
-def _placed(maps: Tensor, device: torch.device) -> Tensor:
+def _on_device_if_they_fit(maps: Tensor, device: torch.device) -> Tensor:
     """Maps on the device where they take no more than half of its free memory, else where they are."""
     fit = device.type != "cuda" or maps.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
     return maps.to(device) if fit else maps
 
 
-def _moved(chosen: Tensor, device: torch.device) -> Tensor:
-    """A few maps on the device, by way of pinned memory where they come from another."""
-    return chosen if chosen.device.type == device.type else chosen.pin_memory().to(device, non_blocking=True)
+def _on_device(maps: Tensor, device: torch.device) -> Tensor:
+    """Maps on the device, by way of pinned memory where they come from another."""
+    return maps if maps.device.type == device.type else maps.pin_memory().to(device, non_blocking=True)

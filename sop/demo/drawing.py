@@ -29,7 +29,7 @@ class Difficulty(NamedTuple):
     stray: float = 0.1  # the share of them that are prints
     blur: float = 0.012  # of the background, its radius in photo widths, at most
     exposure: Range = (0.7, 1.2)  # times the light
-    falloff: float = 0.3  # of the light, from the photo's middle to its darkest edge, at most
+    falloff: float = 0.3  # of the light, from the photo's centre to its darkest edge, at most
     cast: float = 0.1  # of a colour channel, up or down
     noise: Range = (2.0, 7.0)  # standard deviation, in grey levels of 255
 
@@ -78,12 +78,12 @@ def _product(rng: np.random.Generator, shape_name: str, colourway: int, canvas: 
         _fill(draw, (polygon + 1) * canvas / 2, (*colour, 255))
     inks = [ink for ink in INKS if np.abs(np.subtract(ink, body)).sum() > MIN_CONTRAST]
     left, top, right, bottom = shape.front
-    middles = np.empty((0, 2))
+    centres = np.empty((0, 2))
     for _ in range(rng.integers(*DIFFICULTY.prints, endpoint=True)):
         candidates = rng.uniform((left, top), (right, bottom), (20, 2))
-        gaps = np.linalg.norm(candidates[:, None] - middles, axis=2).min(1, initial=4.0)
-        middles = np.append(middles, candidates[[gaps.argmax()]], 0)
-        _print(rng, draw, inks, (middles[-1] + 1) * canvas / 2, rng.uniform(*DIFFICULTY.print_size) * canvas / 2)
+        gaps = np.linalg.norm(candidates[:, None] - centres, axis=2).min(1, initial=4.0)
+        centres = np.append(centres, candidates[[gaps.argmax()]], 0)
+        _print(rng, draw, inks, (centres[-1] + 1) * canvas / 2, rng.uniform(*DIFFICULTY.print_size) * canvas / 2)
     across = np.linspace(-1, 1, canvas)
     light = 0.7 + 0.35 * np.sqrt(np.clip(1 - (across / 0.7) ** 2, 0, 1)) if shape.round else 1.0 - 0.06 * across
     pixels = np.asarray(front) * np.stack([*[np.broadcast_to(light, canvas)] * 3, np.ones(canvas)], 1)
@@ -91,18 +91,18 @@ def _product(rng: np.random.Generator, shape_name: str, colourway: int, canvas: 
 
 
 def _print(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, inks: list[Colour], middle: np.ndarray, radius: float
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, inks: list[Colour], centre: np.ndarray, radius: float
 ) -> None:
     """A print: a glyph, whole or hollow, on a plate of another ink or on the bare product."""
     plate, ink, inner = (inks[i] for i in rng.permutation(len(inks))[:3])
     glyph = list(GLYPHS.values())[rng.integers(len(GLYPHS))] @ turn(np.pi / 4 * rng.integers(8))
     if rng.random() < 0.4:
         corners = radial([1.1] * 20) if rng.random() < 0.5 else box(-1, -1, 1, 1)
-        _fill(draw, middle + radius * corners, plate)
+        _fill(draw, centre + radius * corners, plate)
         radius *= 0.8
-    _fill(draw, middle + radius * glyph, ink)
+    _fill(draw, centre + radius * glyph, ink)
     if rng.random() < 0.35:
-        _fill(draw, middle + 0.45 * radius * glyph, inner)
+        _fill(draw, centre + 0.45 * radius * glyph, inner)
 
 
 def _photo(rng: np.random.Generator, product: Product, canvas: int) -> Image.Image:
@@ -113,8 +113,8 @@ def _photo(rng: np.random.Generator, product: Product, canvas: int) -> Image.Ima
     draw = ImageDraw.Draw(scene)
     for _ in range(rng.integers(*DIFFICULTY.occluders, endpoint=True)):
         angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(*DIFFICULTY.occluder_size)
-        middle = rng.uniform(0.55, 0.95) * np.array([np.cos(angle), np.sin(angle)])
-        _fill(draw, _project(camera, middle + radius * _blob(rng), -0.2), _any_colour(rng))
+        centre = rng.uniform(0.55, 0.95) * np.array([np.cos(angle), np.sin(angle)])
+        _fill(draw, _project(camera, centre + radius * _blob(rng), -0.2), _any_colour(rng))
     return _light(rng, scene.reduce(2))
 
 
@@ -124,9 +124,9 @@ def _camera(rng: np.random.Generator, canvas: int) -> np.ndarray:
     rotation = np.eye(3)
     for plane, angle in zip(([0, 2], [1, 2], [0, 1]), angles, strict=True):
         rotation[plane] = turn(angle) @ rotation[plane]
-    middle = (1 + rng.uniform(-1, 1, 2) * DIFFICULTY.shift) * canvas / 2
+    centre = (1 + rng.uniform(-1, 1, 2) * DIFFICULTY.shift) * canvas / 2
     focal = rng.uniform(*DIFFICULTY.scale) * DISTANCE * canvas / 2
-    lens = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]])
+    lens = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
     return lens @ np.column_stack([rotation, (0, 0, DISTANCE)])
 
 
@@ -170,11 +170,11 @@ def _background(rng: np.random.Generator, canvas: int) -> Image.Image:
         left, right = rng.uniform(0.45, 0.85, 2) * canvas
         _fill(draw, np.array([(0, left), (canvas, right), (canvas, canvas), (0, canvas)]), _any_colour(rng))
     for _ in range(rng.integers(*DIFFICULTY.clutter, endpoint=True)):
-        middle = rng.uniform(0, canvas, 2)
+        centre = rng.uniform(0, canvas, 2)
         if rng.random() < DIFFICULTY.stray:
-            _print(rng, draw, INKS, middle, rng.uniform(*DIFFICULTY.print_size) * canvas / 2)
+            _print(rng, draw, INKS, centre, rng.uniform(*DIFFICULTY.print_size) * canvas / 2)
         else:
-            _fill(draw, middle + _blob(rng) * rng.uniform(0.06, 0.26) * canvas, _any_colour(rng))
+            _fill(draw, centre + _blob(rng) * rng.uniform(0.06, 0.26) * canvas, _any_colour(rng))
     return scene.filter(ImageFilter.BoxBlur(rng.uniform(0, DIFFICULTY.blur) * canvas))
 
 

@@ -16,7 +16,7 @@ from sop.preparation.archive import TEST_LIST, TRAIN_LIST, is_free
 from utils.errors import InputError
 
 SETTINGS_FILE = "demo.json"
-LEAST = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
+SMALLEST = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
 MAX_PROCESSES = 8
 
 
@@ -31,9 +31,9 @@ def draw_demo(
     set, for a folder that holds anything else, and when the operating system refuses.
     """
     settings = {"num_products": num_products, "views": views, "seed": seed, "size": size}
-    for name, least in LEAST.items():
-        if settings[name] < least:
-            raise InputError(f"{name}={settings[name]} makes no demo set: the least is {least}")
+    for name, smallest in SMALLEST.items():
+        if settings[name] < smallest:
+            raise InputError(f"{name}={settings[name]} makes no demo set: the least is {smallest}")
     if not is_free(folder):
         _check_same(folder, settings)
         print(f"{folder}: the demo set is there already and is kept")
@@ -98,11 +98,11 @@ def _recorded(settings: dict) -> dict:
 def _check_same(folder: Path, settings: dict) -> None:
     """Raise InputError unless the folder holds a demo set of these settings."""
     found, wanted = read_settings(folder), _recorded(settings)
-    other = [name for name in wanted if found.get(name) != wanted[name]]
-    if other:
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing:
         raise InputError(
-            f"{folder} holds a demo set drawn with {', '.join(f'{name}={found.get(name)}' for name in other)}, not "
-            f"{', '.join(f'{name}={wanted[name]}' for name in other)}: delete it, or choose another folder"
+            f"{folder} holds a demo set drawn with {', '.join(f'{name}={found.get(name)}' for name in differing)}, not "
+            f"{', '.join(f'{name}={wanted[name]}' for name in differing)}: delete it, or choose another folder"
         )
 
 

@@ -119,13 +119,13 @@ def _safe_members(content: zipfile.ZipFile, archive: Path) -> Members:
 def _below_top(members: Members, archive: Path) -> Members:
     """The files of SOP's archive by their paths below its single top folder."""
     tops = {path.parts[0] for path in members}
-    inside = {path.relative_to(path.parts[0]): member for path, member in members.items()}
-    if len(tops) != 1 or not {PurePosixPath(TRAIN_LIST), PurePosixPath(TEST_LIST)} <= inside.keys():
+    below_top = {path.relative_to(path.parts[0]): member for path, member in members.items()}
+    if len(tops) != 1 or not {PurePosixPath(TRAIN_LIST), PurePosixPath(TEST_LIST)} <= below_top.keys():
         raise InputError(
             f"archive {archive} is not SOP's: expected one top folder with {TRAIN_LIST} and {TEST_LIST}, "
             f"found {len(members)} files below {sorted(tops)[:5]}; check sop_url"
         )
-    return inside
+    return below_top
 
 
 def read_list(file: Path) -> Split:

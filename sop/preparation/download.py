@@ -92,7 +92,7 @@ def _fetch_whole(url: str, path: Path, md5: str | None) -> None:
 
 def _fetch(url: str, part: Path) -> None:
     """Bring `part` to full length in as many requests as it takes."""
-    failures, most = 0, _length(part)
+    failures, longest = 0, _length(part)
     while True:
         try:
             return _fetch_rest(url, part)
@@ -103,7 +103,7 @@ def _fetch(url: str, part: Path) -> None:
             _TryAgain,
         ) as error:
             have = _length(part)
-            failures, most = (1, have) if have > most else (failures + 1, most)
+            failures, longest = (1, have) if have > longest else (failures + 1, longest)
             if failures == ATTEMPTS:
                 advice = f"{have} bytes are kept in {part}, run the command again" if have else "check the network"
                 raise InputError(
@@ -202,5 +202,5 @@ def _read_note(part: Path, url: str) -> _Note | None:
         note = _Note(**json.loads(_note_file(part).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    whole = note.size == _length(part)
-    return note if note.url == url and part.exists() and (note.validator or whole) else None
+    is_whole = note.size == _length(part)
+    return note if note.url == url and part.exists() and (note.validator or is_whole) else None

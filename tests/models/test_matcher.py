@@ -1,22 +1,9 @@
 import pytest
 import torch
 
-from models.matcher import CANDIDATE, CLS, QUERY, SEP, Matcher
-from models.position_encoding import sine_position_encoding
+from benchmarks import straightforward
+from models.matcher import Matcher
 from tests.reference import META, assert_answer, normal, published_model
-
-
-def plain_score(matcher: Matcher, query: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
-    """The same by torch's own encoder, all tokens through all layers."""
-    segment = matcher.seg_encoder.weight
-    sides = []
-    for maps, row in ((query, QUERY), (candidate, CANDIDATE)):
-        code = sine_position_encoding(*maps.shape[1:])
-        tokens = torch.stack([(one + code).flatten(1).T for one in maps])
-        sides.append(tokens + segment[row])
-    cls, sep = (segment[row].repeat(len(query), 1, 1) for row in (CLS, SEP))
-    encoded = matcher.encoder(torch.cat((cls, sides[0], sep, sides[1]), dim=1))
-    return matcher.classifier(encoded[:, 0]).squeeze(1)
 
 
 @pytest.mark.parametrize("variant", META["variants"])
@@ -35,7 +22,7 @@ def test_published(variant):
 def test_equals_torch_encoder_with_gradients(normalize_before, activation, shapes):
     matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before)
     query, candidate = (torch.randn(shape, requires_grad=True) for shape in shapes)
-    fast, plain = matcher(None, query, None, candidate), plain_score(matcher, query, candidate)
+    fast, plain = matcher(None, query, None, candidate), straightforward.score(matcher, query, candidate)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     inputs = (query, candidate, *matcher.parameters())
     for a, b in zip(torch.autograd.grad(fast.sum(), inputs), torch.autograd.grad(plain.sum(), inputs), strict=True):
@@ -50,7 +37,7 @@ def test_equals_torch_encoder_without_gradients(normalize_before, activation, sh
     matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before).eval()
     query, candidate = (torch.randn(shape) for shape in shapes)
     torch.testing.assert_close(
-        matcher(None, query, None, candidate), plain_score(matcher, query, candidate), rtol=1e-5, atol=1e-5
+        matcher(None, query, None, candidate), straightforward.score(matcher, query, candidate), rtol=1e-5, atol=1e-5
     )
 
 
@@ -59,7 +46,9 @@ def test_dropout_acts_in_training_only():
     maps = torch.randn(4, 16, 2, 2)
     assert not torch.equal(matcher(None, maps, None, maps), matcher(None, maps, None, maps))
     matcher.eval()
-    torch.testing.assert_close(matcher(None, maps, None, maps), plain_score(matcher, maps, maps), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        matcher(None, maps, None, maps), straightforward.score(matcher, maps, maps), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_order_of_a_pair_matters():

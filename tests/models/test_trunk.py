@@ -49,9 +49,9 @@ def test_convolution(activation, added):
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("variant", META["variants"])
-def test_descriptors_equal_the_networks(variant, arch):
-    model = published_model(9, **META["variants"][variant] | {"arch": arch}).eval()
-    images = torch.randint(0, 256, (3, 3, 96, 64), dtype=torch.uint8)
+def test_descriptors_equal_the_networks(variant, arch, device):
+    model = published_model(9, **META["variants"][variant] | {"arch": arch}).eval().to(device)
+    images = torch.randint(0, 256, (3, 3, 96, 64), dtype=torch.uint8, device=device)
     with torch.no_grad():
         _, expected_global, expected_local = model(images)
     for pixels in (images, images.float() / 255):

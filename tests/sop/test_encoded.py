@@ -103,13 +103,33 @@ def test_what_the_device_cannot_decode_is_decoded_by_pil(tmp_path, monkeypatch, 
     decode = mock.Mock(side_effect=RuntimeError("bad stream"))
     monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", decode)
     assert torch.equal(photos.to(CPU), expected)
-    assert "PIL has decoded a batch of 2 photos instead (bad stream)" in capsys.readouterr().out
+    assert f"PIL has decoded 2 of 2 photos, the first {tmp_path}/0 (bad stream)" in capsys.readouterr().out
     photos.contents[len(photos.contents) // 2 :] = 0
     with pytest.raises(InputError, match=r"photo .*/1 cannot be read"):
         photos.to(CPU)
     decode.side_effect = torch.OutOfMemoryError("too little")
     with pytest.raises(torch.OutOfMemoryError):
         photos.to(CPU)
+
+
+@pytest.mark.parametrize("refused", [[0], [4], [1, 2]])
+def test_one_photo_that_the_device_refuses_leaves_the_others_to_it(tmp_path, monkeypatch, capsys, refused):
+    images = ImageSet(*stored(tmp_path, *(smooth(*size) for size in SIZES)), make_test_transform(28, "device"))
+    photos, *_ = collate([images[i] for i in range(5)])
+    expected, decode_jpeg = photos.to(CPU), torchcodec.decoders.decode_jpeg
+    bad = {(tmp_path / f"{i}").read_bytes() for i in refused}
+    decoded = []
+
+    def decode(files, device):
+        if any(file.numpy().tobytes() in bad for file in files):
+            raise RuntimeError("bad stream")
+        decoded.extend(files)
+        return decode_jpeg(files, device=device)
+
+    monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", decode)
+    assert torch.equal(photos.to(CPU), expected)
+    assert len(decoded) == 5 - len(refused)
+    assert f"PIL has decoded {len(refused)} of 5 photos, the first {tmp_path}/{refused[0]} (" in capsys.readouterr().out
 
 
 def test_without_torchcodec(photos, monkeypatch):
@@ -120,9 +140,10 @@ def test_without_torchcodec(photos, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_decodes_nearly_the_same_pixels(tmp_path):
+def test_a_gpu_decodes_nearly_the_same_pixels(tmp_path, capsys):
     images = ImageSet(*stored(tmp_path, *(smooth(*size) for size in SIZES)), make_test_transform(96, "device"))
     photos, *_ = collate([images[i] for i in range(5)])
     pixels = photos.to(torch.device("cuda"))
     assert pixels.is_cuda
+    assert "PIL" not in capsys.readouterr().out
     assert distance(pixels.cpu(), photos.to(CPU)) < 1.5

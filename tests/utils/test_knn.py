@@ -22,18 +22,18 @@ def plain_neighbours(queries, gallery, k):
 
 @pytest.mark.parametrize("with_gallery", [False, True])
 @pytest.mark.parametrize("block", [4096, 7])
-def test_exact(monkeypatch, with_gallery, block):
+def test_exact(monkeypatch, with_gallery, block, device):
     monkeypatch.setattr(knn, "BLOCK", block)
     queries, gallery = torch.randn(30, 8), torch.randn(20, 8) if with_gallery else None
-    distances, positions = nearest_neighbours(queries, gallery, 5)
+    distances, positions = nearest_neighbours(queries.to(device), None if gallery is None else gallery.to(device), 5)
     expected_distances, expected_positions = plain_neighbours(queries, gallery, 5)
     np.testing.assert_allclose(distances, expected_distances, atol=1e-5)
     np.testing.assert_array_equal(positions, expected_positions)
     assert (distances.dtype, positions.dtype) == (np.float32, np.int64)
 
 
-def test_among_identical_images_the_query_is_left_out_and_not_its_twin():
-    twins = torch.cat((torch.ones(4, 8), torch.randn(3, 8) + 5))
+def test_among_identical_images_the_query_is_left_out_and_not_its_twin(device):
+    twins = torch.cat((torch.ones(4, 8), torch.randn(3, 8) + 5)).to(device)
     _, positions = nearest_neighbours(twins, None, 3)
     for i in range(4):
         assert set(positions[i]) == {0, 1, 2, 3} - {i}
@@ -117,6 +117,36 @@ def test_an_index_that_cannot_be_used(index, reason):
 def test_an_index_that_is_no_text():
     with pytest.raises(InputError, match="knn_index=64 is no text: give 'Flat'"):
         make_index(64, 8)
+
+
+class FullGPU:
+    """Stands in for what faiss has of a GPU without room, in the words of faiss 1.15."""
+
+    class StandardGpuResources:
+        def setTempMemory(self, size):
+            assert size <= 1 << 28
+
+    error = (
+        "Error in virtual void* faiss::gpu::StandardGpuResourcesImpl::allocMemory(const AllocRequest&) at "
+        "/faiss/gpu/StandardGpuResources.cpp:530: Error: 'err == cudaSuccess' failed: StandardGpuResources: alloc fail "
+        "type FlatData dev 0 space Device stream 0x1 size 512 bytes (cudaMalloc error out of memory [2])"
+    )
+
+    def index_cpu_to_gpu(self, *given):
+        raise RuntimeError(self.error)
+
+
+def test_a_full_gpu_is_said(monkeypatch):
+    full = FullGPU()
+    monkeypatch.setattr(knn.faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(knn.faiss, "StandardGpuResources", FullGPU.StandardGpuResources, raising=False)
+    monkeypatch.setattr(knn.faiss, "index_cpu_to_gpu", full.index_cpu_to_gpu, raising=False)
+    message = r"^faiss is out of memory on the GPU: free the device, or set cpu=True \(StandardGpuResources: alloc fail"
+    with pytest.raises(InputError, match=message):
+        knn.exact_index(torch.randn(9, 4), torch.device("cuda"))
+    full.error = "another error"
+    with pytest.raises(RuntimeError, match="another error"):
+        knn.exact_index(torch.randn(9, 4), torch.device("cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,42 +12,31 @@ from utils.precision import set_precision
 from utils.reranking import rerank
 from utils.training import train_global, train_rerank
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def tf32_as_before():
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    yield
-    for backend, allowed in zip(backends, before, strict=True):
-        backend.allow_tf32 = allowed
-
 
 @pytest.mark.parametrize(
-    ("precision", "device", "dtype", "tf32"),
+    ("precision", "kind", "dtype", "tf32"),
     [
-        (None, CPU, torch.float32, False),
-        (None, CUDA, torch.float32, True),
-        ("fp32", CUDA, torch.float32, False),
-        ("tf32", CUDA, torch.float32, True),
-        ("bf16", CPU, torch.bfloat16, False),
-        ("fp16", CUDA, torch.float16, False),
+        (None, "cpu", torch.float32, False),
+        (None, "cuda", torch.float32, True),
+        ("fp32", "cuda", torch.float32, False),
+        ("tf32", "cuda", torch.float32, True),
+        ("bf16", "cpu", torch.bfloat16, False),
+        ("fp16", "cuda", torch.float16, False),
     ],
 )
-def test_choice(precision, device, dtype, tf32):
-    assert set_precision(precision, device) == dtype
+def test_choice(precision, kind, dtype, tf32):
+    assert set_precision(precision, torch.device(kind)) == dtype
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
 def test_unknown():
     with pytest.raises(InputError, match=r"precision='int8' is unknown: choose from 'fp32', 'tf32', 'bf16', 'fp16'"):
-        set_precision("int8", CPU)
+        set_precision("int8", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
-def test_half_precision_scores(dtype, tolerance):
-    model, maps = published_model(6).eval(), normal("half", 12, 128, 3, 3)
+def test_half_precision_scores(dtype, tolerance, device):
+    model, maps = published_model(6).eval().to(device), normal("half", 12, 128, 3, 3)
     neighbours = torch.arange(12).expand(12, 12)
     exact, positions = rerank(model, maps, maps, neighbours)
     scores, half_positions = rerank(model, maps.to(dtype), maps.to(dtype), neighbours)
@@ -58,10 +47,10 @@ def test_half_precision_scores(dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_training_follows_float32(dtype):
+def test_half_precision_training_follows_float32(dtype, device):
     losses = {}
     for number in (torch.float32, dtype):
-        model, log = published_model(6, arch="resnet18"), Log()
+        model, log = published_model(6, arch="resnet18").to(device), Log()
         optimizer = SGD(model.parameters(), lr=0.001, momentum=0.9)
         scheduler = MultiStepLR(optimizer, [5])
         train_global(
@@ -81,3 +70,40 @@ def test_half_precision_training_follows_float32(dtype):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert losses[dtype] == pytest.approx(losses[torch.float32], rel=0.05)
     assert losses[dtype] != losses[torch.float32]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 6])
+def test_losses_and_their_gradients_keep_all_digits(micro_batch, device):
+    """With TF32 on, the loss and what it sends back at the descriptors are computed without, the trunk with it."""
+    matmul, allowed = torch.backends.cuda.matmul, {"loss": [], "descriptors": [], "trunk": []}
+    model = published_model(6, arch="resnet18").to(device)
+    model.conv1.weight.register_hook(lambda gradient: allowed["trunk"].append(matmul.allow_tf32))
+
+    class Noting(Contrastive):
+        def forward(self, logits, features, labels):
+            allowed["loss"].append(matmul.allow_tf32)
+            features.register_hook(lambda gradient: allowed["descriptors"].append(matmul.allow_tf32))
+            return super().forward(logits, features, labels)
+
+    matmul.allow_tf32 = True
+    optimizer = SGD(model.parameters(), lr=0.001)
+    loader = batches("digits", 1, 12, torch.arange(12) // 2)
+    train_global(model, loader, Noting(), optimizer, MultiStepLR(optimizer, [5]), 0, micro_batch=micro_batch)
+    assert allowed == {"loss": [False], "descriptors": [False], "trunk": [True] * (1 if micro_batch is None else 2)}
+    assert matmul.allow_tf32
+
+
+@torch.no_grad()
+def test_the_head_and_the_readout_keep_all_digits(device):
+    model = published_model(6).eval().to(device)
+    features, pairs = torch.rand(3, 2048, 2, 2, device=device), torch.randn(2, 40, 4, 128, device=device)
+    set_precision("tf32", device)
+    found = model.global_descriptors(features), model.matcher.score(*pairs)
+    assert torch.backends.cuda.matmul.allow_tf32
+    head, readout = (layer.double() for layer in (model.remap, model.matcher.classifier))
+    expected = torch.nn.functional.normalize(head(features.double().mean(dim=(2, 3))), dim=1)
+    torch.testing.assert_close(found[0].double(), expected, rtol=0, atol=2e-6)
+    set_precision("fp32", device)
+    tokens = model.matcher.float().score(*pairs)
+    assert (found[1] - tokens).abs().max() < (1e-5 if device.type == "cpu" else 0.05) * tokens.abs().max()
+    assert readout.weight.dtype == torch.float32

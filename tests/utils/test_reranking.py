@@ -1,10 +1,12 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import straightforward
 from models.matcher import Matcher
-from tests.models.test_matcher import plain_score
 from utils import reranking
 from utils.errors import InputError
 from utils.reranking import rerank
@@ -20,29 +22,43 @@ class Model(nn.Module):
 @pytest.mark.parametrize(("queries", "columns"), [(1, 1), (1, 6), (5, 1), (11, 6)])
 @pytest.mark.parametrize("normalize_before", [False, True])
 @torch.no_grad()
-def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_before):
-    monkeypatch.setitem(reranking.PAIRS, "cpu", pairs)
+def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_before, device):
+    monkeypatch.setitem(reranking.PAIRS_AT_ONCE, device.type, pairs)
     model = Model(normalize_before)
     query_maps, gallery_maps = torch.randn(queries, 16, 3, 2), torch.randn(9, 16, 3, 2)
     neighbours = torch.stack([torch.randperm(9)[:columns] for _ in range(queries)])
-    scores, positions = rerank(model, query_maps, gallery_maps, neighbours)
+    scores, positions = rerank(copy.deepcopy(model).to(device), query_maps, gallery_maps, neighbours)
     for i in range(queries):
-        row = [float(plain_score(model.matcher, query_maps[i : i + 1], gallery_maps[j : j + 1])) for j in neighbours[i]]
+        row = [
+            float(straightforward.score(model.matcher, query_maps[i : i + 1], gallery_maps[j : j + 1]))
+            for j in neighbours[i]
+        ]
         order = sorted(range(columns), key=lambda place, row=row: -row[place])
         np.testing.assert_allclose(scores[i], [row[place] for place in order], atol=1e-5)
         assert positions[i].tolist() == neighbours[i][order].tolist()
     assert (scores.dtype, positions.dtype) == (np.float32, np.int64)
 
 
-def test_equal_logits_keep_their_order():
-    model, maps = Model(), torch.ones(4, 16, 2, 2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_that_do_not_fit_on_the_device_stay_where_they_are(monkeypatch, dtype, device):
+    model, neighbours = Model().to(device), torch.randint(0, 9, (7, 5))
+    query_maps, gallery_maps = torch.randn(7, 16, 3, 2).to(dtype), torch.randn(9, 16, 3, 2).to(dtype)
+    expected = rerank(model, query_maps, gallery_maps, neighbours)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1 << 30))
+    found = rerank(model, query_maps, gallery_maps, neighbours)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_equal_logits_keep_their_order(device):
+    model, maps = Model().to(device), torch.ones(4, 16, 2, 2)
     _, positions = rerank(model, maps, maps, torch.tensor([[2, 0, 3, 1]] * 4))
     assert positions.tolist() == [[2, 0, 3, 1]] * 4
 
 
 @pytest.mark.parametrize("fitting", [1, 7])
-def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting):
-    model, maps, neighbours = Model(), torch.randn(6, 16, 2, 2), torch.randint(0, 6, (6, 5))
+def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting, device):
+    model, maps, neighbours = Model().to(device), torch.randn(6, 16, 2, 2), torch.randint(0, 6, (6, 5))
     expected = rerank(model, maps, maps, neighbours)
     score = Matcher.score
 

@@ -8,7 +8,7 @@ from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.embedding import short_of_memory
 from utils.errors import DivergedError, InputError
-from utils.training import parameter_groups, train_global, train_rerank
+from utils.training import TrainingState, fit, parameter_groups, train_global, train_rerank
 
 
 class Log:
@@ -90,6 +90,43 @@ def test_a_loss_that_is_not_finite_stops_training(value):
         train_on([1.0] * 22 + [value] + [1.0] * 30)
 
 
+def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
+    """The first of each epoch's two steps overflows, and halves the scale for all that come."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), torch.float16)
+    scales, recalls = [], iter([50.0, 60.0, 40.0, 70.0])
+
+    def step(images, labels, scale):
+        scales.append(state.scaler.get_scale())
+        loss = model(images).sum()
+        (scale(loss) * (torch.inf if len(scales) % 2 else 1)).backward()
+        return loss, torch.tensor(1.0)
+
+    batch = torch.ones(1, 1), torch.zeros(1), torch.arange(1)
+    reports = []
+    best = fit(
+        state,
+        step,
+        [batch] * 2,
+        lambda: ({1: next(recalls)}, None, torch.zeros(3, 5)),
+        epochs=3,
+        log=(log := Log()),
+        report=lambda *told: reports.append(told),
+        checkpoint=tmp_path / "c.pt",
+        autotune=False,
+    )
+    assert scales == [2**16, 2**15, 2**15, 2**14, 2**14, 2**13]
+    assert (best, state.best, state.epoch, state.iteration) == (70.0, 70.0, 3, 0)
+    assert log.values("val.recall@1") == [50.0, 60.0, 40.0, 70.0]
+    assert [(title, improved) for _, _, title, improved in reports] == [
+        ("Validation before training ", True),
+        ("Validation [000] ", True),
+        ("Validation [001] ", False),
+        ("Validation [002] ", True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -123,8 +160,8 @@ def test_other_errors_pass():
         raise RuntimeError("size mismatch")
 
 
-def gradients(train, loss, images, labels, micro_batch):
-    model, log = published_model(6, arch="resnet18"), Log()
+def gradients(train, loss, images, labels, micro_batch, device):
+    model, log = published_model(6, arch="resnet18").to(device), Log()
     optimizer = SGD(model.parameters(), lr=0.0)
     loader = [(images, labels, torch.arange(len(images)))]
     train(model, loader, loss, optimizer, MultiStepLR(optimizer, [9]), 0, log, micro_batch=micro_batch)
@@ -140,9 +177,11 @@ def gradients(train, loss, images, labels, micro_batch):
         (train_rerank, BinaryCrossEntropyWithLogits(), 6),
     ],
 )
-def test_micro_batches_give_the_gradient_of_the_whole(train, loss, micro_batch):
+def test_micro_batches_give_the_gradient_of_the_whole(train, loss, micro_batch, device):
     images, labels = pixels("micro", 15, 3, 64, 64), torch.arange(15) // 2
-    (expected, rows), (found, micro_rows) = (gradients(train, loss, images, labels, n) for n in (None, micro_batch))
+    (expected, rows), (found, micro_rows) = (
+        gradients(train, loss, images, labels, n, device) for n in (None, micro_batch)
+    )
     assert found.keys() == expected.keys()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():

@@ -87,11 +87,11 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
     return Run(
         folder=folder,
         status=_status(entry, config, beat or start, now or datetime.now(UTC)),
-        experiment=at(entry, "experiment", "name"),
-        script=at(entry, "experiment", "mainfile"),
+        experiment=nested(entry, "experiment", "name"),
+        script=nested(entry, "experiment", "mainfile"),
         config=config,
         duration=end - start if start and end else None,
-        memory=_number(at(info, "peak_memory_gb")),
+        memory=_number(nested(info, "peak_memory_gb")),
         losses=_curve(metrics, "train.loss"),
         validations=validations,
         best=best,
@@ -101,7 +101,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
     )
 
 
-def at(node: object, *keys: str) -> object:
+def nested(node: object, *keys: str) -> object:
     """The value under nested keys, None where there is no such one."""
     for key in keys:
         node = node.get(key) if isinstance(node, dict) else None
@@ -153,14 +153,14 @@ def _time(text: object) -> datetime | None:
 
 def _number(node: object) -> float | None:
     """A finite number, plain or as jsonpickle encodes a numpy one; None for anything else."""
-    value = at(node, "value") if isinstance(node, dict) else node
+    value = nested(node, "value") if isinstance(node, dict) else node
     plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if plain else None  # type: ignore[return-value]
 
 
 def _curve(metrics: dict, name: str) -> list[tuple[float, float]]:
     """(step, value) of a logged scalar, in order of the steps."""
-    steps, values = at(metrics, name, "steps"), at(metrics, name, "values")
+    steps, values = nested(metrics, name, "steps"), nested(metrics, name, "values")
     if not isinstance(steps, list) or not isinstance(values, list):
         return []
     points = ((_number(step), _number(value)) for step, value in zip(steps, values, strict=False))
@@ -206,10 +206,10 @@ def _recorded_recalls(info: dict) -> Recalls:
     numbered as they are met, dicts included or not depending on jsonpickle's version, in an order that sorting the file
     has blurred: a reference counts only if one recall alone fits it, as recalls do not fall with K.
     """
-    recall = at(info, "recall")
+    recall = nested(info, "recall")
     entries = [
         (int(match[1]), node)
-        for mapping in (at(recall, "cosine"), at(recall, "l2"), recall)
+        for mapping in (nested(recall, "cosine"), nested(recall, "l2"), recall)
         if isinstance(mapping, dict)
         for key, node in mapping.items()
         if (match := re.fullmatch(r"(?:json://)?(\d+)", key))
@@ -221,7 +221,7 @@ def _recorded_recalls(info: dict) -> Recalls:
     recalls = dict(stated)
     tables = [list(_numbered(info, counted)) for counted in (list, (list, dict))]
     for k, node in entries:
-        reference = at(node, "py/id")
+        reference = nested(node, "py/id")
         if k not in stated and isinstance(reference, int):
             fitting = {
                 table[reference]

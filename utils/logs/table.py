@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
 
-from utils.logs.runs import Recalls, Run, at
+from utils.logs.runs import Recalls, Run, nested
 
 Row = dict[str, object]
 
@@ -63,7 +63,7 @@ def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
             "folder": run.folder,
             "experiment": run.experiment,
             "script": run.script,
-            "dataset": at(run.config, "dataset", "name"),
+            "dataset": nested(run.config, "dataset", "name"),
             "seed": run.config.get("seed"),
             **{f"R@{k} best": run.best.get(k) for k in ks},
             "best epoch": run.best_epoch,
@@ -86,7 +86,7 @@ def group_rows(groups: Sequence[Sequence[Run]], show: Callable[[float, float], o
             "group": number,
             "n": len(group),
             "experiment": group[0].experiment,
-            "dataset": at(group[0].config, "dataset", "name"),
+            "dataset": nested(group[0].config, "dataset", "name"),
             "seeds": ", ".join(str(run.config.get("seed")) for run in group),
         }
         sides: dict[str, list[Recalls]] = {"best": [run.best for run in group], "last": [run.last for run in group]}
@@ -104,10 +104,10 @@ def as_csv(runs: Sequence[Run]) -> str:
     statistics = {}
     for row in group_rows(groups, lambda average, deviation: (average, deviation)):
         statistics[row["group"]] = {"n": row["n"]} | {
-            f"{name} {what}": cell[i] if isinstance(cell, tuple) else None
+            f"{name} {statistic}": cell[i] if isinstance(cell, tuple) else None
             for name, cell in row.items()
             if name.startswith("R@")
-            for i, what in enumerate(("mean", "sd"))
+            for i, statistic in enumerate(("mean", "sd"))
         }
     rows = [row | statistics.get(row["group"], {}) for row in run_rows(runs, groups)]
     for row in rows:
