@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test demo demo-long bench bench-gpu install
+.PHONY: test test-gpu demo demo-long bench bench-gpu install
 
 test: install
 	$(BIN)/ruff check .
@@ -20,6 +20,9 @@ bench: install
 	$(BIN)/python -m benchmarks.run
 
 # With the packages of the machine's own python, for one that has a GPU and no network
+test-gpu:
+	$(PYTHON) -m pytest -q
+
 bench-gpu:
 	$(PYTHON) -m benchmarks.run --device cuda
 

@@ -11,7 +11,8 @@ from utils.evaluation import evaluate_global
 from utils.experiment import reports_errors, set_up
 from utils.losses import Contrastive
 from utils.run import begin_run, note_files, run_training
-from utils.training import TrainingState, global_step, parameter_groups
+from utils.steps import global_step
+from utils.training import TrainingState, parameter_groups
 
 ex = set_up(Experiment("Global (train)", ingredients=[data_ingredient, model_ingredient]))
 

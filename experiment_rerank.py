@@ -14,7 +14,8 @@ from utils.evaluation import evaluate_rerank
 from utils.experiment import reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
 from utils.run import begin_run, note_files, run_training
-from utils.training import TrainingState, parameter_groups, rerank_step
+from utils.steps import rerank_step
+from utils.training import TrainingState, parameter_groups
 
 ex = set_up(Experiment("Rerank (train)", ingredients=[data_ingredient, model_ingredient]))
 

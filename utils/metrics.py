@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from utils.knn import EXACT, nearest_neighbours
 from utils.reranking import rerank
 
-Recalls = dict[int, float]
-MAX_CANDIDATES = 100
-BLOCK = 4096  # queries whose neighbours' labels are looked up at a time: bounds memory
+MAX_CANDIDATES = 100  # as published
+BLOCK = 4096  # queries whose neighbours' labels are looked up at a time: of 1,000 neighbours each, 33 MB
 
 
 def recall_at_ks(
@@ -22,7 +21,7 @@ def recall_at_ks(
     gallery_labels: Tensor | None = None,
     cosine: bool = False,
     knn_index: str = EXACT,
-) -> tuple[Recalls, np.ndarray, np.ndarray]:
+) -> tuple[dict[int, float], np.ndarray, np.ndarray]:
     """Recall@K of search by squared L2 distance over descriptors (n, d) and (m, d), normalised when `cosine`.
 
     Without a gallery the queries are searched among themselves, each leaving itself out. Returns `({K: recall in %},
@@ -46,7 +45,7 @@ def recall_at_ks_rerank(
     cache_nn_inds: Tensor,
     gallery_features: Tensor | None = None,
     gallery_labels: Tensor | None = None,
-) -> tuple[Recalls, np.ndarray, np.ndarray]:
+) -> tuple[dict[int, float], np.ndarray, np.ndarray]:
     """Recall@K after reranking each query's first 100 neighbours, of `cache_nn_inds` (n, K), by the matcher's logit.
 
     Features are local maps, (n, d, h, w) and (m, d, h, w); `matcher` is the whole model. Returns `({K: recall in %},
@@ -58,7 +57,9 @@ def recall_at_ks_rerank(
     return recalls_of(positions, query_labels, gallery_labels, ks), scores, positions
 
 
-def recalls_of(positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]) -> Recalls:
+def recalls_of(
+    positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]
+) -> dict[int, float]:
     """Recall@K, in % rounded to two decimals, of gallery positions (n, columns): the share of queries with an image of
     their class among the first K columns."""
     ranks = first_match_ranks(positions, query_labels.cpu().numpy(), gallery_labels.cpu().numpy())

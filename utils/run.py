@@ -8,19 +8,18 @@ from pathlib import Path
 
 import faiss
 import torch
-from sacred.run import Run
 from torch.backends import cudnn
 
 from utils.errors import InputError, listing
 from utils.memory import keep_freed_memory
-from utils.metrics import Recalls
 from utils.precision import set_precision
-from utils.training import Step, TrainingState, fit
+from utils.steps import Step
+from utils.training import TrainingState, fit
 
 CUDNN_FLAGS = ("benchmark", "deterministic")
 
 
-def begin_run(_run: Run, cpu: bool, cudnn_flag: str, precision: str | None) -> tuple[torch.device, torch.dtype]:
+def begin_run(_run, cpu: bool, cudnn_flag: str, precision: str | None) -> tuple[torch.device, torch.dtype]:
     """The device, `cuda:0`, or the CPU when asked for or without CUDA, and the number format to compute in.
 
     Sets cuDNN's flag, notes versions and keeps freed memory. InputError for an unknown flag or precision.
@@ -43,12 +42,12 @@ def begin_run(_run: Run, cpu: bool, cudnn_flag: str, precision: str | None) -> t
     return device, set_precision(precision, device)
 
 
-def note_cuda_memory(run: Run) -> None:
+def note_cuda_memory(run) -> None:
     """Note the most memory that tensors held on the GPU, in GB."""
     run.info["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
-def note_files(run: Run, *paths: Path | str | None) -> None:
+def note_files(run, *paths: Path | str | None) -> None:
     """Note the MD5 sums of a run's files under `info['md5']`."""
     for path in paths:
         if path is not None:
@@ -56,7 +55,7 @@ def note_files(run: Run, *paths: Path | str | None) -> None:
                 run.info.setdefault("md5", {})[str(path)] = hashlib.file_digest(file, "md5").hexdigest()
 
 
-def report_recalls(run: Run, recalls: Recalls, columns: int, title: str = "", best: bool = True) -> None:
+def report_recalls(run, recalls: dict[int, float], columns: int, title: str = "", best: bool = True) -> None:
     """Print recalls, saying so where a K exceeds the columns of neighbours; the `best` go to `info['recall']`."""
     beyond = [k for k in recalls if k > columns]
     note = f" (K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else ""
@@ -66,7 +65,7 @@ def report_recalls(run: Run, recalls: Recalls, columns: int, title: str = "", be
 
 
 def run_training(
-    _run: Run,
+    _run,
     _config: dict,
     epochs: int,
     cudnn_flag: str,

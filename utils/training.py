@@ -1,8 +1,4 @@
-"""The engine of training: all that a run is, `fit`, one epoch, and the steps of the two trainings (paper, section 3).
-
-`dtype` is the number format of matrix products and convolutions. Losses, and their gradients at what the network
-answers, are computed in float32, without TF32.
-"""
+"""The engine of training: all that a run is, `fit`, and one epoch."""
 
 import math
 from collections.abc import Callable
@@ -18,17 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from utils.checkpoint import num_of_trainable_params, save_checkpoint
-from utils.embedding import device_of, pieces_for, short_of_memory
-from utils.errors import DivergedError, InputError
+from utils.embedding import device_of, short_of_memory
+from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
-from utils.precision import autocast, true_float32
+from utils.steps import Step, global_step, rerank_step
 
 __all__ = ["TrainingState", "evaluate_global", "evaluate_rerank", "fit", "train_global", "train_rerank"]
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
-
-Scale = Callable[[Tensor], Tensor]  # of a loss, before its gradient is taken: the scaler's
-Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
 
 
 @dataclass
@@ -45,8 +38,8 @@ class TrainingState:
 
     @classmethod
     def new(cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0) -> "TrainingState":
+        """The state before `epoch`, of a run that computes in `dtype`."""
         scaler = torch.amp.GradScaler(device_of(model).type, enabled=dtype == torch.float16)
-        """The state before `epoch`."""
         return cls(model, optimizer, scheduler, scaler, epoch)
 
 
@@ -150,108 +143,6 @@ class PendingScalars:
         return loss, accuracy
 
 
-def global_step(model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None) -> Step:
-    """A step of the contrastive loss on global descriptors; its accuracy is the classifier's.
-
-    With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's.
-    """
-    _check_micro_batch(model, micro_batch)
-
-    def embed(images: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, dtype):
-            logits, descriptors, _ = model(images)
-        return logits.float(), descriptors.float()
-
-    def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
-        def loss_of(logits: Tensor, descriptors: Tensor) -> Tensor:
-            return class_loss(logits, descriptors, labels)
-
-        loss, logits = in_two_passes(embed, images, micro_batch, loss_of, scale)
-        return loss, (logits.argmax(dim=1) == labels).float().mean()
-
-    return step
-
-
-def in_two_passes(
-    embed: Callable[[Tensor], tuple[Tensor, Tensor]],
-    images: Tensor,
-    micro_batch: int | None,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    scale: Scale,
-) -> tuple[Tensor, Tensor]:
-    """The loss of a whole batch, and its logits, while the network holds `micro_batch` images at a time.
-
-    The loss compares the descriptors of all images. So the first pass embeds them all, piece by piece and without a
-    graph, and the loss gives the gradient at each descriptor. The second pass embeds each piece again, and takes these
-    gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
-    """
-    pieces = images.split(micro_batch or len(images))
-    whole = len(pieces) == 1
-    with torch.set_grad_enabled(whole):
-        outputs = [embed(piece) for piece in pieces]
-    logits, descriptors = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    answers = descriptors.detach().requires_grad_()
-    with true_float32():
-        loss = loss_of(logits, answers)
-        scale(loss).backward()
-    assert answers.grad is not None
-    if whole:
-        descriptors.backward(answers.grad)
-    else:
-        for piece, gradient in zip(pieces, answers.grad.split(len(pieces[0])), strict=True):
-            embed(piece)[1].backward(gradient)
-    return loss, logits
-
-
-def rerank_step(
-    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, embedded: bool = False
-) -> Step:
-    """A step of the matcher on triplets (paper, section 3.3); its accuracy is that at threshold 0.5.
-
-    A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor, positive) has
-    target 1 and (anchor, negative) target 0. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
-    so many images. `embedded` batches hold `layer4` maps in place of images.
-    """
-    if micro_batch is not None and micro_batch % 3:
-        raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
-    _check_micro_batch(model, micro_batch)
-    features_of = batch_features(model, dtype, embedded)
-
-    def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
-        loss, accuracy = torch.zeros(2, device=images.device)
-        for piece in images.split(micro_batch or len(images)):
-            features = features_of(piece)
-            with autocast(images.device, dtype):
-                local = model.remap_local(features)
-                anchors, positives, negatives = (local[role::3] for role in range(3))
-                logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
-            targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
-            share = len(piece) / len(images)
-            piece_loss = class_loss(logits, None, targets).mean() * share
-            scale(piece_loss).backward()
-            loss += piece_loss.detach()
-            accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
-        return loss, accuracy
-
-    return step
-
-
-def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tensor], Tensor]:
-    """What makes `layer4` maps (B, C, h, w) of a batch: nothing where it holds such, a frozen trunk as it embeds for
-    evaluation, or the trunk with gradients."""
-    if embedded:
-        return lambda maps: maps
-    if model.freeze_backbone:
-        frozen = model.embedder(dtype)
-        return lambda images: torch.cat([frozen.layer_features(piece) for piece in pieces_for(images, images.device)])
-
-    def by_trunk(images: Tensor) -> Tensor:
-        with autocast(images.device, dtype):
-            return model.layer_features(images)
-
-    return by_trunk
-
-
 def train_global(
     model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
 ) -> None:
@@ -285,19 +176,3 @@ def parameter_groups(model: nn.Module, no_bias_decay: bool) -> list[dict]:
         {"params": [parameter for parameter in model.parameters() if parameter.dim() != 1]},
         {"params": [parameter for parameter in model.parameters() if parameter.dim() == 1], "weight_decay": 0.0},
     ]
-
-
-def _check_micro_batch(model, micro_batch: int | None) -> None:
-    """InputError where pieces of a batch would not answer as the whole."""
-    if micro_batch is not None and any(_mixes_images(module) for module in model.train().modules()):
-        raise InputError(
-            f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
-            "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
-        )
-
-
-def _mixes_images(module: nn.Module) -> bool:
-    """Whether a module in training mode makes an image's output depend on the other images or on chance."""
-    if isinstance(module, nn.Dropout):
-        return module.p > 0
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training

@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 SETTINGS_FILE = "demo.json"
 SMALLEST = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
-MAX_PROCESSES = 8
+MAX_PROCESSES = 8  # each starts an interpreter of its own
 
 
 def draw_demo(

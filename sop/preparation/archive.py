@@ -23,7 +23,7 @@ OFFICIAL_URLS = {
     "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
 }
 TRAIN_LIST, TEST_LIST = SOP_LISTS
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 1_000_000  # SOP has 120,053 photos
 MAX_UNPACKED = 16 << 30  # bytes; SOP has 3 GB
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # a file of that name is one on Windows
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError, RuntimeError)

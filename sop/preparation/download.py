@@ -16,7 +16,7 @@ from utils.errors import InputError
 from utils.files import atomic_write
 
 CHUNK = 1 << 16  # bytes read at a time; as many are lost when a connection breaks
-ATTEMPTS = 5  # in a row that bring nothing
+ATTEMPTS = 5  # in a row that bring nothing; with pauses of 2, 4, 8 and 16 s half a minute
 TIMEOUT = 30  # seconds to connect, and between two pieces of an answer
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
