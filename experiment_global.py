@@ -40,7 +40,9 @@ begin, train = ex.capture(begin_run), ex.capture(run_training)
 
 
 @ex.capture
-def new_state(model, dtype, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma):
+def new_state(
+    model, dtype, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
+) -> TrainingState:
     groups = parameter_groups(model, no_bias_decay)
     optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
     return TrainingState.new(model, optimizer, MultiStepLR(optimizer, scheduler_tau, scheduler_gamma), dtype)

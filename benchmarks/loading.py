@@ -52,7 +52,7 @@ def loading(device: torch.device) -> Stage:
         "same pixels": lambda: [exact[i] for i in indices],
         "image cache": lambda: [cached[i] for i in indices],
     }
-    if find_spec("simplejpeg"):  # not on indices machine that has a GPU
+    if find_spec("simplejpeg"):  # not on every machine that has a GPU
         variants["decode='fast'"] = lambda: [fast[i] for i in indices]
         variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in indices]
     with suppress(InputError):

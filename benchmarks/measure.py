@@ -30,7 +30,7 @@ class Cost(NamedTuple):
     def seconds(self) -> float:
         return statistics.median(self.times)
 
-    def over(self, other: "Cost") -> float:
+    def ratio_to(self, other: "Cost") -> float:
         """This time over another's: the median of the repetitions' ratios, as the machine's speed drifts."""
         return statistics.median(ours / theirs for ours, theirs in zip(self.times, other.times, strict=True))
 
@@ -135,8 +135,8 @@ def print_rows(stage: Stage, costs: dict[str, Cost]) -> None:
             f"{stage.size:,}",
             f"{stage.size / plain.seconds:,.0f} {stage.unit}/s",
             f"{stage.size / cost.seconds:,.0f} {stage.unit}/s",
-            f"{plain.over(cost):.2f}",
-            f"{100 * limit.over(cost):.0f} %" if limit else "",
+            f"{plain.ratio_to(cost):.2f}",
+            f"{100 * limit.ratio_to(cost):.0f} %" if limit else "",
             "" if plain.memory is None or cost.memory is None else f"{plain.memory >> 20} / {cost.memory >> 20} MiB",
         )
         print("| " + " | ".join(cells) + " |", flush=True)

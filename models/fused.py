@@ -81,8 +81,8 @@ def _onednn_multiplies_in(dtype: torch.dtype) -> bool:
     x, weight = (torch.linspace(-1, 1, 16, dtype=dtype).view(4, 4) for _ in range(2))
 
     def each_way(compute: Callable[..., Tensor]) -> Tensor:
-        ways = [(activation, None) for activation in ACTIVATIONS] + [("none", x)]
-        return torch.stack([compute(x, weight, weight[0], *way) for way in ways])
+        cases = [(activation, None) for activation in ACTIVATIONS] + [("none", x)]
+        return torch.stack([compute(x, weight, weight[0], *case) for case in cases])
 
     otherwise = "linear layers are computed without oneDNN's fused operator"
     return answers_alike(otherwise, lambda: each_way(_by_onednn), lambda: each_way(_by_torch), dtype)

@@ -15,7 +15,7 @@ from models.fused import answers_alike
 
 # Tokens of a program, inner activations that it holds of each at a time, and how it is launched. Chosen by what is
 # built of them for layers of 128 and 1024: no spilled registers, 96 KiB of shared memory on an A100, 160 on an H100
-# and its products of warpgroups. No GPU was tuned for.
+# and its products of warpgroups. Not tuned on a GPU.
 ROWS, COLUMNS = 128, 64
 LAUNCH = {"num_warps": 8, "num_stages": 3}
 WIDTHS = (16, 32, 64, 128)  # of the layers that it can compute: a token's features stay in registers
@@ -24,7 +24,7 @@ _usable: dict[tuple, bool] = {}
 
 
 def is_usable(layer, tokens: Tensor, attended: Tensor, plain: Callable[..., Tensor]) -> bool:
-    """Whether the kernel computes such a layer; where it should and does not, by a trial, a line says so.
+    """Whether the kernel computes such a layer. A trial decides; where it fails, a line says why.
 
     `plain` takes what `after_attention` takes, and returns what it should.
     """

@@ -89,7 +89,7 @@ class Matcher(nn.Module):
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept serves training, too
+@torch.inference_mode(False)  # so that training can use it, too
 def _position_code(channels: int, height: int, width: int, device: torch.device) -> Tensor:
     """The position code (channels, height, width) on a device, kept there for the next maps of this size."""
     return sine_position_encoding(channels, height, width).to(device)

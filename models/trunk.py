@@ -96,8 +96,8 @@ def _onednn_convolves_in(dtype: torch.dtype) -> bool:
     inputs = (maps, maps[..., :1, :1].contiguous(memory_format=torch.channels_last))
 
     def each_way(compute: Callable[..., Tensor]) -> Tensor:
-        ways = [(x, activation, added) for x in inputs for activation in ("none", "relu") for added in (None, x)]
-        return torch.cat([compute(x, conv, activation, added).flatten() for x, activation, added in ways])
+        cases = [(x, activation, added) for x in inputs for activation in ("none", "relu") for added in (None, x)]
+        return torch.cat([compute(x, conv, activation, added).flatten() for x, activation, added in cases])
 
     otherwise = "convolutions are computed without oneDNN's fused operator"
     return answers_alike(otherwise, lambda: each_way(_by_onednn), lambda: each_way(_by_torch), dtype)
@@ -112,9 +112,9 @@ class Embedder:
     @torch.no_grad()
     def __init__(self, model, dtype: torch.dtype):
         def ready(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-            one = copy.deepcopy(conv)
-            one.weight, one.bias = (nn.Parameter(tensor) for tensor in folded(conv, norm))
-            return one.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            folded_conv = copy.deepcopy(conv)
+            folded_conv.weight, folded_conv.bias = (nn.Parameter(tensor) for tensor in folded(conv, norm))
+            return folded_conv.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         self.model, self.dtype = model, dtype
         self.stem, self.blocks = ready(model.conv1, model.bn1), []

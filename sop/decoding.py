@@ -27,7 +27,7 @@ class View(NamedTuple):
     crop: slice = slice(None)  # rows, and columns, of the square
     flipped: bool = False  # left to right
 
-    def taken_from(self, square: Tensor) -> Tensor:
+    def cropped(self, square: Tensor) -> Tensor:
         """The view's pixels, of those (3, size, size) of its square."""
         pixels = square[:, self.crop, self.crop]
         return pixels.flip(2) if self.flipped else pixels
@@ -47,7 +47,7 @@ def exact(photo: Image.Image, view: View) -> Tensor:
         start, stop, _ = view.crop.indices(size)
         box = (start * width / size, start * height / size, stop * width / size, stop * height / size)
         return to_tensor(to_rgb(photo).resize((stop - start, stop - start), Image.Resampling.BILINEAR, box))
-    return view.taken_from(to_tensor(to_rgb(photo).crop(view.box).resize((size, size), Image.Resampling.BILINEAR)))
+    return view.cropped(to_tensor(to_rgb(photo).crop(view.box).resize((size, size), Image.Resampling.BILINEAR)))
 
 
 def fast(photo: Image.Image, view: View) -> Tensor:
@@ -64,7 +64,7 @@ def resized_view(pixels: Tensor, view: View, photo_size: tuple[int, int] | None 
     x_scale, y_scale = (width / photo_size[0], height / photo_size[1]) if photo_size else (1, 1)
     rows = slice(math.floor(view.box[1] * y_scale), math.ceil(view.box[3] * y_scale))
     columns = slice(math.floor(view.box[0] * x_scale), math.ceil(view.box[2] * x_scale))
-    return view.taken_from(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))
+    return view.cropped(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))
 
 
 def _decoded_smaller(photo: Image.Image, min_side: int) -> Tensor:

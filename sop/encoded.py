@@ -20,6 +20,7 @@ from utils.errors import InputError
 END = b"\xff\xd9"  # of a JPEG file
 EXIF = re.compile(rb"\xff\xe1(?=..Exif\0\0)", re.DOTALL)  # where its EXIF begins
 IGNORED = b"\xff\xec"
+MAX_REFUSED = 4  # photos of a batch, one by one: where a decoder refuses all, a batch costs it a few calls
 
 
 class EncodedPhoto(NamedTuple):
@@ -90,27 +91,27 @@ def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> lis
     """RGB (3, h, w) of JPEG files on a device.
 
     What the decoder refuses in a batch it is asked for again in halves, down to single photos. These are PIL's, which
-    decides whether one is damaged.
+    decides whether one is damaged, and after `MAX_REFUSED` of them so is what the decoder refuses.
     """
-    decode_jpeg, by_pil = jpeg_decoder(), []
+    decode_jpeg, reasons, by_pil = jpeg_decoder(), [], 0
 
-    def decode(files: list[Tensor], names: list[str]) -> list[Tensor]:
+    def decode(indices: range) -> list[Tensor]:
+        nonlocal by_pil
         try:
-            return list(decode_jpeg(files, device=device))
+            return list(decode_jpeg([files[i] for i in indices], device=device))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if len(files) == 1:
-                by_pil.append(f"{names[0]} ({error})")
-                return [_by_pil(files[0], names[0]).to(device)]
-        half = len(files) // 2
-        return decode(files[:half], names[:half]) + decode(files[half:], names[half:])
+            if len(indices) == 1 or len(reasons) >= MAX_REFUSED:
+                reasons.append(f"{names[indices[0]]} ({error})")
+                by_pil += len(indices)
+                return [_by_pil(files[i], names[i]).to(device) for i in indices]
+        half = len(indices) // 2
+        return decode(indices[:half]) + decode(indices[half:])
 
-    photos = decode(files, names) if files else []
+    photos = decode(range(len(files))) if files else []
     if by_pil:
-        tqdm.write(
-            f"dataset.decode=device: PIL has decoded {len(by_pil)} of {len(files)} photos, the first {by_pil[0]}"
-        )
+        tqdm.write(f"dataset.decode=device: PIL has decoded {by_pil} of {len(files)} photos, the first {reasons[0]}")
     return photos
 
 

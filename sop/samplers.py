@@ -61,16 +61,17 @@ class RandomIdentitySampler(EpochSampler):
                 "class gives the same number of images to a batch"
             )
         self.images = ImagesByClass(labels)
-        self.each, self.num_identities, self.num_iterations = (
+        self.images_per_class, self.num_identities, self.num_iterations = (
             batch_size // num_identities,
             num_identities,
             num_iterations,
         )
-        self.eligible = np.flatnonzero(self.images.counts >= self.each)
+        self.eligible = np.flatnonzero(self.images.counts >= self.images_per_class)
         if num_identities > len(self.eligible):
             raise InputError(
                 f"dataset.num_identities={num_identities}, but only {len(self.eligible)} training classes have "
-                f"{self.each} or more images: lower dataset.batch_size, dataset.num_identities or dataset.sample_per_id"
+                f"{self.images_per_class} or more images: lower dataset.batch_size, dataset.num_identities or "
+                "dataset.sample_per_id"
             )
 
     def __len__(self) -> int:
@@ -83,7 +84,7 @@ class RandomIdentitySampler(EpochSampler):
             starts = np.cumsum(counts) - counts  # of each class in a list of all images of the drawn classes
             place = np.arange(counts.sum()) - np.repeat(starts, counts)
             shuffled = np.lexsort((rng.random(len(place)), np.repeat(np.arange(len(classes)), counts)))
-            first = shuffled[place < self.each]
+            first = shuffled[place < self.images_per_class]
             yield self.images.order[np.repeat(self.images.starts[classes], counts)[first] + place[first]]
 
 
@@ -119,7 +120,8 @@ class TripletSampler(EpochSampler):
         return -(-len(self.anchors) // self.per_batch)
 
     def batches(self, rng):
-        """All of an epoch are drawn at once. To draw a number without some, draw among the rest and step over them.
+        """An epoch's triplets are drawn at once. To leave out a range of places, draw among as many as are left, and
+        step over the range.
 
         Say the images, in the order of their classes, are 0 0 1 1 1 2, and the anchor is at place 3, rank 1 of class 1.
         The positive is one of 2 others: j = 0 is place 2, and j = 1, a step over the anchor, place 4. The negative is

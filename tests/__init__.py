@@ -1,4 +1,4 @@
-"""Laid out as the code is: a file for each module, and one for each command."""
+"""Laid out as the code is."""
 
 from pathlib import Path
 

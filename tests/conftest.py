@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sacred.observers import FileStorageObserver
+from torch.backends import cudnn
 
 from utils.precision import set_precision
 
@@ -106,3 +107,4 @@ def seeded_and_in_float32():
     """Each test draws from one seed, and computes without TF32 unless it asks for it."""
     torch.manual_seed(0)
     set_precision("fp32", torch.device("cpu"))
+    cudnn.benchmark = cudnn.deterministic = False

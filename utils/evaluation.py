@@ -34,11 +34,8 @@ def evaluate_global(
 
     With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
     """
-    query_features, query_labels = embed(model, query_loader, GLOBAL, "query", dtype, features)
-    gallery = (
-        (None, None) if gallery_loader is None else embed(model, gallery_loader, GLOBAL, "gallery", dtype, features)
-    )
-    return recall_at_ks(query_features, query_labels, recall_ks, gallery[0], gallery[1], True, knn_index)
+    query_features, query_labels, *gallery = _embed_sets(model, query_loader, gallery_loader, GLOBAL, dtype, features)
+    return recall_at_ks(query_features, query_labels, recall_ks, *gallery, True, knn_index)
 
 
 def evaluate_rerank(
@@ -51,11 +48,17 @@ def evaluate_rerank(
     features: str | None = None,
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
-    query_maps, query_labels = embed(model, query_loader, LOCAL, "query", dtype, features)
-    gallery = (
-        (None, None) if gallery_loader is None else embed(model, gallery_loader, LOCAL, "gallery", dtype, features)
-    )
+    query_maps, query_labels, *gallery = _embed_sets(model, query_loader, gallery_loader, LOCAL, dtype, features)
     return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
+
+
+def _embed_sets(model, query_loader, gallery_loader, output: int, dtype: torch.dtype, features: str | None) -> tuple:
+    """Features and labels of the queries, and of the gallery: None without one."""
+    gallery = (None, None)
+    queries = embed(model, query_loader, output, "query", dtype, features)
+    if gallery_loader is not None:
+        gallery = embed(model, gallery_loader, output, "gallery", dtype, features)
+    return *queries, *gallery
 
 
 def save_evaluation(
@@ -90,8 +93,8 @@ def write_per_query(
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("query", "path", "class", "rank_before", "rank_after"))
-    nothing = np.full(len(before), np.inf)
-    for query, row in enumerate(zip(paths, classes, before, nothing if after is None else after, strict=True)):
+    no_ranks = np.full(len(before), np.inf)
+    for query, row in enumerate(zip(paths, classes, before, no_ranks if after is None else after, strict=True)):
         table.writerow((query, *row[:2], *("" if np.isinf(rank) else int(rank) + 1 for rank in row[2:])))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())

@@ -12,9 +12,10 @@ from torch import Tensor
 from utils.errors import InputError
 
 EXACT = "Flat"
-BLOCK = 4096  # queries from which their own positions are taken at a time: with 1,000 neighbours each, 50 MB
+BLOCK = 4096  # queries whose own positions are dropped, or that a GPU searches, at a time: of 1,000 neighbours, 50 MB
 SAMPLE = 1000  # queries on which an approximate index is compared with exact search: its share to within a point or so
 SCRATCH = 256 << 20  # bytes of a GPU that faiss works in; by itself it takes up to 1.5 GB beside what torch holds
+GPU_NEIGHBOURS = 2048  # the most that faiss finds on a GPU
 
 
 def nearest_neighbours(
@@ -24,7 +25,7 @@ def nearest_neighbours(
 
     Descriptors are (n, d) and (m, d). With `gallery` None the queries are searched among themselves, and each leaves
     out its own position, whatever else lies at distance 0. With fewer images than `k` there are as many columns as
-    images. Exact search runs on the GPU when the queries lie there and faiss has one.
+    images. Exact search runs on the GPU when the queries lie there, faiss has one and `k` is not above its 2,047.
 
     Another `index` (see `make_index`) runs on the CPU and gives distances as it estimates them. A query for which it
     finds fewer than `k` rows is searched exactly, so that every position is one of the gallery. A line says how many
@@ -34,16 +35,16 @@ def nearest_neighbours(
     searched = queries if gallery is None else gallery
     own_positions = np.arange(len(queries)) if gallery is None else None
     k = min(k, len(searched) - (gallery is None))
+    device = queries.device if k < GPU_NEIGHBOURS else torch.device("cpu")
     if index == EXACT:
-        return _search(exact_index(searched, queries.device), queries, own_positions, k)
+        return _search(exact_index(searched, device), queries, own_positions, k)
     with _refusing(index):
         distances, positions = _search(_approximate_index(index, searched), queries, own_positions, k)
-    exact = exact_index(searched, queries.device)
+    exact = exact_index(searched, device)
 
     def search_exactly(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _search(
-            exact, queries[torch.from_numpy(rows)], None if own_positions is None else own_positions[rows], k
-        )
+        own = None if own_positions is None else own_positions[rows]
+        return _search(exact, queries[torch.from_numpy(rows)], own, k)
 
     short = np.flatnonzero((positions < 0).any(axis=1))
     if len(short):
@@ -71,16 +72,16 @@ def make_index(index: str, dimensions: int) -> faiss.Index:
         raise InputError(f"knn_index={index!r} is no text: give 'Flat', or a string of faiss's index factory")
     description, _, parameters = index.partition(";")
     with _refusing(index):
-        made = faiss.index_factory(dimensions, description, faiss.METRIC_L2)
-        faiss.ParameterSpace().set_index_parameters(made, parameters)  # type: ignore[arg-type]
-    return made
+        empty = faiss.index_factory(dimensions, description, faiss.METRIC_L2)
+        faiss.ParameterSpace().set_index_parameters(empty, parameters)  # type: ignore[arg-type]
+    return empty
 
 
 def _approximate_index(index: str, gallery: Tensor) -> faiss.Index:
-    made, rows = make_index(index, gallery.shape[1]), _rows(gallery)
-    made.train(rows)
-    made.add(rows)
-    return made
+    approximate, rows = make_index(index, gallery.shape[1]), _rows(gallery)
+    approximate.train(rows)
+    approximate.add(rows)
+    return approximate
 
 
 def exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
@@ -89,6 +90,7 @@ def exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
     if device.type == "cuda" and faiss.get_num_gpus():
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(SCRATCH)
+        torch.cuda.empty_cache()  # what torch keeps of the memory that it has freed is not faiss's to use
         with _short_of_gpu_memory():
             index = faiss.index_cpu_to_gpu(resources, device.index or 0, index)
     with _short_of_gpu_memory():
@@ -131,16 +133,18 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances and positions (n, k) of queries, each without its own position if there is one; -1: none found.
 
-    Without a copy of what faiss has filled: it takes time.
+    Own positions are dropped in the arrays that faiss fills: a copy would take time.
     """
-    with _short_of_gpu_memory():
-        distances, positions = index.search(_rows(queries), k + (own_positions is not None))
-    if own_positions is None:
-        return distances, positions
-    for start in range(0, len(queries), BLOCK):
-        rows = slice(start, start + BLOCK)
-        _leave_out_own(distances[rows], positions[rows], own_positions[rows])
-    return distances[:, 1:], positions[:, 1:]
+    rows, columns = _rows(queries), k + (own_positions is not None)
+    distances = np.empty((len(rows), columns), np.float32)
+    positions = np.empty((len(rows), columns), np.int64)
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        with _short_of_gpu_memory():
+            index.search(rows[block], columns, D=distances[block], I=positions[block])
+        if own_positions is not None:
+            _leave_out_own(distances[block], positions[block], own_positions[block])
+    return (distances, positions) if own_positions is None else (distances[:, 1:], positions[:, 1:])
 
 
 def _rows(descriptors: Tensor) -> np.ndarray:

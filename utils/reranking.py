@@ -10,7 +10,7 @@ from tqdm import tqdm
 from utils.errors import InputError
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
-# 400 took 14 % longer. No GPU was tuned for.
+# 400 took 14 % longer. Not tuned on a GPU.
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
 
 

@@ -56,7 +56,7 @@ def note_files(run, *paths: Path | str | None) -> None:
 
 
 def report_recalls(run, recalls: dict[int, float], columns: int, title: str = "", best: bool = True) -> None:
-    """Print recalls, saying so where a K exceeds the columns of neighbours; the `best` go to `info['recall']`."""
+    """Print recalls, saying so where a K exceeds the columns of neighbours; `best` ones go to `info['recall']`."""
     beyond = [k for k in recalls if k > columns]
     note = f" (K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else ""
     print(f"{title}{recalls}{note}")

@@ -13,7 +13,7 @@ from utils.embedding import pieces_for
 from utils.errors import InputError
 from utils.precision import autocast, true_float32
 
-Scale = Callable[[Tensor], Tensor]  # of a loss, before its gradient is taken: the scaler's
+Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's factor
 Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
 
 
@@ -51,20 +51,22 @@ def in_two_passes(
     gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
     """
     pieces = images.split(micro_batch or len(images))
-    whole = len(pieces) == 1
-    with torch.set_grad_enabled(whole):
+    is_one_piece = len(pieces) == 1
+    with torch.set_grad_enabled(is_one_piece):
         outputs = [embed(piece) for piece in pieces]
-    logits, descriptors = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    answers = descriptors.detach().requires_grad_()
+    logits, descriptors = (torch.cat(parts).detach().requires_grad_() for parts in zip(*outputs, strict=True))
     with true_float32():
-        loss = class_loss(logits, answers, labels)
+        loss = class_loss(logits, descriptors, labels)
         scale(loss).backward()
-    assert answers.grad is not None
-    if whole:
-        descriptors.backward(answers.grad)
-    else:
-        for piece, gradient in zip(pieces, answers.grad.split(len(pieces[0])), strict=True):
-            embed(piece)[1].backward(gradient)
+    start = 0
+    for piece, first_pass in zip(pieces, outputs, strict=True):
+        rows = slice(start, start := start + len(piece))
+        for_weights = [
+            (output, whole.grad[rows])
+            for output, whole in zip(first_pass if is_one_piece else embed(piece), (logits, descriptors), strict=True)
+            if whole.grad is not None and output.requires_grad
+        ]
+        torch.autograd.backward(*map(list, zip(*for_weights, strict=True)))  # type: ignore[arg-type]
     return loss, logits
 
 
@@ -118,8 +120,13 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
 
 
 def _check_micro_batch(model, micro_batch: int | None) -> None:
-    """InputError where pieces of a batch would not answer as the whole."""
-    if micro_batch is not None and any(_mixes_images(module) for module in model.train().modules()):
+    """InputError where pieces of a batch would not answer, while training, as the whole."""
+    if micro_batch is None:
+        return
+    was_training = model.training
+    mixing = any(_mixes_images(module) for module in model.train().modules())
+    model.train(was_training)
+    if mixing:
         raise InputError(
             f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
             "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"

@@ -19,7 +19,16 @@ from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
 from utils.steps import Step, global_step, rerank_step
 
-__all__ = ["TrainingState", "evaluate_global", "evaluate_rerank", "fit", "train_global", "train_rerank"]
+__all__ = [  # the evaluations are handed on under their published names
+    "TrainingState",
+    "evaluate_global",
+    "evaluate_rerank",
+    "fit",
+    "parameter_groups",
+    "train_epoch",
+    "train_global",
+    "train_rerank",
+]
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
 
@@ -57,9 +66,9 @@ def fit(
     """Validate, then train and validate until `epochs` are trained; returns the best R@1.
 
     `validate()` returns what the metric functions do. `log.log_scalar(name, value, step)` takes train.loss, train.acc
-    and val.recall@K, the latter at the number of epochs trained; `report(recalls, columns, title, improved)` tells each
-    validation. Whenever R@1 is not below the best so far, the states are saved as `checkpoint`. `autotune` has cuDNN
-    try its algorithms while training.
+    and val.recall@K, the latter at the number of epochs trained; `report(recalls, columns, title, improved)` is called
+    after each validation. Whenever R@1 is not below the best so far, the states are saved as `checkpoint`. `autotune`
+    has cuDNN try its algorithms while training.
     """
     print(f"trainable parameters: {num_of_trainable_params(state.model):,}")
     while True:
@@ -146,7 +155,7 @@ class PendingScalars:
 def train_global(
     model, loader, class_loss, optimizer, scheduler, epoch: int, ex=None, dtype=torch.float32, micro_batch=None
 ) -> None:
-    """One epoch, number `epoch`, of `global_step`, logged to `ex`."""
+    """Epoch number `epoch` of `global_step`, logged to `ex`; in float16 with a gradient scaler of its own."""
     step = global_step(model, class_loss, dtype, micro_batch)
     train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch), step, loader, ex)
 
@@ -163,7 +172,7 @@ def train_rerank(
     micro_batch=None,
     embedded=False,
 ) -> None:
-    """One epoch, number `epoch`, of `rerank_step`, logged to `ex`."""
+    """Epoch number `epoch` of `rerank_step`, logged to `ex`; in float16 with a gradient scaler of its own."""
     step = rerank_step(model, class_loss, dtype, micro_batch, embedded)
     train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch), step, loader, ex)
 

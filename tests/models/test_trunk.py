@@ -56,10 +56,9 @@ def test_descriptors_equal_the_networks(variant, arch, device):
         _, expected_global, expected_local = model(images)
     for pixels in (images, images.float() / 255):
         found_global, found_local = model.embedder()(pixels)
-        torch.testing.assert_close(
-            found_global, expected_global, rtol=0, atol=2e-5 * float(expected_global.abs().max())
-        )
-        torch.testing.assert_close(found_local, expected_local, rtol=0, atol=2e-5 * float(expected_local.abs().max()))
+        for found, expected in ((found_global, expected_global), (found_local, expected_local)):
+            atol = (2e-5 if device.type == "cpu" else 2e-4) * float(expected.abs().max())
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -151,7 +151,8 @@ def test_a_full_gpu_is_said(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_answers_like_the_cpu():
-    queries = torch.randn(500, 32)
-    expected, got = nearest_neighbours(queries, None, 10), nearest_neighbours(queries.cuda(), None, 10)
+    queries = torch.randn(9000, 32)
+    expected, got = nearest_neighbours(queries, None, 1000), nearest_neighbours(queries.cuda(), None, 1000)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-4, atol=1e-4)
     assert (got[1] == expected[1]).mean() > 0.99
+    assert nearest_neighbours(queries.cuda(), None, 3000)[1].shape == (9000, 3000)  # more than faiss finds on a GPU

@@ -1,0 +1,57 @@
+"""How many pairs, and images, are best computed at a time: `python -m benchmarks.sizes [--device cuda]`.
+
+Prints the time of scoring and of embedding with other sizes than the ones in use, relative to these: medians of the
+rounds' ratios, the sizes taking turns.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from benchmarks.run import build
+from utils.embedding import IMAGES_AT_ONCE
+from utils.memory import keep_freed_memory
+from utils.reranking import PAIRS_AT_ONCE, rerank
+
+ROUNDS = 5
+FACTORS = (0.25, 0.5, 1, 2, 4, 8)  # of the size in use
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(parser.parse_args().device)
+    keep_freed_memory()
+    model = build().eval().to(device, memory_format=torch.channels_last)
+    count = 4 if device.type == "cpu" else 1000
+    maps, neighbours = torch.randn(count + 100, 128, 7, 7), torch.randint(count + 100, (count, 100))
+    images = torch.randint(0, 256, (8 * IMAGES_AT_ONCE[device.type], 3, 224, 224), dtype=torch.uint8)
+    embedder = model.embedder()
+
+    def score(size: int) -> None:
+        PAIRS_AT_ONCE[device.type] = size
+        rerank(model, maps[:count], maps, neighbours)
+
+    def embed(size: int) -> None:
+        for piece in images.split(size):
+            embedder(piece.to(device))[0].cpu()
+
+    for title, run, size in (
+        ("pairs", score, PAIRS_AT_ONCE[device.type]),
+        ("images", embed, IMAGES_AT_ONCE[device.type]),
+    ):
+        seconds: dict[int, list[float]] = {int(factor * size): [] for factor in FACTORS}
+        for _ in range(ROUNDS + 1):
+            for tried, times in seconds.items():
+                start = time.perf_counter()
+                run(tried)
+                times.append(time.perf_counter() - start)
+        for tried, times in seconds.items():
+            ratios = [ours / in_use for ours, in_use in zip(times[1:], seconds[size][1:], strict=True)]
+            print(f"{title} at a time: {tried:6,}, time {statistics.median(ratios):.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
