@@ -79,9 +79,10 @@ def jpeg_decoder() -> Callable:
     """torchcodec's; InputError where it cannot be loaded."""
     try:
         from torchcodec.decoders import decode_jpeg  # only "device" needs it
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"dataset.decode='device' needs torchcodec, which cannot be loaded ({error}): install the version of "
+            f"dataset.decode='device' needs torchcodec, which cannot be loaded ({reason}): install the version of "
             "requirements.txt, or set decode to 'exact' or 'fast'"
         ) from error
     return decode_jpeg
@@ -93,7 +94,8 @@ def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> lis
     What the decoder refuses in a batch it is asked for again in halves, down to single photos. These are PIL's, which
     decides whether one is damaged, and after `MAX_REFUSED` of them so is what the decoder refuses.
     """
-    decode_jpeg, reasons, by_pil = jpeg_decoder(), [], 0
+    decode_jpeg, by_pil = jpeg_decoder(), 0
+    reasons: list[str] = []
 
     def decode(indices: range) -> list[Tensor]:
         nonlocal by_pil

@@ -147,10 +147,10 @@ def get_loaders(
     for_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
     options: dict = {"num_workers": workers, "pin_memory": pin_memory and for_cuda}
     if decode == "device":
-        jpeg_decoder()
-        options["collate_fn"] = collate
         if image_cache is not None:
             raise InputError(f"dataset.image_cache={image_cache} keeps decoded images: set decode to 'exact' or 'fast'")
+        jpeg_decoder()
+        options["collate_fn"] = collate
 
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
         if image_cache is not None:

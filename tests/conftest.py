@@ -12,11 +12,23 @@ from PIL import Image
 from sacred.observers import FileStorageObserver
 from torch.backends import cudnn
 
+from sop.encoded import jpeg_decoder
+from utils.errors import InputError
 from utils.precision import set_precision
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels run on the CPU; read when triton is imported
 
+
+def torchcodec_loads() -> bool:
+    try:
+        jpeg_decoder()
+    except InputError:
+        return False
+    return True
+
+
+NEEDS_TORCHCODEC = pytest.mark.skipif(not torchcodec_loads(), reason="needs torchcodec")
 CUDA = pytest.param(
     torch.device("cuda", 0),
     marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

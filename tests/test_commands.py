@@ -19,6 +19,7 @@ import eval_rerank
 import experiment_global
 import experiment_rerank
 from tests import ROOT
+from tests.conftest import NEEDS_TORCHCODEC
 from utils import Contrastive, pickle_load, pickle_save
 from utils.experiment import CommandError, set_up
 
@@ -114,7 +115,7 @@ def test_the_chain(tiny, observed, tmp_path, device):
     assert str({int(k): recall for k, recall in reranked.info["recall"].items()}) in reranked.printed
 
 
-@pytest.mark.parametrize("decode", ["exact", "device"])
+@pytest.mark.parametrize("decode", ["exact", pytest.param("device", marks=NEEDS_TORCHCODEC)])
 def test_a_seed_gives_one_run(tiny, observed, tmp_path, decode):
     runs = []
     for number, (seed, workers) in enumerate(((1, 0), (1, 2), (2, 0))):

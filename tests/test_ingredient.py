@@ -9,6 +9,7 @@ import experiment_global
 import experiment_rerank
 import prepare_data
 from sop.ingredient import get_loaders
+from tests.conftest import NEEDS_TORCHCODEC
 from utils.caches import save_neighbours
 from utils.errors import InputError
 
@@ -151,7 +152,7 @@ def test_as_many_iterations_as_images_allow(photos, batch_size, identities, batc
     assert len(loaders_of(photos, **changes).train) == batches
 
 
-@pytest.mark.parametrize("faster", ["fast", "device"])
+@pytest.mark.parametrize("faster", ["fast", pytest.param("device", marks=NEEDS_TORCHCODEC)])
 def test_faster_decoding_draws_the_same(photos, faster):
     images = {}
     for decode in ("exact", faster):
@@ -190,6 +191,13 @@ def test_query_and_gallery_files_share_one_class_map(photos):
 def test_settings_that_do_not_fit(photos, changes, message):
     with pytest.raises(InputError, match=message):
         loaders_of(photos, **changes)
+
+
+def test_memory_is_pinned_for_a_gpu_only(photos, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pinned = [loaders_of(photos, device=kind and torch.device(kind)).query.pin_memory for kind in ("cpu", "cuda", None)]
+    assert pinned == [False, True, True]
+    assert not loaders_of(photos, pin_memory=False).query.pin_memory
 
 
 def test_training_validates_on_a_file_of_its_own(photos):

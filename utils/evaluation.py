@@ -34,8 +34,8 @@ def evaluate_global(
 
     With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
     """
-    query_features, query_labels, *gallery = _embed_sets(model, query_loader, gallery_loader, GLOBAL, dtype, features)
-    return recall_at_ks(query_features, query_labels, recall_ks, *gallery, True, knn_index)
+    queries, gallery = _embed_sets(model, query_loader, gallery_loader, GLOBAL, dtype, features)
+    return recall_at_ks(*queries, recall_ks, *gallery, cosine=True, knn_index=knn_index)
 
 
 def evaluate_rerank(
@@ -48,17 +48,18 @@ def evaluate_rerank(
     features: str | None = None,
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
-    query_maps, query_labels, *gallery = _embed_sets(model, query_loader, gallery_loader, LOCAL, dtype, features)
-    return recall_at_ks_rerank(query_maps, query_labels, recall_ks, model, cache_nn_inds, *gallery)
+    queries, gallery = _embed_sets(model, query_loader, gallery_loader, LOCAL, dtype, features)
+    return recall_at_ks_rerank(*queries, recall_ks, model, cache_nn_inds, *gallery)
 
 
-def _embed_sets(model, query_loader, gallery_loader, output: int, dtype: torch.dtype, features: str | None) -> tuple:
-    """Features and labels of the queries, and of the gallery: None without one."""
-    gallery = (None, None)
+def _embed_sets(
+    model, query_loader, gallery_loader, output: int, dtype: torch.dtype, features: str | None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """Features and labels of the queries, and of the gallery, None if there is none of its own."""
     queries = embed(model, query_loader, output, "query", dtype, features)
-    if gallery_loader is not None:
-        gallery = embed(model, gallery_loader, output, "gallery", dtype, features)
-    return *queries, *gallery
+    if gallery_loader is None:
+        return queries, (None, None)
+    return queries, embed(model, gallery_loader, output, "gallery", dtype, features)
 
 
 def save_evaluation(

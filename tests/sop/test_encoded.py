@@ -11,15 +11,16 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
 from sop.dataset import Draw, ImageSet
-from sop.encoded import collate
+from sop.encoded import collate, jpeg_decoder
 from sop.splits import Split
 from sop.transforms import test_transform as make_test_transform
 from sop.transforms import train_transform
+from tests.conftest import NEEDS_TORCHCODEC
 from tests.sop.test_decoding import distance, smooth
 from tests.test_ingredient import loaders_of
 from utils.errors import InputError
 
-torchcodec = pytest.importorskip("torchcodec.decoders")
+pytestmark = NEEDS_TORCHCODEC
 CPU = torch.device("cpu")
 
 
@@ -101,7 +102,7 @@ def test_what_the_device_cannot_decode_is_decoded_by_pil(tmp_path, monkeypatch, 
     expected = photos.to(CPU)
 
     decode = mock.Mock(side_effect=RuntimeError("bad stream"))
-    monkeypatch.setattr(torchcodec, "decode_jpeg", decode)
+    monkeypatch.setattr("torchcodec.decoders.decode_jpeg", decode)
     assert torch.equal(photos.to(CPU), expected)
     assert f"PIL has decoded 2 of 2 photos, the first {tmp_path}/0 (bad stream)" in capsys.readouterr().out
     photos.contents[len(photos.contents) // 2 :] = 0
@@ -116,7 +117,7 @@ def test_what_the_device_cannot_decode_is_decoded_by_pil(tmp_path, monkeypatch, 
 def test_one_photo_that_the_device_refuses_leaves_the_others_to_it(tmp_path, monkeypatch, capsys, refused):
     images = ImageSet(*stored(tmp_path, *(smooth(*size) for size in SIZES)), make_test_transform(28, "device"))
     photos, *_ = collate([images[i] for i in range(5)])
-    expected, decode_jpeg = photos.to(CPU), torchcodec.decode_jpeg
+    expected, decode_jpeg = photos.to(CPU), jpeg_decoder()
     bad = {(tmp_path / f"{i}").read_bytes() for i in refused}
     decoded = []
 
@@ -126,7 +127,7 @@ def test_one_photo_that_the_device_refuses_leaves_the_others_to_it(tmp_path, mon
         decoded.extend(files)
         return decode_jpeg(files, device=device)
 
-    monkeypatch.setattr(torchcodec, "decode_jpeg", decode)
+    monkeypatch.setattr("torchcodec.decoders.decode_jpeg", decode)
     assert torch.equal(photos.to(CPU), expected)
     assert len(decoded) == 5 - len(refused)
     assert f"PIL has decoded {len(refused)} of 5 photos, the first {tmp_path}/{refused[0]} (" in capsys.readouterr().out
@@ -137,7 +138,7 @@ def test_a_decoder_that_refuses_everything_is_not_asked_for_each_photo(tmp_path,
     photos, *_ = collate([images[i] for i in range(64)])
     expected = photos.to(CPU)
     decode = mock.Mock(side_effect=RuntimeError("no decoder"))
-    monkeypatch.setattr(torchcodec, "decode_jpeg", decode)
+    monkeypatch.setattr("torchcodec.decoders.decode_jpeg", decode)
     assert torch.equal(photos.to(CPU), expected)
     assert decode.call_count < 20
     assert f"PIL has decoded 64 of 64 photos, the first {tmp_path}/0 (no decoder)" in capsys.readouterr().out

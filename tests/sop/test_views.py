@@ -15,6 +15,7 @@ from sop.samplers import RandomSampler, TripletSampler
 from sop.splits import class_map, read_split
 from sop.transforms import train_transform
 from sop.views import EmbeddedViews, ViewSet
+from tests.conftest import NEEDS_TORCHCODEC
 from tests.reference import published_model
 from tests.utils.test_training import Log
 from utils import BinaryCrossEntropyWithLogits
@@ -82,6 +83,7 @@ def test_training_on_views_is_training_on_their_images(images):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@NEEDS_TORCHCODEC
 def test_views_of_encoded_photos(photos):
     split, maps = read_split(photos, "train.txt"), {}
     for decode, options in (("exact", {}), ("device", {"collate_fn": collate})):
