@@ -6,9 +6,11 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.evaluation import evaluate_global, save_evaluation
+from utils.evaluation import Labels, evaluate_global, notes, save_evaluation
 from utils.experiment import reports_errors, set_up
+from utils.fusion import Ranking
 from utils.knn import make_index
+from utils.metrics import measures_of
 from utils.run import begin_run, note_files, report_recalls
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
@@ -46,6 +48,11 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, *input_files())
     recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
-    save_evaluation(temp_dir, query, gallery, distances, positions, recall_ks)
+    labels = Labels.of(query, gallery)
+    save_evaluation(temp_dir, query.dataset, labels, {"global": Ranking(distances, positions)}, "global")
+    measures = measures_of(positions, labels.queries, labels.gallery, recall_ks, labels.is_self_search)
+    _run.info["measures"] = {"global": measures.values}
+    print(", ".join(f"{name} {value:.2f}" for name, value in measures.values.items() if not name.startswith("R@")))
+    print(*notes(measures, positions.shape[1]), sep="", end="")
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

@@ -1,17 +1,23 @@
-"""Reranking: rescore each query's cached neighbours with the matcher, report R@K (paper, section 4)."""
+"""Reranking: rescore each query's cached neighbours, report R@K (paper, section 4) beside other rankings."""
+
+import math
+from pathlib import Path
 
 import torch
 from sacred import Experiment
 
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
-from utils.errors import InputError
-from utils.evaluation import evaluate_rerank, save_evaluation
+from utils.errors import InputError, choose
+from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
-from utils.metrics import MAX_CANDIDATES
+from utils.metrics import MAX_CANDIDATES, recalls_of
 from utils.run import begin_run, note_files, report_recalls
+from utils.scores import load_scores, save_scores
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
+
+SCORERS = {"matcher": True, "chamfer": False}  # whether the matcher scores beside the similarities
 
 
 @ex.config
@@ -19,6 +25,9 @@ def config():
     temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (the logits) and per_query.csv are written
     resume = None  # checkpoint; needed
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
+    scorer = "matcher"  # or 'chamfer': no matcher at all, the local maps' Chamfer similarity ranks
+    num_candidates = 100  # of each query's neighbours: rescored, the others keep their places behind them
+    fusion = None  # what is written: None, the scorer's ranking; [w, v], scorer + w * cosine + v * Chamfer; 'crossfit'
     features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
@@ -29,21 +38,54 @@ def config():
 begin = ex.capture(begin_run)
 
 
+@ex.capture
+def check_settings(scorer, num_candidates, fusion) -> bool:
+    """Whether the matcher is to score; InputError for settings that are none."""
+    if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1:
+        raise InputError(f"num_candidates={num_candidates!r}: give a whole number from 1")
+    is_pair = isinstance(fusion, list | tuple) and len(fusion) == 2
+    numbers = is_pair and all(isinstance(x, int | float) and math.isfinite(x) and x >= 0 for x in fusion)
+    if not (fusion is None or fusion == "crossfit" or numbers):
+        raise InputError(f"fusion={fusion!r} is unknown: give None, two finite numbers from 0 ([w, v]), or 'crossfit'")
+    return choose(SCORERS, scorer, "scorer")
+
+
+@ex.command
+@reports_errors
+def sweep(temp_dir):
+    """Try weights on the scores that an evaluation has left in temp_dir, without scoring again."""
+    from utils.sweep import sweep_weights  # imports matplotlib
+
+    picture = Path(temp_dir) / "sweep.png"
+    sweep_weights(*load_scores(temp_dir), picture)
+    print(f"{picture} shows R@1 over the weights")
+
+
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, features, seed):
+def main(_run, temp_dir, resume, cache_nn_inds, num_candidates, fusion, features, seed):
+    with_matcher = check_settings()
     if resume is None:
         raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
     device, dtype = begin()
     torch.manual_seed(seed)
     loaders, recall_ks = get_loaders(training=False, device=device)
-    neighbours = loaders.neighbours(cache_nn_inds)[:, :MAX_CANDIDATES].clone()
+    neighbours = loaders.neighbours(cache_nn_inds)
+    if num_candidates > neighbours.shape[1]:
+        print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")
+    neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
     torch.manual_seed(seed)
     model = load_model(loaders.num_classes, resume, device)
     note_files(_run, resume, cache_nn_inds, *input_files())
-    recalls, logits, positions = evaluate_rerank(
-        model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype, features
+    candidates = score_candidates(
+        model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
     )
-    save_evaluation(temp_dir, loaders.query, loaders.gallery, logits, positions, recall_ks, neighbours.numpy())
+    labels = Labels.of(loaders.query, loaders.gallery)
+    found = rank_candidates(candidates, labels, fusion)
+    save_scores(temp_dir, candidates, labels)
+    save_evaluation(temp_dir, loaders.query.dataset, labels, found.rankings, found.written)
+    _run.info["measures"] = report_rankings(found, labels, recall_ks)
+    positions = found.rankings[found.written].positions
+    recalls = recalls_of(positions, *map(torch.from_numpy, labels[:2]), recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
     return recalls[recall_ks[0]]

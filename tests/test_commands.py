@@ -18,8 +18,10 @@ import eval_global
 import eval_rerank
 import experiment_global
 import experiment_rerank
+from models.ingredient import get_model
 from tests import ROOT
-from tests.conftest import NEEDS_TORCHCODEC
+from tests.conftest import NEEDS_TORCHCODEC, TINY
+from tests.reference import META
 from utils import Contrastive, pickle_load, pickle_save
 from utils.experiment import CommandError, set_up
 
@@ -103,10 +105,15 @@ def test_the_chain(tiny, observed, tmp_path, device):
     assert (np.diff(logits, axis=1) <= 0).all()
     assert np.array_equal(np.sort(positions), np.sort(pickle_load(caches["cache_nn_inds"])))
     assert reranked.info["recall"] == trained.info["recall"]  # 10 candidates either way
-    assert re.search(r"R@1: \d+ queries gained, \d+ lost: \S+ points \(95 % interval", reranked.printed)
+    assert re.search(r"logit\), R@1: \d+ queries gained, \d+ lost: \S+ points \(95 % interval", reranked.printed)
     table = (tmp_path / "reranked" / "per_query.csv").read_text().splitlines()
-    assert (table[0], len(table)) == ("query,path,class,rank_before,rank_after", 21)
+    assert (table[0], len(table)) == ("query,path,class,rank_global,rank_published,rank_chamfer,rank_fused", 21)
     assert table[1].startswith("0,toy_final/6_0.JPG,6,")
+    measures = reranked.info["measures"]
+    assert set(measures) == {"global", "published", "chamfer", "fused"}
+    assert all(set(row) == {"R@1", "R@10", "mAP@R", "R-precision", "MRR"} for row in measures.values())
+    assert [measures["published"][f"R@{k}"] for k in (1, 10)] == list(reranked.info["recall"].values())
+    assert measures["global"] == evaluated["test"].info["measures"]["global"]
     sums = {Path(path).name for path in reranked.info["md5"]}
     assert sums == {"resnet18_sop_rerank.pt", "nn_inds.pkl", "train.txt", "test.txt"}
     assert reranked.info["md5"][str(checkpoint)] == hashlib.md5(checkpoint.read_bytes()).hexdigest()
@@ -125,6 +132,79 @@ def test_a_seed_gives_one_run(tiny, observed, tmp_path, decode):
     losses = [run.metrics["train.loss"]["values"] for run in runs]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A model as it is before training, for 6 classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "initial.pt"
+    model = get_model(6, **{**META["default"], **TINY["model"]})
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
+FORMULAS = {
+    None: lambda logits, cosines, chamfer: logits,
+    (2.0, 0.5): lambda logits, cosines, chamfer: logits + 2 * cosines + 0.5 * chamfer,
+}
+
+
+@pytest.mark.parametrize("fusion", FORMULAS)
+@pytest.mark.parametrize(("num_candidates", "columns"), [(100, 19), (4, 19)])
+def test_what_is_written(tiny, observed, neighbours, checkpoint, tmp_path, fusion, num_candidates, columns):
+    settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours / "test.pkl"), "num_candidates": num_candidates}
+    run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, fusion=fusion and list(fusion), **settings))
+    scores = np.load(tmp_path / "scores.npz")
+    fused = FORMULAS[fusion](scores["logits"], scores["cosines"], scores["chamfer"])
+    m = min(num_candidates, columns)
+    assert fused.shape == (20, m)
+    order = np.argsort(-fused, axis=1, kind="stable")
+    cached = pickle_load(neighbours / "test.pkl")
+    positions, values = pickle_load(tmp_path / "nn_inds.pkl"), pickle_load(tmp_path / "nn_dists.pkl")
+    assert np.array_equal(positions[:, :m], np.take_along_axis(cached[:, :m], order, axis=1))
+    assert np.array_equal(positions[:, m:], cached[:, m:])
+    np.testing.assert_allclose(values[:, :m], np.take_along_axis(fused, order, axis=1), rtol=1e-5, atol=1e-6)
+    assert (values[:, m:] == -np.inf).all()
+    rows = ["global", "published"] + ["weighted"] * (fusion is not None)
+    rows += ["chamfer", "fused"] * (m == 19)  # among the first four, one fold of classes has no match
+    assert set(run.info["measures"]) == set(rows)
+    assert ("num_candidates=100, but there are 19 neighbours: all are rescored" in run.printed) == (m == 19)
+
+
+def test_ranking_without_a_matcher(tiny, observed, neighbours, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.matcher.Matcher.score", None)
+    settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours / "test.pkl"), "scorer": "chamfer"}
+    run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings))
+    assert set(run.info["measures"]) == {"global", "chamfer_alone", "chamfer"}
+    scores = np.load(tmp_path / "scores.npz")
+    assert "logits" not in scores
+    assert np.array_equal(pickle_load(tmp_path / "nn_dists.pkl"), -np.sort(-scores["chamfer"], axis=1))
+    assert run.info["recall"]["1"] == run.info["measures"]["chamfer_alone"]["R@1"]
+
+
+def test_weights_chosen_on_other_classes_and_tried_again(tiny, observed, neighbours, checkpoint, tmp_path):
+    settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours / "test.pkl"), "fusion": "crossfit"}
+    run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings))
+    assert run.info["recall"]["1"] == run.info["measures"]["fused"]["R@1"]
+    chosen = re.search(r"all three \(crossfit\): for new photos, chosen on all classes: (.*)", run.printed)[1]
+    swept = observed(eval_rerank.ex, "sweep", **tiny(temp_dir=tmp_path))
+    assert f"for new photos: {chosen}" in swept.printed
+    assert len(re.findall("^fold [1-5]: ", swept.printed, re.MULTILINE)) == 10
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_too_few_classes_leave_rows_out(tiny, observed, photos, checkpoint, tmp_path):
+    lines = (photos / "test.txt").read_text().splitlines()
+    (photos / "four.txt").write_text("\n".join(lines[:16]))
+    pickle_save(tmp_path / "nn.pkl", np.array([[j for j in range(16) if j != i] for i in range(16)]))
+    settings = {"resume": checkpoint, "cache_nn_inds": str(tmp_path / "nn.pkl"), "fusion": "crossfit"}
+    run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings, dataset={"test_file": "four.txt"}))
+    assert "all three (crossfit): left out, weights are chosen over 5 folds of classes" in run.printed
+    assert set(run.info["measures"]) == {"global", "published"}
+    assert run.info["recall"]["1"] == run.info["measures"]["published"]["R@1"]
+    swept = observed(eval_rerank.ex, "sweep", **tiny(temp_dir=tmp_path))
+    assert "no choice of weights: weights are chosen over 5 folds of classes" in swept.printed
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -260,6 +340,12 @@ def test_nothing_is_saved_past_a_loss_that_is_not_finite(tiny, observed, tmp_pat
         ),
         (eval_global.ex, {"knn_index": "IVF64"}, r"knn_index='IVF64' cannot be used: could not parse .* 'Flat' for"),
         (eval_global.ex, {"resume": "none.pt"}, r"checkpoint none\.pt does not exist: check resume="),
+        (eval_rerank.ex, {"fusion": "best"}, r"fusion='best' is unknown: give None, two finite numbers"),
+        (eval_rerank.ex, {"fusion": [1, float("nan")]}, r"fusion=\[1, nan\] is unknown"),
+        (eval_rerank.ex, {"fusion": [1, -1]}, r"fusion=\[1, -1\] is unknown"),
+        (eval_rerank.ex, {"fusion": [1]}, r"fusion=\[1\] is unknown"),
+        (eval_rerank.ex, {"num_candidates": 0}, r"num_candidates=0: give a whole number from 1"),
+        (eval_rerank.ex, {"scorer": "cosine"}, r"scorer='cosine' is unknown: choose from 'matcher', 'chamfer'"),
         (eval_rerank.ex, {}, r"no checkpoint was given: reranking needs a trained model, set resume=FILE"),
         (eval_rerank.ex, {"resume": "x.pt"}, r"caches/sop/nn_inds_test\.pkl could not be read: No such file"),
         (experiment_rerank.ex, {"dataset": {"sampler": "triplet"}}, r"'triplet' needs dataset\.train_cache_nn_inds"),

@@ -17,8 +17,10 @@ GLOBAL, LOCAL = range(2)  # what a network answers for an image
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
 
 
-def embed(model, loader, output: int, title: str, dtype: torch.dtype, folder: str | None) -> tuple[Tensor, Tensor]:
-    """The `GLOBAL` descriptors or `LOCAL` maps of a loader's images, and their labels; maps stay on the CPU.
+def embed(
+    model, loader, outputs: Sequence[int], title: str, dtype: torch.dtype, folder: str | None
+) -> tuple[list[Tensor], Tensor]:
+    """The `GLOBAL` descriptors, the `LOCAL` maps or both of a loader's images, and their labels; maps stay on the CPU.
 
     Where the descriptors are kept in a folder, both kinds are taken in one pass.
     """
@@ -26,13 +28,18 @@ def embed(model, loader, output: int, title: str, dtype: torch.dtype, folder: st
     device = device_of(model)
     if folder is None:
         embedder = model.embedder(dtype)
-        (features,), labels = _embed_images(lambda images: embedder(images)[output : output + 1], loader, title, device)
-        return features, labels
+
+        def embed_images(images: Tensor) -> list[Tensor]:
+            answers = embedder(images)
+            return [answers[output] for output in outputs]
+
+        return _embed_images(embed_images, loader, title, device)
     images = loader.dataset
     kept = kept_features(
         folder, model, images, dtype, lambda: _embed_images(model.embedder(dtype), loader, title, device)[0]
     )
-    return (kept[0].to(device) if output == GLOBAL else kept[1]), torch.from_numpy(images.labels)
+    features = [kept[output].to(device) if output == GLOBAL else kept[output] for output in outputs]
+    return features, torch.from_numpy(images.labels)
 
 
 def embed_views(model, loader, dtype: torch.dtype) -> Tensor:

@@ -1,23 +1,38 @@
-"""The two evaluations, and what they leave: neighbour files, what was found for each query, what reranking changed.
+"""The two evaluations, the rankings that follow from their scores, and what they leave.
 
 `dtype` is the number format of matrix products and convolutions.
 """
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.caches import save_neighbours
+from utils.chamfer import Chamfer
 from utils.embedding import GLOBAL, LOCAL, embed
+from utils.errors import InputError
 from utils.files import atomic_write
+from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, ranking_by
 from utils.knn import EXACT
-from utils.metrics import first_match_ranks, recall_at_ks, recall_at_ks_rerank
+from utils.logs.table import text_table
+from utils.metrics import Measures, first_match_ranks, measures_of, recall_at_ks, recall_at_ks_rerank
+from utils.reranking import Scorer, matcher_for, pair_scores
 
+TITLES = {
+    "global": "global",
+    "published": "published (logit)",
+    "chamfer_alone": "Chamfer",
+    "chamfer": "Chamfer + cosine (crossfit)",
+    "fused": "all three (crossfit)",
+}
+COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
 RESAMPLES = 10_000  # of queries: another seed moves an interval's ends by a hundredth of its width
 
 
@@ -34,8 +49,8 @@ def evaluate_global(
 
     With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
     """
-    queries, gallery = _embed_sets(model, query_loader, gallery_loader, GLOBAL, dtype, features)
-    return recall_at_ks(*queries, recall_ks, *gallery, cosine=True, knn_index=knn_index)
+    (descriptors, labels), gallery = _embed_sets(model, query_loader, gallery_loader, [GLOBAL], dtype, features)
+    return recall_at_ks(descriptors, labels, recall_ks, gallery[0], gallery[1], True, knn_index)
 
 
 def evaluate_rerank(
@@ -48,54 +63,162 @@ def evaluate_rerank(
     features: str | None = None,
 ):
     """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
-    queries, gallery = _embed_sets(model, query_loader, gallery_loader, LOCAL, dtype, features)
-    return recall_at_ks_rerank(*queries, recall_ks, model, cache_nn_inds, *gallery)
+    (maps, labels), gallery = _embed_sets(model, query_loader, gallery_loader, [LOCAL], dtype, features)
+    return recall_at_ks_rerank(maps, labels, recall_ks, model, cache_nn_inds, gallery[0], gallery[1])
+
+
+def score_candidates(
+    model,
+    neighbours: Tensor,
+    num_candidates: int,
+    query_loader,
+    gallery_loader,
+    dtype=torch.float32,
+    features: str | None = None,
+    with_matcher: bool = True,
+) -> Candidates:
+    """All scores of the first `num_candidates` of each query's neighbours (n, k), of one pass over the photos."""
+    queries, gallery = _embed_sets(model, query_loader, gallery_loader, [GLOBAL, LOCAL], dtype, features)
+    descriptors, maps, _ = queries
+    gallery_descriptors, gallery_maps, _ = (descriptors, maps, None) if gallery[0] is None else gallery
+    scored = neighbours[:, :num_candidates]
+    scorers: list[Scorer] = [Chamfer(), *([matcher_for(model, gallery_maps.dtype)] if with_matcher else [])]
+    chamfer, *logits = (scores.numpy() for scores in pair_scores(model, maps, gallery_maps, scored, scorers))
+    cosines = candidate_cosines(descriptors, gallery_descriptors, scored)
+    return Candidates(neighbours.numpy(), cosines, chamfer, logits[0] if logits else None)
+
+
+def candidate_cosines(descriptors: Tensor, gallery_descriptors: Tensor, neighbours: Tensor) -> np.ndarray:
+    """Cosines float32 (n, k) of descriptors (n, d) with those of their neighbours (n, k) in the gallery (m, d)."""
+    descriptors, gallery_descriptors = (F.normalize(part, dim=1) for part in (descriptors, gallery_descriptors))
+    cosines = np.empty(neighbours.shape, np.float32)
+    for start in range(0, len(cosines), COSINE_BLOCK):
+        rows = slice(start, start + COSINE_BLOCK)
+        candidates = gallery_descriptors[neighbours[rows].to(gallery_descriptors.device)]
+        cosines[rows] = (candidates * descriptors[rows, None]).sum(dim=2).cpu()
+    return cosines
 
 
 def _embed_sets(
-    model, query_loader, gallery_loader, output: int, dtype: torch.dtype, features: str | None
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
-    """Features and labels of the queries, and of the gallery, None if there is none of its own."""
-    queries = embed(model, query_loader, output, "query", dtype, features)
+    model, query_loader, gallery_loader, outputs: Sequence[int], dtype: torch.dtype, features: str | None
+) -> tuple[tuple, tuple]:
+    """Features, one of each output, and labels of the queries, and of the gallery: Nones where it is the queries."""
+    parts, labels = embed(model, query_loader, outputs, "query", dtype, features)
     if gallery_loader is None:
-        return queries, (None, None)
-    return queries, embed(model, gallery_loader, output, "gallery", dtype, features)
+        return (*parts, labels), (None,) * (len(parts) + 1)
+    gallery_parts, gallery_labels = embed(model, gallery_loader, outputs, "gallery", dtype, features)
+    return (*parts, labels), (*gallery_parts, gallery_labels)
 
 
-def save_evaluation(
-    folder: Path | str,
-    query_loader,
-    gallery_loader,
-    values: np.ndarray,
-    positions: np.ndarray,
-    ks: Sequence[int],
-    neighbours: np.ndarray | None = None,
-) -> None:
-    """Write an evaluation's neighbour files and `per_query.csv`; with the `neighbours` before reranking, print changes.
+class Labels(NamedTuple):
+    """The classes of queries (n,) and gallery (m,), numbers from 0; `is_self_search`: they are one set."""
 
-    The loaders' image sets have `labels`, `paths` and `classes`; `gallery_loader` None: the queries themselves.
+    queries: np.ndarray
+    gallery: np.ndarray
+    is_self_search: bool
+
+    @classmethod
+    def of(cls, query_loader, gallery_loader) -> "Labels":
+        return cls(query_loader.dataset.labels, (gallery_loader or query_loader).dataset.labels, gallery_loader is None)
+
+
+class Rankings(NamedTuple):
+    """The rows of an evaluation's table: rankings, and the titles they have there."""
+
+    rankings: dict[str, Ranking]
+    titles: dict[str, str]
+    written: str  # the one that the neighbour files hold
+
+
+def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequence[float] | None) -> Rankings:
+    """The rankings that can be had from the scores; prints which weights were chosen, or why a row is left out.
+
+    `fusion` says which is written: None: the published one, by the logit, or without logits the one by Chamfer
+    similarity; numbers (w, v): by `logit + w * cosine + v * chamfer`; 'crossfit': that with weights chosen on other
+    classes, or where there are none the published one.
     """
-    save_neighbours(folder, values, positions)
-    queries = query_loader.dataset
-    labels = queries.labels, (gallery_loader or query_loader).dataset.labels
-    ranks = [first_match_ranks(found, *labels) for found in (neighbours, positions) if found is not None]
-    write_per_query(Path(folder) / "per_query.csv", queries.paths, queries.classes, *ranks)
-    if neighbours is not None:
-        print(*describe_changes(ranks[0], ranks[1], ks), sep="\n")
+    has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
+    fixed = {"global": Weights(0, np.inf, 0, num_scored)}
+    written = "published" if has_logits else "chamfer_alone"
+    fixed[written] = Weights(1, 0, 0, num_scored) if has_logits else Weights(0, 0, 1, num_scored)
+    titles = TITLES.copy()
+    if fusion is not None and fusion != "crossfit":
+        written, (cosine, chamfer) = "weighted", map(float, fusion)
+        fixed[written] = Weights(float(has_logits), cosine, chamfer, num_scored)
+        titles[written] = str(fixed[written])
+    rankings = {name: ranking_by(candidates, weights) for name, weights in fixed.items()}
+    for name in ("chamfer", "fused") if has_logits else ("chamfer",):
+        try:
+            fitted = fit_weights(candidates, labels, with_logits=name == "fused")
+        except InputError as error:
+            print(f"{titles[name]}: left out, {error}")
+            continue
+        print(f"{titles[name]}: weights chosen on the other classes: {'; '.join(map(str, fitted.by_fold))}")
+        print(f"{titles[name]}: for new photos, chosen on all classes: {fitted.overall}")
+        rankings[name] = fitted.ranking
+        if fusion == "crossfit":
+            written = name
+    return Rankings(rankings, titles, written)
 
 
-def write_per_query(
-    path: Path, paths: Sequence[str], classes: Sequence[int], before: np.ndarray, after: np.ndarray | None = None
-) -> None:
-    """Write a table with a row per query: position, path, class, rank of first match before and after reranking.
+def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> CrossFit:
+    """`crossfit` of the candidates' scores."""
+    scored = candidates.neighbours[:, : candidates.cosines.shape[1]]
+    return crossfit(candidates, labels.queries, labels.gallery[scored] == labels.queries[:, None], with_logits)
+
+
+def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Print the table of rankings, and what each changes of the global one; returns their measures."""
+    measures = {
+        name: measures_of(ranking.positions, *labels[:2], ks, labels[2]) for name, ranking in found.rankings.items()
+    }
+    print(text_table([{"ranking": found.titles[name], **row.values} for name, row in measures.items()]))
+    print(*notes(next(iter(measures.values())), found.rankings["global"].positions.shape[1]), sep="", end="")
+    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
+    for name in found.rankings:
+        if name != "global":
+            print(
+                *(f"{found.titles[name]}, {line}" for line in describe_changes(ranks["global"], ranks[name], ks)),
+                sep="\n",
+            )
+    return {name: row.values for name, row in measures.items()}
+
+
+def notes(measures: Measures, columns: int) -> list[str]:
+    """What the measures leave out, a line each."""
+    lines = []
+    if measures.without_others:
+        lines.append(
+            f"{measures.without_others} queries have no image of their class in the gallery: mAP@R, R-precision and "
+            "MRR leave them out\n"
+        )
+    if measures.cut_short:
+        lines.append(
+            f"{measures.cut_short} queries have more than {columns} images of their class in the gallery: mAP@R and "
+            f"R-precision count over the {columns} neighbours there are\n"
+        )
+    return lines
+
+
+def save_evaluation(folder: Path | str, queries, labels: Labels, rankings: Mapping[str, Ranking], written: str) -> None:
+    """Write the neighbour files of one ranking, and `per_query.csv` of all.
+
+    `queries` is their image set, with `paths` and `classes`.
+    """
+    save_neighbours(folder, *rankings[written])
+    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in rankings.items()}
+    write_per_query(Path(folder) / "per_query.csv", queries.paths, queries.classes, ranks)
+
+
+def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ranks: Mapping[str, np.ndarray]) -> None:
+    """Write a table with a row per query: position, path, class, and the rank of the first match in each ranking.
 
     Ranks are given from 0, infinite where no neighbour matches; they are written from 1, and left empty.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("query", "path", "class", "rank_before", "rank_after"))
-    no_ranks = np.full(len(before), np.inf)
-    for query, row in enumerate(zip(paths, classes, before, no_ranks if after is None else after, strict=True)):
+    table.writerow(("query", "path", "class", *(f"rank_{name}" for name in ranks)))
+    for query, row in enumerate(zip(paths, classes, *ranks.values(), strict=True)):
         table.writerow((query, *row[:2], *("" if np.isinf(rank) else int(rank) + 1 for rank in row[2:])))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())

@@ -1,6 +1,7 @@
 """Recall@K of global retrieval and of reranking (paper, section 4)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -74,6 +75,44 @@ def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_l
         matches = gallery_labels[positions[rows]] == query_labels[rows, None]
         ranks[rows] = np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
     return ranks
+
+
+class Measures(NamedTuple):
+    """What a ranking is worth, in %, rounded to two decimals, and what was left out or cut short."""
+
+    values: dict[str, float]  # R@K, mAP@R, R-precision and MRR
+    without_others: int  # queries with no image of their class in the gallery: left out of the latter three
+    cut_short: int  # queries with more images of their class than the ranking has columns
+
+
+def measures_of(
+    positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, ks: Sequence[int], is_self_search: bool
+) -> Measures:
+    """R@K, mAP@R, R-precision and MRR of gallery positions (n, columns).
+
+    Musgrave, Belongie and Lim, *A Metric Learning Reality Check* (2020), section 3.1: R is the number of gallery images
+    of the query's class, itself left out in a self-search; R-precision the share of them among the first R columns;
+    mAP@R the mean over i = 1 ... R of the precision at i where column i matches, else 0. MRR is the mean of 1 / rank of
+    the first match, 0 without one. Columns that are not there count as misses.
+    """
+    ranks = first_match_ranks(positions, query_labels, gallery_labels)
+    values = {f"R@{k}": float(np.mean(ranks < k)) for k in ks}
+    of_class = np.bincount(gallery_labels, minlength=int(query_labels.max(initial=0)) + 1)
+    relevant = of_class[query_labels] - int(is_self_search)
+    average_precision, r_precision = np.zeros(len(positions)), np.zeros(len(positions))
+    places = np.arange(1, positions.shape[1] + 1)
+    for start in range(0, len(positions), BLOCK // 4):
+        rows = slice(start, start + BLOCK // 4)
+        matches = gallery_labels[positions[rows]] == query_labels[rows, None]
+        counted = matches & (places <= relevant[rows, None])
+        divisor = np.maximum(relevant[rows], 1)
+        average_precision[rows] = (np.cumsum(matches, axis=1) / places * counted).sum(axis=1) / divisor
+        r_precision[rows] = counted.sum(axis=1) / divisor
+    has_others = relevant > 0
+    for name, scores in (("mAP@R", average_precision), ("R-precision", r_precision), ("MRR", 1 / (ranks + 1))):
+        values[name] = float(np.mean(scores[has_others])) if has_others.any() else 0.0
+    in_percent = {name: round(100 * value, 2) for name, value in values.items()}
+    return Measures(in_percent, int((~has_others).sum()), int((relevant > positions.shape[1]).sum()))
 
 
 def _checked_gallery_labels(query_labels: Tensor, features: Tensor | None, labels: Tensor | None) -> Tensor:

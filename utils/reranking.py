@@ -1,6 +1,7 @@
 """Scores of queries with their candidates: millions of pairs scheduled over the matcher."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,24 +15,49 @@ from utils.errors import InputError
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
 
 
-@torch.inference_mode()
+class Scorer(Protocol):
+    """What scores pairs of local maps (B, d, h, w): each side is encoded by itself, then they are compared, (B,)."""
+
+    def encode_queries(self, local: Tensor) -> Tensor: ...
+
+    def encode_candidates(self, local: Tensor) -> Tensor: ...
+
+    def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor: ...
+
+
 def rerank(
     model: nn.Module, query_maps: Tensor, gallery_maps: Tensor, neighbours: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score each query with its candidates and sort them: logits float32 (n, k), falling, and gallery positions (n, k).
 
+    As `pair_scores` by the matcher alone; equal logits keep their order.
+    """
+    (logits,) = pair_scores(model, query_maps, gallery_maps, neighbours, [matcher_for(model, gallery_maps.dtype)])
+    logits, order = logits.sort(dim=1, descending=True, stable=True)
+    return logits.numpy(), neighbours.cpu().gather(1, order).numpy()
+
+
+def matcher_for(model, dtype: torch.dtype) -> Scorer:
+    """The model's matcher with its products in the maps' number format."""
+    return model.matcher.computing_in(dtype)
+
+
+@torch.inference_mode()
+def pair_scores(
+    model: nn.Module, query_maps: Tensor, gallery_maps: Tensor, neighbours: Tensor, scorers: Sequence[Scorer]
+) -> list[Tensor]:
+    """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
+
     Maps are (n, d, h, w) and (m, d, h, w), on any device; `neighbours` (n, k) holds gallery positions. Pairs are scored
-    query first, candidate second, on the device of the model's parameters and in the maps' number format; equal logits
-    keep their order. Maps move there as a whole where they fit. Where memory runs out, fewer pairs are scored at a
-    time; InputError when it lacks for one.
+    query first, candidate second, on the device of the model's parameters. Maps move there as a whole where they fit.
+    Where memory runs out, fewer pairs are scored at a time; InputError when it lacks for one.
     """
     device = next(model.parameters()).device
-    matcher: Any = model.matcher.computing_in(gallery_maps.dtype)  # type: ignore[operator,union-attr]
     is_self_search = query_maps is gallery_maps
     gallery_maps = _on_device_if_they_fit(gallery_maps, device)
     query_maps = gallery_maps if is_self_search else _on_device_if_they_fit(query_maps, device)
     candidates = neighbours.flatten().to(gallery_maps.device)
-    scores = torch.empty(len(candidates))
+    scores = [torch.empty(len(candidates)) for _ in scorers]
     start, pairs_at_once, columns = 0, PAIRS_AT_ONCE[device.type], neighbours.shape[1]
     with tqdm(total=len(candidates), desc="Reranking", unit="pair", unit_scale=True) as progress:
         while start < len(candidates):
@@ -40,9 +66,11 @@ def rerank(
             queries = torch.arange(pairs.start, pairs.stop, device=device) // columns
             first, last = pairs.start // columns, (pairs.stop - 1) // columns
             try:
-                query = matcher.encode_queries(_on_device(query_maps[first : last + 1], device))[queries - first]
-                candidate = matcher.encode_candidates(_on_device(gallery_maps[candidates[pairs]], device))
-                scores[pairs] = matcher.score(query, candidate).cpu()
+                of_queries = _on_device(query_maps[first : last + 1], device)
+                of_candidates = _on_device(gallery_maps[candidates[pairs]], device)
+                for scorer, of_scorer in zip(scorers, scores, strict=True):
+                    query = scorer.encode_queries(of_queries)[queries - first]
+                    of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
             except torch.OutOfMemoryError:
                 if pairs_at_once == 1:
                     raise InputError(
@@ -52,9 +80,7 @@ def rerank(
                 continue
             progress.update(len(queries))
             start += pairs_at_once
-    scores = scores.view(neighbours.shape)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return scores.numpy(), neighbours.cpu().gather(1, order).numpy()
+    return [of_scorer.view(neighbours.shape) for of_scorer in scores]
 
 
 def _on_device_if_they_fit(maps: Tensor, device: torch.device) -> Tensor:

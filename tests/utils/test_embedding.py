@@ -13,7 +13,7 @@ def test_all_images_of_a_loader(output, dtype, monkeypatch, device):
     model = published_model(9, arch="resnet18").to(device)
     images, labels = torch.randint(0, 256, (21, 3, 64, 64), dtype=torch.uint8), torch.arange(21) * 3
     loader = DataLoader(TensorDataset(images, labels, torch.arange(21)), batch_size=15)
-    found, found_labels = embed(model, loader, output, "query", dtype, None)
+    (found,), found_labels = embed(model, loader, [output], "query", dtype, None)
     embedder = model.embedder(dtype)
     expected = [embedder(part.to(device))[output] for batch in images.split(15) for part in batch.split(12)]
     assert found.dtype == expected[0].dtype

@@ -5,16 +5,16 @@ from utils.evaluation import describe_changes, write_per_query
 
 
 def test_the_table(tmp_path):
-    ranks = np.array([0, 14, np.inf]), np.array([2, 0, np.inf])
-    write_per_query(tmp_path / "new" / "per_query.csv", ["a, b.JPG", "c.JPG", "d.JPG"], [7, 7, 9], *ranks)
+    ranks = {"global": np.array([0, 14, np.inf]), "fused": np.array([2, 0, np.inf])}
+    write_per_query(tmp_path / "new" / "per_query.csv", ["a, b.JPG", "c.JPG", "d.JPG"], [7, 7, 9], ranks)
     assert (tmp_path / "new" / "per_query.csv").read_text().splitlines() == [
-        "query,path,class,rank_before,rank_after",
+        "query,path,class,rank_global,rank_fused",
         '0,"a, b.JPG",7,1,3',
         "1,c.JPG,7,15,1",
         "2,d.JPG,9,,",
     ]
-    write_per_query(tmp_path / "new" / "per_query.csv", ["a"], [3], np.array([4.0]))
-    assert (tmp_path / "new" / "per_query.csv").read_text().splitlines()[1] == "0,a,3,5,"
+    write_per_query(tmp_path / "new" / "per_query.csv", ["a"], [3], {"global": np.array([4.0])})
+    assert (tmp_path / "new" / "per_query.csv").read_text().splitlines()[1] == "0,a,3,5"
 
 
 def test_changes_against_a_plain_bootstrap():

@@ -4,7 +4,7 @@ import torch
 
 from tests.reference import ANSWERS, assert_answer, integers, normal, published_model
 from utils import metrics
-from utils.metrics import recall_at_ks, recall_at_ks_rerank
+from utils.metrics import measures_of, recall_at_ks, recall_at_ks_rerank, recalls_of
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -85,3 +85,46 @@ def test_ranks_against_a_plain_count(monkeypatch, block):
     for k, recall in recalls.items():
         hits = sum(any(labels[j] == labels[i] for j in row[:k]) for i, row in enumerate(positions))
         assert recall == round(100 * hits / 40, 2)
+
+
+def plain_measures(positions, query_labels, gallery_labels, is_self_search):
+    """mAP@R, R-precision and MRR in %, query by query; queries without others of their class left out."""
+    maps, precisions, ranks = [], [], []
+    for row, label in zip(positions, query_labels, strict=True):
+        r = sum(other == label for other in gallery_labels) - is_self_search
+        if not r:
+            continue
+        hits = [gallery_labels[position] == label for position in row]
+        precision_at = [sum(hits[:i]) / i for i in range(1, len(hits) + 1)]
+        maps.append(sum(precision_at[i] for i in range(min(r, len(hits))) if hits[i]) / r)
+        precisions.append(sum(hits[:r]) / r)
+        ranks.append(next((1 / (i + 1) for i, hit in enumerate(hits) if hit), 0.0))
+    return [round(100 * sum(values) / max(len(values), 1), 2) for values in (maps, precisions, ranks)]
+
+
+@pytest.mark.parametrize("is_self_search", [True, False])
+@pytest.mark.parametrize("columns", [1, 6, 25])
+@pytest.mark.parametrize("block", [4096, 28])
+def test_measures_against_a_plain_count(monkeypatch, is_self_search, columns, block):
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    rng = np.random.default_rng(columns)
+    query_labels = np.sort(rng.integers(0, 12, 40))
+    query_labels[:2] = 12, 13  # alone in their classes
+    gallery_labels = query_labels if is_self_search else rng.integers(0, 9, 50)
+    positions = np.stack([rng.permutation(len(gallery_labels))[:columns] for _ in range(40)])
+    measures = measures_of(positions, query_labels, gallery_labels, [1, 5], is_self_search)
+    expected = plain_measures(positions, query_labels, gallery_labels, is_self_search)
+    assert [measures.values[name] for name in ("mAP@R", "R-precision", "MRR")] == expected
+    recalls = recalls_of(positions, torch.from_numpy(query_labels), torch.from_numpy(gallery_labels), [1, 5])
+    assert [measures.values["R@1"], measures.values["R@5"]] == list(recalls.values())
+    relevant = [(gallery_labels == label).sum() - is_self_search for label in query_labels]
+    assert measures.without_others == relevant.count(0) > 0
+    assert measures.cut_short == sum(r > columns for r in relevant)
+
+
+def test_a_perfect_and_a_hopeless_ranking():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    perfect = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [4, 5, 0], [3, 5, 0], [3, 4, 0]])
+    hopeless = np.array([[3, 4, 5]] * 3 + [[0, 1, 2]] * 3)
+    assert set(measures_of(perfect, labels, labels, [1], True).values.values()) == {100.0}
+    assert set(measures_of(hopeless, labels, labels, [1], True).values.values()) == {0.0}

@@ -1,0 +1,66 @@
+"""`scores.npz`: what an evaluation of reranking has scored, to be ranked again without scoring again.
+
+Arrays, each with a row per query, in the order of the neighbour file: `neighbours` int64 (n, k), `cosines`, `chamfer`
+and, where a matcher scored, `logits`, float32 (n, m); then the classes `query_labels` (n,) and `gallery_labels`, and
+`is_self_search`.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from utils.caches import pickle_load
+from utils.errors import InputError
+from utils.evaluation import Labels
+from utils.files import atomic_write
+from utils.fusion import Candidates
+
+NAME = "scores.npz"
+
+
+def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> None:
+    """Write the file into a folder, whole or not at all."""
+    arrays = {name: array for name, array in candidates._asdict().items() if array is not None}
+    arrays |= {
+        "query_labels": labels.queries,
+        "gallery_labels": labels.gallery,
+        "is_self_search": labels.is_self_search,
+    }
+    with atomic_write(Path(folder) / NAME) as file:
+        np.savez(file, **arrays)
+
+
+def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
+    """Read it; InputError where there is none, or one that is not so or of other queries than the files beside it."""
+    path = Path(folder) / NAME
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        labels = Labels(arrays["query_labels"], arrays["gallery_labels"], bool(arrays["is_self_search"]))
+        candidates = Candidates(arrays["neighbours"], arrays["cosines"], arrays["chamfer"], arrays.get("logits"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run eval_rerank.py with this temp_dir first") from error
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}): run eval_rerank.py with this temp_dir again") from error
+    shape = candidates.cosines.shape
+    scores = [array for array in candidates[1:] if array is not None]
+    if (
+        any(array.shape != shape or array.dtype != np.float32 for array in scores)
+        or candidates.neighbours.shape[:1] != labels.queries.shape
+        or candidates.neighbours.ndim != 2
+        or shape[:1] != labels.queries.shape
+        or not 0 < shape[1] <= candidates.neighbours.shape[1]
+        or not len(labels.queries)
+        or min(candidates.neighbours.min(), labels.queries.min(), labels.gallery.min(initial=0)) < 0
+        or candidates.neighbours.max() >= len(labels.gallery)
+    ):
+        raise InputError(
+            f"{path} holds arrays that do not belong together: run eval_rerank.py with this temp_dir again"
+        )
+    inds = Path(folder) / "nn_inds.pkl"
+    if inds.exists():
+        written = pickle_load(inds)
+        if written.shape != candidates.neighbours.shape or (np.sort(written) != np.sort(candidates.neighbours)).any():
+            raise InputError(f"{path} is of other queries or neighbours than {inds}: run eval_rerank.py again")
+    return candidates, labels
