@@ -84,7 +84,7 @@ def main(_run, temp_dir, resume, cache_nn_inds, num_candidates, fusion, features
     found = rank_candidates(candidates, labels, fusion)
     save_scores(temp_dir, candidates, labels)
     save_evaluation(temp_dir, loaders.query.dataset, labels, found.rankings, found.written)
-    _run.info["measures"] = report_rankings(found, labels, recall_ks)
+    report_rankings(found, labels, recall_ks, _run.info)
     positions = found.rankings[found.written].positions
     recalls = recalls_of(positions, *map(torch.from_numpy, labels[:2]), recall_ks)
     report_recalls(_run, recalls, positions.shape[1])

@@ -167,21 +167,23 @@ def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> Cr
     return crossfit(candidates, labels.queries, labels.gallery[scored] == labels.queries[:, None], with_logits)
 
 
-def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Print the table of rankings, and what each changes of the global one; returns their measures."""
+def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: dict) -> None:
+    """Print the table of rankings, and what each changes of the global one; both go to `info`.
+
+    `info['measures']` has them in % by ranking and name, `info['gains']` the points, and their interval, by ranking and
+    R@K.
+    """
     measures = {
         name: measures_of(ranking.positions, *labels[:2], ks, labels[2]) for name, ranking in found.rankings.items()
     }
     print(text_table([{"ranking": found.titles[name], **row.values} for name, row in measures.items()]))
-    print(*notes(next(iter(measures.values())), found.rankings["global"].positions.shape[1]), sep="", end="")
+    print(*notes(measures["global"], found.rankings["global"].positions.shape[1]), sep="", end="")
+    info["measures"], info["gains"] = {name: row.values for name, row in measures.items()}, {}
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
-    for name in found.rankings:
-        if name != "global":
-            print(
-                *(f"{found.titles[name]}, {line}" for line in describe_changes(ranks["global"], ranks[name], ks)),
-                sep="\n",
-            )
-    return {name: row.values for name, row in measures.items()}
+    for name in [name for name in found.rankings if name != "global"]:
+        changes = changes_of(ranks["global"], ranks[name], ks)
+        print(*(f"{found.titles[name]}, {change}" for change in changes), sep="\n")
+        info["gains"][name] = {f"R@{change.k}": change.interval for change in changes}
 
 
 def notes(measures: Measures, columns: int) -> list[str]:
@@ -224,19 +226,30 @@ def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ra
         file.write(text.getvalue().encode())
 
 
-def describe_changes(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[str]:
-    """A line per K: how many queries reranking gained and lost, and the change of R@K in points with its 95 % interval.
+class Change(NamedTuple):
+    """Queries that a ranking gained and lost at K, and the change of R@K in points with its 95 % interval."""
 
-    `before` and `after` are the ranks, from 0, of each query's first match. The interval is a paired bootstrap's:
-    queries are drawn with replacement, and a query counts with its own change.
+    k: int
+    gained: int
+    lost: int
+    interval: list[float]  # points, its lower and its upper end
+
+    def __str__(self) -> str:
+        points, low, high = self.interval
+        change = f"{points:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
+        return f"R@{self.k}: {self.gained} queries gained, {self.lost} lost: {change}"
+
+
+def changes_of(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[Change]:
+    """What changed at each K, of the ranks, from 0, of each query's first match.
+
+    The interval is a paired bootstrap's: queries are drawn with replacement, and a query counts with its own change.
     """
-    lines, rng = [], np.random.default_rng(0)
+    changes, rng, n = [], np.random.default_rng(0), len(before)
     for k in ks:
         gained = int(((before >= k) & (after < k)).sum())
         lost = int(((before < k) & (after >= k)).sum())
-        n = len(before)
         drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
-        low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, (2.5, 97.5))
-        change = f"{100 * (gained - lost) / n:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
-        lines.append(f"R@{k}: {gained} queries gained, {lost} lost: {change}")
-    return lines
+        ends = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, (2.5, 97.5))
+        changes.append(Change(k, gained, lost, [round(x, 2) for x in (100 * (gained - lost) / n, *ends.tolist())]))
+    return changes

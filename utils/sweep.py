@@ -51,6 +51,8 @@ def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None
             ylabel="R@1 [%]",
         )
         panel.set_xscale("symlog", linthresh=0.25 if name == "chamfer" else 1)
+        panel.set_xlim(0, max(curve))
+        panel.set_xticks(sorted(curve), [f"{w:g}" for w in sorted(curve)])
         panel.grid(alpha=0.3)
         panel.legend()
     with atomic_write(picture) as file:

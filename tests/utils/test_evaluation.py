@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utils.evaluation import describe_changes, write_per_query
+from utils.evaluation import changes_of, write_per_query
 
 
 def test_the_table(tmp_path):
@@ -21,7 +21,7 @@ def test_changes_against_a_plain_bootstrap():
     rng = np.random.default_rng(1)
     before, after = rng.integers(0, 6, 400).astype(float), rng.integers(0, 5, 400).astype(float)
     before[:10] = np.inf
-    for k, line in zip((1, 3), describe_changes(before, after, (1, 3)), strict=True):
+    for k, line in zip((1, 3), map(str, changes_of(before, after, (1, 3))), strict=True):
         change = (after < k).astype(int) - (before < k)
         means = [change[rng.integers(0, 400, 400)].mean() * 100 for _ in range(4000)]
         words = line.replace(")", "").split()
@@ -34,6 +34,6 @@ def test_changes_against_a_plain_bootstrap():
 
 def test_no_change():
     ranks = np.array([0.0, 3.0])
-    assert describe_changes(ranks, ranks, [1]) == [
+    assert [str(change) for change in changes_of(ranks, ranks, [1])] == [
         "R@1: 0 queries gained, 0 lost: +0.00 points (95 % interval +0.00 to +0.00)"
     ]

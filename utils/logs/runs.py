@@ -36,6 +36,7 @@ class Run:
     config: dict
     duration: timedelta | None
     memory: float | None  # the process's peak, in GB
+    rankings: dict[str, dict[str, object]]  # of an evaluation: measures in %, and points gained at R@1, by ranking
     losses: list[tuple[float, float]]
     validations: dict[int, Recalls]
     best: Recalls
@@ -92,6 +93,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
         config=config,
         duration=end - start if start and end else None,
         memory=_number(nested(info, "peak_memory_gb")),
+        rankings=_rankings(info),
         losses=_curve(metrics, "train.loss"),
         validations=validations,
         best=best,
@@ -232,6 +234,20 @@ def _recorded_recalls(info: dict) -> Recalls:
             if len(fitting) == 1:
                 recalls[k] = fitting.pop()
     return dict(sorted(recalls.items()))
+
+
+def _rankings(info: dict) -> dict[str, dict[str, object]]:
+    """`info['measures']` with, where `info['gains']` has it, the change at R@1 and its interval in words."""
+    measures = nested(info, "measures")
+    rankings: dict[str, dict[str, object]] = {}
+    for name, row in measures.items() if isinstance(measures, dict) else ():
+        if isinstance(row, dict):
+            rankings[name] = {measure: _number(value) for measure, value in row.items() if _number(value) is not None}
+            gain = nested(info, "gains", name, "R@1")
+            points, low, high = map(_number, gain) if isinstance(gain, list) and len(gain) == 3 else [None] * 3
+            if points is not None and low is not None and high is not None:
+                rankings[name]["R@1 over global"] = f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
+    return rankings
 
 
 def _numbered(node: object, counted: type | tuple[type, ...]) -> Iterator:

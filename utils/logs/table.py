@@ -98,6 +98,17 @@ def group_rows(groups: Sequence[Sequence[Run]], show: Callable[[float, float], o
     return rows
 
 
+def ranking_rows(runs: Sequence[Run]) -> list[Row]:
+    """One row for each ranking of each evaluation that has several."""
+    evaluations = [run for run in runs if len(run.rankings) > 1]
+    names = dict.fromkeys(name for run in evaluations for row in run.rankings.values() for name in row)
+    return [
+        {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in names}}
+        for run in evaluations
+        for ranking, row in run.rankings.items()
+    ]
+
+
 def as_csv(runs: Sequence[Run]) -> str:
     """One line per run, durations in seconds; a run of a group also carries the group's n, means and deviations."""
     groups = group_runs(runs)
@@ -122,12 +133,14 @@ def as_csv(runs: Sequence[Run]) -> str:
 
 
 def as_tables(runs: Sequence[Run], table: Callable[[list[Row]], str], heading: str = "") -> str:
-    """The runs, the groups and what could not be read, each table laid out by `table`, headings after `heading`."""
+    """Runs, groups, rankings and what could not be read, each table laid out by `table`, headings after `heading`."""
     groups = group_runs(runs)
     parts = [table(run_rows(runs, groups))]
     if groups:
         rows = group_rows(groups, lambda average, deviation: f"{average:.2f} ± {deviation:.2f}")
         parts += [heading + "Runs that differ only in their seed: mean ± sample standard deviation", table(rows)]
+    if rankings := ranking_rows(runs):
+        parts += [heading + "Rankings of evaluations, in %, with the 95 % interval of the change", table(rankings)]
     if unread := unread_lines(runs):
         parts += [heading + "Could not be read", "\n".join(f"- {line}" for line in unread)]
     return "\n\n".join(parts) + "\n"

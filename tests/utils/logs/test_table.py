@@ -3,9 +3,7 @@ from io import StringIO
 
 import pytest
 
-from tests.utils.logs.folders import (
-    training_run,
-)
+from tests.utils.logs.folders import config, entry, training_run, write
 from utils.logs.runs import find_run_folders, read_run
 from utils.logs.table import as_csv, as_tables, group_runs, markdown_table, text_table
 
@@ -77,3 +75,18 @@ def test_csv(three_runs):
     assert float(second["R@1 best sd"]) == pytest.approx(4.5**0.5)
     assert float(second["R@1 last mean"]) == 80.5
     assert (third["R@1 best"], third["group"], third["n"], third["R@1 best sd"]) == ("85.65", "", "", "")
+
+
+def test_rankings(tmp_path):
+    measures = {"global": {"R@1": 50.0, "MRR": 60.0}, "fused": {"R@1": 61.25, "MRR": 70.0}, "a": 3, "b": {"R@1": "x"}}
+    info = {"recall": {"1": 50.0}, "measures": measures, "gains": {"fused": {"R@1": [11.25, 9.0, 13.5]}, "b": [1]}}
+    write(tmp_path / "1", run=entry(), config=config(), info=info)
+    training_run(tmp_path / "2")
+    table = as_tables([read_run(folder) for folder in find_run_folders(tmp_path)], text_table)
+    *_, title, rankings = table.rstrip("\n").split("\n\n")
+    assert title == "Rankings of evaluations, in %, with the 95 % interval of the change"
+    header, first, second, third = (line.split() for line in rankings.splitlines())
+    assert header == ["folder", "ranking", "R@1", "MRR", "R@1", "over", "global"]
+    assert first[1:] == ["global", "50.00", "60.00"]
+    assert second[1:] == ["fused", "61.25", "70.00", "+11.25", "(+9.00", "to", "+13.50)"]
+    assert third[1:] == ["b"]
