@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
 
-from utils.logs.runs import Recalls, Run, nested
+from utils.logs.runs import Recalls, Run, natural, nested
 
 Row = dict[str, object]
 
@@ -18,6 +18,10 @@ Row = dict[str, object]
 WHERE_WRITTEN = {"seed", "temp_dir"}
 WHERE_READ = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
 WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
+
+
+RANKINGS = ("global", "published", "chamfer_alone", "chamfer", "fused", "weighted")
+MEASURES = ("mAP@R", "R-precision", "MRR", "R@1 over global")  # behind R@K
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -101,12 +105,18 @@ def group_rows(groups: Sequence[Sequence[Run]], show: Callable[[float, float], o
 def ranking_rows(runs: Sequence[Run]) -> list[Row]:
     """One row for each ranking of each evaluation that has several."""
     evaluations = [run for run in runs if len(run.rankings) > 1]
-    names = dict.fromkeys(name for run in evaluations for row in run.rankings.values() for name in row)
+    names = {name for run in evaluations for row in run.rankings.values() for name in row}
+    ordered = sorted(names, key=lambda name: (_place(name, MEASURES), natural(name)))
     return [
-        {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in names}}
+        {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in ordered}}
         for run in evaluations
-        for ranking, row in run.rankings.items()
+        for ranking, row in sorted(run.rankings.items(), key=lambda item: _place(item[0], RANKINGS))
     ]
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    """Where a name stands in an order; before all where it does not."""
+    return order.index(name) if name in order else -1
 
 
 def as_csv(runs: Sequence[Run]) -> str:

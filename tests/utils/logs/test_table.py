@@ -85,8 +85,8 @@ def test_rankings(tmp_path):
     table = as_tables([read_run(folder) for folder in find_run_folders(tmp_path)], text_table)
     *_, title, rankings = table.rstrip("\n").split("\n\n")
     assert title == "Rankings of evaluations, in %, with the 95 % interval of the change"
-    header, first, second, third = (line.split() for line in rankings.splitlines())
+    header, unknown, first, second = (line.split() for line in rankings.splitlines())
     assert header == ["folder", "ranking", "R@1", "MRR", "R@1", "over", "global"]
     assert first[1:] == ["global", "50.00", "60.00"]
     assert second[1:] == ["fused", "61.25", "70.00", "+11.25", "(+9.00", "to", "+13.50)"]
-    assert third[1:] == ["b"]
+    assert unknown[1:] == ["b"]

@@ -1,0 +1,55 @@
+"""A picture of reranking: `python -m docs.before_after data/demo logs/demo/1/eval_frozen docs/reranking.jpg`.
+
+Reads what `eval_rerank.py` has left in its temp_dir, of the test photos of a data set folder.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sop.splits import read_split
+from utils.evaluation import fit_weights
+from utils.files import atomic_write
+from utils.scores import load_scores
+
+QUERIES, COLUMNS, TILE, GAP, FRAME = 3, 5, 88, 14, 4
+GREEN, RED = (40, 160, 60), (210, 50, 50)
+
+
+def before_after(data: Path, evaluated: Path, picture: Path) -> None:
+    """Draw queries whose first candidate reranking has mended: the query, its first candidates before and after.
+
+    Candidates of the query's class have a green frame, others a red one.
+    """
+    candidates, labels = load_scores(evaluated)
+    after = fit_weights(candidates, labels, candidates.logits is not None).ranking.positions
+    before, paths = candidates.neighbours, read_split(data, "test.txt").paths
+    right = [labels.gallery[ranking[:, 0]] == labels.queries for ranking in (before, after)]
+    queries = np.flatnonzero(right[1] & ~right[0])
+    queries = queries[np.linspace(0, len(queries) - 1, QUERIES + 2, dtype=int)[1:-1]]
+    tile, width = TILE + GAP // 2, (2 * COLUMNS + 1) * (TILE + GAP // 2) + 2 * GAP
+    sheet = Image.new("RGB", (width, 20 + QUERIES * tile), "white")
+    draw = ImageDraw.Draw(sheet)
+    lefts = (0, tile + GAP, (1 + COLUMNS) * tile + 2 * GAP)
+    for left, title in zip(lefts, ("query", "nearest by the global descriptor", "after reranking"), strict=True):
+        draw.text((left + 2, 4), title, "black")
+    for row, query in enumerate(queries):
+        tiles: list[tuple] = [(lefts[0], query, None)]
+        for left, ranking in zip(lefts[1:], (before, after), strict=True):
+            for column, found in enumerate(ranking[query, :COLUMNS]):
+                same = labels.gallery[found] == labels.queries[query]
+                tiles.append((left + column * tile, found, GREEN if same else RED))
+        for left, image, colour in tiles:
+            with Image.open(data / paths[image]) as photo:
+                sheet.paste(photo.resize((TILE, TILE)), (left, 20 + row * tile))
+            if colour:
+                box = (left, 20 + row * tile, left + TILE - 1, 20 + row * tile + TILE - 1)
+                draw.rectangle(box, outline=colour, width=FRAME)
+    with atomic_write(picture) as file:
+        sheet.save(file, "JPEG", quality=80)
+
+
+if __name__ == "__main__":
+    before_after(*map(Path, sys.argv[1:4]))
