@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-gpu demo demo-long bench bench-gpu install
+.PHONY: test test-gpu demo demo-long bench bench-gpu reproduce install
 
 test: install
 	$(BIN)/ruff check .
@@ -25,6 +25,10 @@ test-gpu:
 
 bench-gpu:
 	$(PYTHON) -m benchmarks.run --device cuda
+
+# SOP, the published weights and neighbours, the three published evaluations, and one table of both
+reproduce: install
+	$(BIN)/python -m benchmarks.reproduce
 
 # The real commands on drawn photos; a step that has ended well is not run again. The best epoch is chosen on classes
 # held out of training. EPOCHS are those of the global, the frozen and the finetuned training.

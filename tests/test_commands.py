@@ -117,7 +117,7 @@ def test_the_chain(tiny, observed, tmp_path, device):
     sums = {Path(path).name for path in reranked.info["md5"]}
     assert sums == {"resnet18_sop_rerank.pt", "nn_inds.pkl", "train.txt", "test.txt"}
     assert reranked.info["md5"][str(checkpoint)] == hashlib.md5(checkpoint.read_bytes()).hexdigest()
-    assert set(reranked.info["versions"]) == {"python", "torch", "cuda", "faiss"}
+    assert set(reranked.info["versions"]) == {"python", "torch", "cuda", "faiss", "device"}
     assert reranked.info["versions"]["torch"] == str(torch.__version__)
     assert str({int(k): recall for k, recall in reranked.info["recall"].items()}) in reranked.printed
 

@@ -35,6 +35,7 @@ def begin_run(_run, cpu: bool, cudnn_flag: str, precision: str | None) -> tuple[
     }
     keep_freed_memory()
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+    _run.info["versions"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if device.type == "cuda":
         _run.post_run_hooks.append(partial(note_cuda_memory, _run))
     elif not cpu:

@@ -36,6 +36,7 @@ class Run:
     config: dict
     duration: timedelta | None
     memory: float | None  # the process's peak, in GB
+    device: object  # the GPU's name, or 'cpu'
     rankings: dict[str, dict[str, object]]  # of an evaluation: measures in %, and points gained at R@1, by ranking
     losses: list[tuple[float, float]]
     validations: dict[int, Recalls]
@@ -93,6 +94,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
         config=config,
         duration=end - start if start and end else None,
         memory=_number(nested(info, "peak_memory_gb")),
+        device=nested(info, "versions", "device"),
         rankings=_rankings(info),
         losses=_curve(metrics, "train.loss"),
         validations=validations,
