@@ -6,7 +6,7 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.evaluation import Labels, evaluate_global, notes, save_evaluation
+from utils.evaluation import Labels, evaluate_global, print_notes, save_evaluation
 from utils.experiment import reports_errors, set_up
 from utils.fusion import Ranking
 from utils.knn import make_index
@@ -49,10 +49,10 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
     note_files(_run, resume, *input_files())
     recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
     labels = Labels.of(query, gallery)
-    save_evaluation(temp_dir, query.dataset, labels, {"global": Ranking(distances, positions)}, "global")
     measures = measures_of(positions, labels.queries, labels.gallery, recall_ks, labels.is_self_search)
     _run.info["measures"] = {"global": measures.values}
     print(", ".join(f"{name} {value:.2f}" for name, value in measures.values.items() if not name.startswith("R@")))
-    print(*notes(measures, positions.shape[1]), sep="", end="")
+    print_notes(measures, positions.shape[1])
     report_recalls(_run, recalls, positions.shape[1])
+    save_evaluation(temp_dir, query.dataset, labels, {"global": Ranking(distances, positions)}, "global")
     return recalls[recall_ks[0]]

@@ -1,6 +1,5 @@
 """Reranking: rescore each query's cached neighbours, report R@K (paper, section 4) beside other rankings."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -13,21 +12,22 @@ from utils.evaluation import Labels, rank_candidates, report_rankings, save_eval
 from utils.experiment import reports_errors, set_up
 from utils.metrics import MAX_CANDIDATES, recalls_of
 from utils.run import begin_run, note_files, report_recalls
-from utils.scores import load_scores, save_scores
+from utils.scores import keep_scores, load_scores
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 
+MAX_WEIGHT = 1_000_000
 SCORERS = {"matcher": True, "chamfer": False}  # whether the matcher scores beside the similarities
 
 
 @ex.config
 def config():
-    temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (the logits) and per_query.csv are written
+    temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (scores), per_query.csv and scores.npz are written
     resume = None  # checkpoint; needed
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     scorer = "matcher"  # or 'chamfer': no matcher at all, the local maps' Chamfer similarity ranks
     num_candidates = 100  # of each query's neighbours: rescored, the others keep their places behind them
-    fusion = None  # what is written: None, the scorer's ranking; [w, v], scorer + w * cosine + v * Chamfer; 'crossfit'
+    fusion = None  # what is written: None, the scorer's ranking; [w, v], (logit +) w * cosine + v * Chamfer; 'crossfit'
     features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
@@ -44,9 +44,10 @@ def check_settings(scorer, num_candidates, fusion) -> bool:
     if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1:
         raise InputError(f"num_candidates={num_candidates!r}: give a whole number from 1")
     is_pair = isinstance(fusion, list | tuple) and len(fusion) == 2
-    numbers = is_pair and all(isinstance(x, int | float) and math.isfinite(x) and x >= 0 for x in fusion)
+    numbers = is_pair and all(type(x) in (int, float) and 0 <= x <= MAX_WEIGHT for x in fusion)
     if not (fusion is None or fusion == "crossfit" or numbers):
-        raise InputError(f"fusion={fusion!r} is unknown: give None, two finite numbers from 0 ([w, v]), or 'crossfit'")
+        allowed = f"None, two numbers from 0 to {MAX_WEIGHT:,} ([w, v]), or 'crossfit'"
+        raise InputError(f"fusion={fusion!r} is unknown: give {allowed}")
     return choose(SCORERS, scorer, "scorer")
 
 
@@ -81,11 +82,11 @@ def main(_run, temp_dir, resume, cache_nn_inds, num_candidates, fusion, features
         model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
     )
     labels = Labels.of(loaders.query, loaders.gallery)
+    keep_scores(temp_dir, candidates, labels)
     found = rank_candidates(candidates, labels, fusion)
-    save_scores(temp_dir, candidates, labels)
-    save_evaluation(temp_dir, loaders.query.dataset, labels, found.rankings, found.written)
     report_rankings(found, labels, recall_ks, _run.info)
     positions = found.rankings[found.written].positions
     recalls = recalls_of(positions, *map(torch.from_numpy, labels[:2]), recall_ks)
     report_recalls(_run, recalls, positions.shape[1])
+    save_evaluation(temp_dir, loaders.query.dataset, labels, found.rankings, found.written)
     return recalls[recall_ks[0]]

@@ -3,8 +3,8 @@
 `python -m benchmarks.memory` prints both, each row measured in a process of its own. The evaluation's own code runs, on
 60,502 blank images with 100 random neighbours each. The network does one piece in 1,000 of its work, so that minutes do
 instead of hours; for the others stand-ins answer at once, random local maps for embedding, a single product for
-scoring by the matcher; Chamfer similarities are all computed. What the network holds in memory while it works is thus measured. The loader's workers, processes of their own,
-are not.
+scoring. Chamfer similarities and rankings are all computed. What the network holds in memory while it works is thus
+measured. The loader's workers, processes of their own, are not.
 """
 
 import sys

@@ -22,11 +22,12 @@ from models.fused import linear
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
+from utils.chamfer import Chamfer
 from utils.embedding import IMAGES_AT_ONCE
 from utils.knn import exact_index, nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.precision import set_precision
-from utils.reranking import PAIRS_AT_ONCE, rerank
+from utils.reranking import PAIRS_AT_ONCE, pair_scores, rerank
 from utils.training import train_global, train_rerank
 
 TOKENS = 100  # of a pair, CLS and SEP included
@@ -96,9 +97,13 @@ def pair_scoring(device: torch.device) -> Stage:
     def straight() -> None:
         straightforward.rerank(model, maps[:queries], maps, neighbours)
 
+    def similarities() -> None:
+        pair_scores(model, maps[:queries], maps, neighbours, [Chamfer()])
+
     products = {dtype: matcher_products(pairs, device, dtype) for dtype in stored}
     limits = in_each_precision(device, lambda dtype: products[dtype](), "limit ")
-    return Stage("pair scoring", pairs, "pairs", compared(device, straight, ours) | limits, repetitions=7)
+    variants = compared(device, straight, ours) | {"Chamfer similarity": similarities} | limits
+    return Stage("pair scoring", pairs, "pairs", variants, repetitions=7)
 
 
 def embedding(device: torch.device) -> Stage:

@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sop.splits import read_split
+from utils.errors import InputError
 from utils.evaluation import fit_weights
 from utils.files import atomic_write
 from utils.scores import load_scores
 
 QUERIES, COLUMNS, TILE, GAP, FRAME = 3, 5, 88, 14, 4
+TITLES = ("query", "nearest by the global descriptor", "by logit, cosine and Chamfer similarity")
 GREEN, RED = (40, 160, 60), (210, 50, 50)
 
 
@@ -28,12 +30,17 @@ def before_after(data: Path, evaluated: Path, picture: Path) -> None:
     before, paths = candidates.neighbours, read_split(data, "test.txt").paths
     right = [labels.gallery[ranking[:, 0]] == labels.queries for ranking in (before, after)]
     queries = np.flatnonzero(right[1] & ~right[0])
+    print(f"{len(queries)} of {len(before)} queries mended, {int((right[0] & ~right[1]).sum())} spoilt, at rank 1")
+    if not len(queries):
+        raise InputError(f"{evaluated}: reranking has mended no query")
     queries = queries[np.linspace(0, len(queries) - 1, QUERIES + 2, dtype=int)[1:-1]]
     tile, width = TILE + GAP // 2, (2 * COLUMNS + 1) * (TILE + GAP // 2) + 2 * GAP
     sheet = Image.new("RGB", (width, 20 + QUERIES * tile), "white")
     draw = ImageDraw.Draw(sheet)
     lefts = (0, tile + GAP, (1 + COLUMNS) * tile + 2 * GAP)
-    for left, title in zip(lefts, ("query", "nearest by the global descriptor", "after reranking"), strict=True):
+    for left, title in zip(
+        lefts, ("query", "nearest by the global descriptor", "by logit, cosine and Chamfer similarity"), strict=True
+    ):
         draw.text((left + 2, 4), title, "black")
     for row, query in enumerate(queries):
         tiles: list[tuple] = [(lefts[0], query, None)]

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import reproduce
 from models.ingredient import get_model
-from sop.preparation.published import CHECKPOINTS, NEIGHBOURS
+from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands
 from tests import ROOT
 from tests.conftest import TINY, draw_photo
 from tests.faults import send, serving
@@ -95,7 +95,15 @@ def test_the_exit_code(tmp_path, monkeypatch, capsys, shift, code):
         run = tmp_path / folder / "1"
         run.mkdir(parents=True)
         (run / "run.json").write_text(json.dumps({"status": "COMPLETED"}))
-        (run / "config.json").write_text("{}")
+        (command,) = [
+            words for words in evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches") if folder in words
+        ]
+        files = [word.split("=") for word in command.split() if word.startswith(("resume=", "cache_nn_inds="))]
+        (run / "config.json").write_text(json.dumps(dict(files)))
+        (run.parent / "2").mkdir()
+        (run.parent / "2" / "config.json").write_text(json.dumps({**dict(files), "fusion": "crossfit"}))
+        (run.parent / "2" / "run.json").write_text(json.dumps({"status": "COMPLETED"}))
+        (run.parent / "2" / "info.json").write_text(json.dumps({"recall": {"1": 99.0}}))
         recall = {"1": r1, "10": r10 + shift, "100": r100}
         measures = {name: {"R@1": r1} for name in ("global", "fused")}
         (run / "info.json").write_text(json.dumps({"recall": recall, "measures": measures}))

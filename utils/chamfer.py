@@ -14,11 +14,11 @@ class Chamfer:
 
     def encode_queries(self, local: Tensor) -> Tensor:
         """Normalised tokens (B, n, d) of maps (B, d, h, w), in their number format."""
-        return F.normalize(local.flatten(2), dim=1).transpose(1, 2)
+        return self.encode_candidates(local).transpose(1, 2)
 
     def encode_candidates(self, local: Tensor) -> Tensor:
         """The same, (B, d, m)."""
-        return F.normalize(local.flatten(2), dim=1)
+        return F.normalize(local.flatten(2), dim=1, eps=1e-6)  # float16's smallest numbers are about that
 
     def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
         """Similarities (B,), float32, of pairs of encoded images."""

@@ -19,7 +19,7 @@ from utils.chamfer import Chamfer
 from utils.embedding import GLOBAL, LOCAL, embed
 from utils.errors import InputError
 from utils.files import atomic_write
-from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, ranking_by
+from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, describe_grid, ranking_by
 from utils.knn import EXACT
 from utils.logs.table import text_table
 from utils.metrics import Measures, first_match_ranks, measures_of, recall_at_ks, recall_at_ks_rerank
@@ -133,9 +133,9 @@ class Rankings(NamedTuple):
 def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequence[float] | None) -> Rankings:
     """The rankings that can be had from the scores; prints which weights were chosen, or why a row is left out.
 
-    `fusion` says which is written: None: the published one, by the logit, or without logits the one by Chamfer
-    similarity; numbers (w, v): by `logit + w * cosine + v * chamfer`; 'crossfit': that with weights chosen on other
-    classes, or where there are none the published one.
+    `fusion` says which is written. None: the published one, by the logit, or where there is none by Chamfer similarity.
+    Numbers (w, v): by `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': that with weights chosen on
+    other classes, or where none could be chosen the published one.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
     fixed = {"global": Weights(0, np.inf, 0, num_scored)}
@@ -147,6 +147,7 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
         fixed[written] = Weights(float(has_logits), cosine, chamfer, num_scored)
         titles[written] = str(fixed[written])
     rankings = {name: ranking_by(candidates, weights) for name, weights in fixed.items()}
+    print(describe_grid(num_scored, has_logits))
     for name in ("chamfer", "fused") if has_logits else ("chamfer",):
         try:
             fitted = fit_weights(candidates, labels, with_logits=name == "fused")
@@ -158,6 +159,8 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
         rankings[name] = fitted.ranking
         if fusion == "crossfit":
             written = name
+    if fusion == "crossfit" and written not in ("chamfer", "fused"):
+        print(f"fusion=crossfit: no weights could be chosen, the ranking that is written is {titles[written]}")
     return Rankings(rankings, titles, written)
 
 
@@ -177,7 +180,7 @@ def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: di
         name: measures_of(ranking.positions, *labels[:2], ks, labels[2]) for name, ranking in found.rankings.items()
     }
     print(text_table([{"ranking": found.titles[name], **row.values} for name, row in measures.items()]))
-    print(*notes(measures["global"], found.rankings["global"].positions.shape[1]), sep="", end="")
+    print_notes(measures["global"], found.rankings["global"].positions.shape[1])
     info["measures"], info["gains"] = {name: row.values for name, row in measures.items()}, {}
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
     for name in [name for name in found.rankings if name != "global"]:
@@ -186,20 +189,18 @@ def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: di
         info["gains"][name] = {f"R@{change.k}": change.interval for change in changes}
 
 
-def notes(measures: Measures, columns: int) -> list[str]:
-    """What the measures leave out, a line each."""
-    lines = []
+def print_notes(measures: Measures, columns: int) -> None:
+    """Say what the measures leave out."""
     if measures.without_others:
-        lines.append(
-            f"{measures.without_others} queries have no image of their class in the gallery: mAP@R, R-precision and "
-            "MRR leave them out\n"
+        print(
+            f"{measures.without_others} queries have no image of their class in the gallery, themselves left out: "
+            "mAP@R, R-precision and MRR leave them out"
         )
     if measures.cut_short:
-        lines.append(
+        print(
             f"{measures.cut_short} queries have more than {columns} images of their class in the gallery: mAP@R and "
-            f"R-precision count over the {columns} neighbours there are\n"
+            f"R-precision count over the {columns} neighbours there are"
         )
-    return lines
 
 
 def save_evaluation(folder: Path | str, queries, labels: Labels, rankings: Mapping[str, Ranking], written: str) -> None:
@@ -244,6 +245,7 @@ def changes_of(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list
     """What changed at each K, of the ranks, from 0, of each query's first match.
 
     The interval is a paired bootstrap's: queries are drawn with replacement, and a query counts with its own change.
+    It takes queries for independent, and weights for given: with few and large classes it is too narrow.
     """
     changes, rng, n = [], np.random.default_rng(0), len(before)
     for k in ks:

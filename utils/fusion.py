@@ -7,10 +7,11 @@ descriptors, the Chamfer similarity of the two local maps. AMES and LoCoRe fuse
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import groupby, product
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from utils.errors import InputError
 
@@ -58,6 +59,9 @@ class Weights(NamedTuple):
 
 def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:
     """Scores (n, m) of the rescored candidates."""
+    if weights[:3] == (1, 0, 0):  # the logits, to the last bit
+        assert candidates.logits is not None
+        return candidates.logits
     scores = np.zeros_like(candidates.cosines)
     if math.isinf(weights.cosine):
         scores -= np.arange(scores.shape[1], dtype=np.float32)
@@ -68,20 +72,22 @@ def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:
         (weights.logit, candidates.logits),
     )
     for weight, part in parts:
-        if weight and part is not None:
-            scores += part if weight == 1 else np.float32(weight) * part
+        if weight:
+            assert part is not None
+            scores += np.float32(weight) * part
     return scores
 
 
 def ranking_by(candidates: Candidates, weights: Weights) -> Ranking:
     """The first `weights.num_candidates` by falling score, stably, the others behind them."""
     neighbours, m = candidates.neighbours, min(weights.num_candidates, candidates.cosines.shape[1])
-    rescored = fused_scores(candidates, weights)[:, :m]
-    order = np.argsort(-rescored, axis=1, kind="stable")
+    rescored, order = torch.from_numpy(fused_scores(candidates, weights)[:, :m]).sort(
+        dim=1, descending=True, stable=True
+    )
     scores = np.full(neighbours.shape, -np.inf, np.float32)
-    scores[:, :m] = np.take_along_axis(rescored, order, axis=1)
+    scores[:, :m] = rescored
     positions = neighbours.copy()
-    positions[:, :m] = np.take_along_axis(neighbours[:, :m], order, axis=1)
+    positions[:, :m] = np.take_along_axis(neighbours[:, :m], order.numpy(), axis=1)
     return Ranking(scores, positions)
 
 
@@ -95,6 +101,15 @@ def grid(num_scored: int, with_logits: bool) -> list[Weights]:
     return choices + [Weights(0, w, 1, count) for w in reversed(COSINE_TO_CHAMFER) for count in counts]
 
 
+def describe_grid(num_scored: int, with_logits: bool) -> str:
+    """The choices in a line."""
+    formulas = f"Chamfer + w * cosine with w in {COSINE_TO_CHAMFER}"
+    if with_logits:
+        formulas += f"; logit + w * cosine + v * Chamfer with w in {COSINE_WEIGHTS}, v in {CHAMFER_WEIGHTS}"
+    counts = sorted({choice.num_candidates for choice in grid(num_scored, False)})
+    return f"weights are chosen by R@1 among the global ranking and, of the first {counts} candidates, {formulas}"
+
+
 class Outcomes(NamedTuple):
     """What each choice of weights does for each query, bool (choices, n)."""
 
@@ -106,12 +121,13 @@ def outcomes(candidates: Candidates, matches: np.ndarray, choices: Sequence[Weig
     """Of `choices`; `matches` (n, m) tells which candidates are of their query's class."""
     rows = np.arange(len(matches))
     hits, unchanged = (np.empty((len(choices), len(matches)), bool) for _ in range(2))
-    scored: tuple = ()
-    for i, weights in enumerate(choices):
-        if scored[:1] != (weights[:3],):  # those that differ in their number of candidates only stand together
-            scored = weights[:3], fused_scores(candidates, weights)
-        first = scored[1][:, : weights.num_candidates].argmax(axis=1)
-        hits[i], unchanged[i] = matches[rows, first], first == 0
+    numbered = enumerate(choices)
+    for _, group in groupby(numbered, key=lambda item: item[1][:3]):  # of the same weights, scored once
+        scores = None
+        for i, weights in group:
+            scores = fused_scores(candidates, weights) if scores is None else scores
+            first = scores[:, : weights.num_candidates].argmax(axis=1)
+            hits[i], unchanged[i] = matches[rows, first], first == 0
     return Outcomes(hits, unchanged)
 
 

@@ -31,6 +31,14 @@ def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> N
         np.savez(file, **arrays)
 
 
+def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> None:
+    """`save_scores`; a file that cannot be written is reported, and the evaluation goes on."""
+    try:
+        save_scores(folder, candidates, labels)
+    except InputError as error:
+        print(f"scores are not kept: {error}")
+
+
 def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
     """Read it; InputError where there is none, or one that is not so or of other queries than the files beside it."""
     path = Path(folder) / NAME
@@ -44,11 +52,13 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}): run eval_rerank.py with this temp_dir again") from error
     shape = candidates.cosines.shape
+    indices = candidates.neighbours, labels.queries, labels.gallery
     scores = [array for array in candidates[1:] if array is not None]
     if (
         any(array.shape != shape or array.dtype != np.float32 for array in scores)
+        or [array.ndim for array in (candidates.cosines, *indices)] != [2, 2, 1, 1]
+        or any(array.dtype.kind not in "iu" for array in indices)
         or candidates.neighbours.shape[:1] != labels.queries.shape
-        or candidates.neighbours.ndim != 2
         or shape[:1] != labels.queries.shape
         or not 0 < shape[1] <= candidates.neighbours.shape[1]
         or not len(labels.queries)

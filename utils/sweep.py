@@ -51,8 +51,9 @@ def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None
             ylabel="R@1 [%]",
         )
         panel.set_xscale("symlog", linthresh=0.25 if name == "chamfer" else 1)
-        panel.set_xlim(0, max(curve))
-        panel.set_xticks(sorted(curve), [f"{w:g}" for w in sorted(curve)])
+        ticks = sorted({weights.cosine for weights in choices[1:]})
+        panel.set_xlim(0, ticks[-1])
+        panel.set_xticks(ticks, [f"{w:g}" for w in ticks])
         panel.grid(alpha=0.3)
         panel.legend()
     with atomic_write(picture) as file:

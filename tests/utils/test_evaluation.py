@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utils.evaluation import changes_of, write_per_query
+from utils.evaluation import Labels, Ranking, Rankings, changes_of, report_rankings, write_per_query
 
 
 def test_the_table(tmp_path):
@@ -37,3 +37,18 @@ def test_no_change():
     assert [str(change) for change in changes_of(ranks, ranks, [1])] == [
         "R@1: 0 queries gained, 0 lost: +0.00 points (95 % interval +0.00 to +0.00)"
     ]
+
+
+def test_what_the_measures_leave_out_is_said(capsys):
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    positions = np.array([[(i + j) % 7 for j in (1, 2)] for i in range(7)])
+    ranking, info = Ranking(np.zeros((7, 2), np.float32), positions), {}
+    found = Rankings({"global": ranking}, {"global": "global"}, "global")
+    report_rankings(found, Labels(labels, labels, True), [1], info)
+    printed = capsys.readouterr().out
+    assert "1 queries have no image of their class in the gallery, themselves left out: mAP@R" in printed
+    assert (
+        "4 queries have more than 2 images of their class in the gallery: mAP@R and R-precision count over" in printed
+    )
+    assert printed.split()[:7] == ["ranking", "R@1", "mAP@R", "R-precision", "MRR", "global", "57.14"]
+    assert info["measures"]["global"]["R@1"] == 57.14

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from utils.errors import InputError
 from utils.fusion import (
@@ -58,6 +59,21 @@ def test_rankings_against_a_plain_loop(weights):
 def test_the_logits_alone_stay_as_they_are():
     candidates, _, _ = drawn()
     assert (fused_scores(candidates, Weights(1, 0, 0, 9)) == candidates.logits).all()
+
+
+def test_nan_and_negative_zero_are_ranked_as_the_published_way_does():
+    candidates, _, matches = drawn()
+    logits = candidates.logits.copy()
+    logits[:, 3], logits[5] = np.nan, -0.0
+    candidates = candidates._replace(logits=logits)
+    ranking = ranking_by(candidates, Weights(1, 0, 0, 9))
+    expected, order = torch.from_numpy(logits).sort(dim=1, descending=True, stable=True)
+    assert ranking.scores[:, :9].tobytes() == expected.numpy().tobytes()
+    assert (ranking.positions[:, :9] == np.take_along_axis(candidates.neighbours[:, :9], order.numpy(), axis=1)).all()
+    choices = grid(9, True)
+    for weights, hits in zip(choices, outcomes(candidates, matches, choices).hits, strict=True):
+        place = (candidates.neighbours == ranking_by(candidates, weights).positions[:, :1]).argmax(axis=1)
+        assert (hits == matches[np.arange(60), place]).all()
 
 
 def test_equal_scores_keep_their_order():
