@@ -73,8 +73,8 @@ def send(code: int, content: bytes, headers: Headers, drop_after: int | None = N
             return
         body = content[:drop_after]
         if chunked:
-            middle = len(body) // 2
-            for piece in (body[:middle], body[middle:]):
+            half = len(body) // 2
+            for piece in (body[:half], body[half:]):
                 request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             if drop_after is None:
                 request.wfile.write(b"0\r\n\r\n")

@@ -42,8 +42,8 @@ def test_scores_are_those_of_torchs_encoder(activation, normalize_before):
     for i in range(3):
         for start, maps, row in ((1, query, 2), (12, candidate, 3)):
             code = sine_position_encoding(*maps.shape[1:])
-            own = (maps[i] + code).flatten(1).T + matcher.seg_encoder.weight[row]
-            tokens[i, start : start + len(own)] = own
+            encoded = (maps[i] + code).flatten(1).T + matcher.seg_encoder.weight[row]
+            tokens[i, start : start + len(encoded)] = encoded
         tokens[i, 0], tokens[i, 11] = matcher.seg_encoder.weight[0], matcher.seg_encoder.weight[1]
     torch.testing.assert_close(straightforward.pair_tokens(matcher, query, candidate), tokens)
     expected = matcher.classifier(matcher.encoder(tokens)[:, 0])[:, 0]

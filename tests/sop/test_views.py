@@ -43,7 +43,7 @@ def test_each_draw_takes_a_view_of_its_image(images):
     loader = DataLoader(images, batch_sampler=RandomSampler(24, 10, seed=3))
     views = EmbeddedViews(loader, 4, pixels_of)
     expected = [[images[Draw(i, (3, view, i))][0].float() for view in range(4)] for i in range(24)]
-    taken = []
+    draws = []
     for epoch in range(12):
         views.batch_sampler.set_epoch(epoch)
         assert len(views) == 2
@@ -52,8 +52,8 @@ def test_each_draw_takes_a_view_of_its_image(images):
             assert np.array_equal(labels, images.labels[positions])
             for found, image in zip(maps, positions.tolist(), strict=True):
                 (view,) = [number for number, pixels in enumerate(expected[image]) if torch.equal(pixels, found)]
-                taken.append((epoch, image, view))
-    counts = np.bincount([view for _, _, view in taken], minlength=4)
+                draws.append((epoch, image, view))
+    counts = np.bincount([view for _, _, view in draws], minlength=4)
     assert (abs(counts - 60) < 4 * np.sqrt(45)).all()  # 240 draws from 4 views
     for (maps, *_), (again, *_) in zip(views, EmbeddedViews(loader, 4, pixels_of), strict=True):
         assert torch.equal(maps, again)

@@ -57,12 +57,12 @@ def test_one_pass_serves_both_evaluations(folder, tmp_path, capsys):
     assert [len(features) for features in torch.load(file, weights_only=True)["features"]] == [20, 20]
 
 
-def changed(what, folder, kept, capsys, model=None, loader=None, dtype=torch.float32):
+def changed(reason, folder, kept, capsys, model=None, loader=None, dtype=torch.float32):
     """Evaluate with something changed: the descriptors must be those of an evaluation without kept ones."""
     capsys.readouterr()
     model, loader = model or network(), loader or loader_of(folder)
     ours = evaluate_global(model, loader, None, [1], dtype, features=kept)
-    assert f"does not fit, by its {what}: the images are embedded again" in capsys.readouterr().out
+    assert f"does not fit, by its {reason}: the images are embedded again" in capsys.readouterr().out
     assert (ours[1] == evaluate_global(model, loader, None, [1], dtype)[1]).all()
 
 

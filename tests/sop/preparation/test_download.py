@@ -25,8 +25,8 @@ def test_a_file_is_fetched_with_a_bar_that_shows_the_rate(tmp_path, capsys):
         path = download(f"{server.url}/sop.zip?x=1", tmp_path / "new", MD5.upper())
     assert path == tmp_path / "new" / "sop.zip" and path.read_bytes() == OLD
     assert names(tmp_path / "new") == ["sop.zip"]
-    shown = capsys.readouterr().err
-    assert "sop.zip: 100%" in shown and "B/s" in shown
+    printed = capsys.readouterr().err
+    assert "sop.zip: 100%" in printed and "B/s" in printed
 
 
 def test_a_whole_file_is_not_fetched_again(tmp_path):

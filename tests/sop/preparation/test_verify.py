@@ -23,9 +23,9 @@ def paths(folder) -> list[str]:
 def test_good_images_are_counted(folder, paths, capsys):
     shutil.copy(folder / paths[0], folder / paths[1])
     verify_images(folder, paths + paths[:3])  # one named twice is one image
-    shown = capsys.readouterr()
-    assert shown.out == "44 images, 2 groups of identical files (6 files)\n"
-    assert "Verifying: 100%" in shown.err and "44/44" in shown.err
+    printed = capsys.readouterr()
+    assert printed.out == "44 images, 2 groups of identical files (6 files)\n"
+    assert "Verifying: 100%" in printed.err and "44/44" in printed.err
 
 
 def test_each_missing_or_unreadable_image_is_listed(folder, paths, capsys):
@@ -42,13 +42,13 @@ def test_each_missing_or_unreadable_image_is_listed(folder, paths, capsys):
         f"{folder}: of 44 images 1 are missing and 4 unreadable (listed above): "
         "move the folder away and run prepare_data.py to unpack it again"
     )
-    shown = capsys.readouterr().out
-    assert f"{folder / missing}: missing\n" in shown
-    assert f"{folder / cut}: unreadable (image file is truncated" in shown
-    assert f"{folder / empty}: unreadable (cannot identify image file" in shown
-    assert f"{folder / text}: unreadable (cannot identify image file" in shown
-    assert f"{folder / directory}: unreadable ([Errno 21] Is a directory" in shown
-    assert shown.count("unreadable (") == 4 and "44 images, 1 groups of identical files (4 files)\n" in shown
+    printed = capsys.readouterr().out
+    assert f"{folder / missing}: missing\n" in printed
+    assert f"{folder / cut}: unreadable (image file is truncated" in printed
+    assert f"{folder / empty}: unreadable (cannot identify image file" in printed
+    assert f"{folder / text}: unreadable (cannot identify image file" in printed
+    assert f"{folder / directory}: unreadable ([Errno 21] Is a directory" in printed
+    assert printed.count("unreadable (") == 4 and "44 images, 1 groups of identical files (4 files)\n" in printed
 
 
 def test_images_of_every_mode_are_read(tmp_path, capsys):
