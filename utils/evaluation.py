@@ -22,7 +22,7 @@ from utils.files import atomic_write
 from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, describe_grid, ranking_by
 from utils.knn import EXACT
 from utils.logs.table import text_table
-from utils.metrics import Measures, first_match_ranks, measures_of, recall_at_ks, recall_at_ks_rerank
+from utils.metrics import Measures, changes_of, first_match_ranks, measures_of, recall_at_ks, recall_at_ks_rerank
 from utils.reranking import Scorer, matcher_for, pair_scores
 
 TITLES = {
@@ -33,7 +33,6 @@ TITLES = {
     "fused": "all three (crossfit)",
 }
 COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
-RESAMPLES = 10_000  # of queries: another seed moves an interval's ends by a hundredth of its width
 
 
 def evaluate_global(
@@ -225,33 +224,3 @@ def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ra
         table.writerow((query, *row[:2], *("" if np.isinf(rank) else int(rank) + 1 for rank in row[2:])))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-
-
-class Change(NamedTuple):
-    """Queries that a ranking gained and lost at K, and the change of R@K in points with its 95 % interval."""
-
-    k: int
-    gained: int
-    lost: int
-    interval: list[float]  # points, its lower and its upper end
-
-    def __str__(self) -> str:
-        points, low, high = self.interval
-        change = f"{points:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
-        return f"R@{self.k}: {self.gained} queries gained, {self.lost} lost: {change}"
-
-
-def changes_of(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[Change]:
-    """What changed at each K, of the ranks, from 0, of each query's first match.
-
-    The interval is a paired bootstrap's: queries are drawn with replacement, and a query counts with its own change.
-    It takes queries for independent, and weights for given: with few and large classes it is too narrow.
-    """
-    changes, rng, n = [], np.random.default_rng(0), len(before)
-    for k in ks:
-        gained = int(((before >= k) & (after < k)).sum())
-        lost = int(((before < k) & (after >= k)).sum())
-        drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
-        ends = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, (2.5, 97.5))
-        changes.append(Change(k, gained, lost, [round(x, 2) for x in (100 * (gained - lost) / n, *ends.tolist())]))
-    return changes

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from utils.evaluation import Labels, Ranking, Rankings, changes_of, report_rankings, write_per_query
+from utils.evaluation import Labels, Ranking, Rankings, report_rankings, write_per_query
+from utils.metrics import changes_of
 
 
 def test_the_table(tmp_path):
