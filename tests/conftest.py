@@ -1,7 +1,6 @@
 """A tiny dataset in SOP's layout, Sacred runs in process, and the devices that tests run on."""
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +14,6 @@ from torch.backends import cudnn
 from sop.encoded import jpeg_decoder
 from utils.errors import InputError
 from utils.precision import set_precision
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels run on the CPU; read when triton is imported
 
 
 def torchcodec_loads() -> bool:
