@@ -54,5 +54,5 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
     print(", ".join(f"{name} {value:.2f}" for name, value in measures.values.items() if not name.startswith("R@")))
     print_notes(measures, positions.shape[1])
     report_recalls(_run, recalls, positions.shape[1])
-    save_evaluation(temp_dir, query.dataset, labels, {"global": Ranking(distances, positions)}, "global")
+    save_evaluation(temp_dir, query.dataset, Ranking(distances, positions), {"global": measures})
     return recalls[recall_ks[0]]

@@ -10,7 +10,7 @@ from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError, choose
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
-from utils.metrics import MAX_CANDIDATES, recalls_of
+from utils.metrics import MAX_CANDIDATES
 from utils.run import begin_run, note_files, report_recalls
 from utils.scores import keep_scores, load_scores
 
@@ -84,9 +84,9 @@ def main(_run, temp_dir, resume, cache_nn_inds, num_candidates, fusion, features
     labels = Labels.of(loaders.query, loaders.gallery)
     keep_scores(temp_dir, candidates, labels)
     found = rank_candidates(candidates, labels, fusion)
-    report_rankings(found, labels, recall_ks, _run.info)
-    positions = found.rankings[found.written].positions
-    recalls = recalls_of(positions, *map(torch.from_numpy, labels[:2]), recall_ks)
-    report_recalls(_run, recalls, positions.shape[1])
-    save_evaluation(temp_dir, loaders.query.dataset, labels, found.rankings, found.written)
+    measures = report_rankings(found, labels, recall_ks, _run.info)
+    written = found.rankings[found.written]
+    recalls = {k: measures[found.written].values[f"R@{k}"] for k in recall_ks}
+    report_recalls(_run, recalls, written.positions.shape[1])
+    save_evaluation(temp_dir, loaders.query.dataset, written, measures)
     return recalls[recall_ks[0]]

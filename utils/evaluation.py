@@ -22,7 +22,7 @@ from utils.files import atomic_write
 from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, describe_grid, ranking_by
 from utils.knn import EXACT
 from utils.logs.table import text_table
-from utils.metrics import Measures, changes_of, first_match_ranks, measures_of, recall_at_ks, recall_at_ks_rerank
+from utils.metrics import Measures, changes_of, measures_of, recall_at_ks, recall_at_ks_rerank
 from utils.reranking import Scorer, matcher_for, pair_scores
 
 TITLES = {
@@ -165,12 +165,17 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
 
 def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> CrossFit:
     """`crossfit` of the candidates' scores."""
+    return crossfit(candidates, labels.queries, matches_of(candidates, labels), with_logits)
+
+
+def matches_of(candidates: Candidates, labels: Labels) -> np.ndarray:
+    """Which of the rescored candidates (n, m) are of their query's class."""
     scored = candidates.neighbours[:, : candidates.cosines.shape[1]]
-    return crossfit(candidates, labels.queries, labels.gallery[scored] == labels.queries[:, None], with_logits)
+    return labels.gallery[scored] == labels.queries[:, None]
 
 
-def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: dict) -> None:
-    """Print the table of rankings, and what each changes of the global one; both go to `info`.
+def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: dict) -> dict[str, Measures]:
+    """Print the table of rankings, and what each changes of the global one; returns the rankings' measures.
 
     `info['measures']` has them in % by ranking and name, `info['gains']` the points, and their interval, by ranking and
     R@K.
@@ -181,11 +186,11 @@ def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: di
     print(text_table([{"ranking": found.titles[name], **row.values} for name, row in measures.items()]))
     print_notes(measures["global"], found.rankings["global"].positions.shape[1])
     info["measures"], info["gains"] = {name: row.values for name, row in measures.items()}, {}
-    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
     for name in [name for name in found.rankings if name != "global"]:
-        changes = changes_of(ranks["global"], ranks[name], ks)
+        changes = changes_of(measures["global"].ranks, measures[name].ranks, ks)
         print(*(f"{found.titles[name]}, {change}" for change in changes), sep="\n")
         info["gains"][name] = {f"R@{change.k}": change.interval for change in changes}
+    return measures
 
 
 def print_notes(measures: Measures, columns: int) -> None:
@@ -202,13 +207,13 @@ def print_notes(measures: Measures, columns: int) -> None:
         )
 
 
-def save_evaluation(folder: Path | str, queries, labels: Labels, rankings: Mapping[str, Ranking], written: str) -> None:
-    """Write the neighbour files of one ranking, and `per_query.csv` of all.
+def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Mapping[str, Measures]) -> None:
+    """Write the neighbour files of the ranking `written`, and `per_query.csv` of all that were measured.
 
     `queries` is their image set, with `paths` and `classes`.
     """
-    save_neighbours(folder, *rankings[written])
-    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in rankings.items()}
+    save_neighbours(folder, *written)
+    ranks = {name: measured.ranks for name, measured in measures.items()}
     write_per_query(Path(folder) / "per_query.csv", queries.paths, queries.classes, ranks)
 
 

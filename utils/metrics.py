@@ -82,6 +82,7 @@ class Measures(NamedTuple):
     """What a ranking is worth, in %, rounded to two decimals, and what was left out or cut short."""
 
     values: dict[str, float]  # R@K, mAP@R, R-precision and MRR
+    ranks: np.ndarray  # of each query's first match, from 0, infinite without one
     without_others: int  # queries with no image of their class in the gallery: left out of the latter three
     cut_short: int  # queries with more images of their class than the ranking has columns
 
@@ -113,7 +114,7 @@ def measures_of(
     for name, scores in (("mAP@R", average_precision), ("R-precision", r_precision), ("MRR", 1 / (ranks + 1))):
         values[name] = float(np.mean(scores[has_others])) if has_others.any() else 0.0
     in_percent = {name: round(100 * value, 2) for name, value in values.items()}
-    return Measures(in_percent, int((~has_others).sum()), int((relevant > positions.shape[1]).sum()))
+    return Measures(in_percent, ranks, int((~has_others).sum()), int((relevant > positions.shape[1]).sum()))
 
 
 class Change(NamedTuple):

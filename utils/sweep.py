@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from utils.errors import InputError
-from utils.evaluation import TITLES, Labels, fit_weights
+from utils.evaluation import TITLES, Labels, fit_weights, matches_of
 from utils.files import atomic_write
 from utils.fusion import Candidates, grid, outcomes
 from utils.logs.table import text_table
@@ -19,7 +19,7 @@ def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None
     All candidates that were scored count in tables and picture, while the choice is also one of their number.
     """
     num_scored = candidates.cosines.shape[1]
-    matches = labels.gallery[candidates.neighbours[:, :num_scored]] == labels.queries[:, None]
+    matches = matches_of(candidates, labels)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 1 if candidates.logits is None else 2, squeeze=False)[0]
     for panel, name in zip(panels, ("chamfer", "fused"), strict=False):
