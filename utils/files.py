@@ -1,7 +1,12 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and what one process at a time writes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,20 +15,125 @@ from utils.errors import InputError
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` once everything is written; its folder is made.
+    """A binary file that takes the name `path` once everything is written and on the disk; its folder is made.
 
     When the body or the writing fails, a file that stood there before stays as it was and nothing else is left behind.
+    Any number of processes may write the same file: each has a temporary one of its own, and the last to end wins.
     Raises InputError when the operating system refuses, on a full disk for instance.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    with atomic_write_all(path) as (file,):
+        yield file
+
+
+@contextmanager
+def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
+    """`atomic_write` of several files: they take their names when all are written, or none does."""
+    targets, current = [Path(path) for path in paths], Path(paths[0])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            files = []
+            for current in targets:
+                current.parent.mkdir(parents=True, exist_ok=True)
+                files.append(stack.enter_context(_temporary_file(current)))
+            yield files
+            for current, file in zip(targets, files, strict=True):
+                file.flush()
+                os.fsync(file.fileno())
+            for current, file in zip(targets, files, strict=True):
+                Path(file.name).replace(current)
+            for folder in {target.parent for target in targets}:
+                _sync_folder(folder)
     except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror or error}; what stood there is kept") from error
+        raise InputError(f"{current} could not be written: {error.strerror or error}; what stood there is kept") from error
+
+
+@contextmanager
+def _temporary_file(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside `target`, deleted at the end unless it has been renamed.
+
+    It is locked meanwhile. One that is not is left over from a process that was killed, and is deleted.
+    """
+    for leftover in target.parent.iterdir():
+        if leftover.name.startswith(".") and leftover.name.endswith(f".{target.name}.part"):
+            with suppress(OSError), leftover.open("rb") as file:
+                if _lock(file) is True:
+                    leftover.unlink()
+    with _locked_file(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b")) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
+    """Hold the lock file `lock` in the block; the system releases it when the process dies, however that comes.
+
+    Raises InputError where another process holds it, with that process, `what` it writes and some `advice`, and where
+    the operating system refuses.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked_file(lambda: lock.open("a+b"))
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+    except BlockingIOError:
+        holder = ""
+        with suppress(OSError):
+            holder = lock.read_text(errors="replace")
+        raise InputError(f"{what} is being written by {holder or 'another process'}: {advice}") from None
+    except OSError as error:
+        raise InputError(f"{lock.parent} cannot be written to: {error.strerror or error}; {advice}") from error
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """Raise InputError unless `folder`, or where it is to be made, has `size` bytes free for `what`."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise InputError(
+            f"{what} in {folder} needs {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make room, or choose a "
+            "folder on another disk"
+        )
+
+
+def _locked_file(open_file: Callable[[], BinaryIO]) -> BinaryIO:
+    """The file that `open_file` opens, locked by this process. BlockingIOError where another has locked it.
+
+    One that is deleted between opening and locking is opened again.
+    """
+    while True:
+        file = open_file()
+        if _lock(file) is False:
+            file.close()
+            raise BlockingIOError(f"{file.name} is locked")
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+
+
+def _lock(file: BinaryIO) -> bool | None:
+    """Lock an open file for this process: whether that succeeded, None where the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk; a file system that cannot is let be."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
