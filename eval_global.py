@@ -3,15 +3,17 @@
 import torch
 from sacred import Experiment
 
+import models.ingredient
+import sop.ingredient
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
-from utils.errors import InputError
 from utils.evaluation import Labels, evaluate_global, print_notes, save_evaluation
 from utils.experiment import reports_errors, set_up
 from utils.fusion import Ranking
 from utils.knn import make_index
 from utils.metrics import measures_of
 from utils.run import begin_run, note_files, report_recalls
+from utils.settings import TEXT, one_of
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
 
@@ -29,30 +31,38 @@ def config():
     seed = 0
 
 
+RULES = {
+    "": {
+        "resume": TEXT.or_none(),
+        "knn_index": TEXT,
+        "query_set": one_of("test", "train"),
+        "features": TEXT.or_none(),
+    },
+    "dataset": sop.ingredient.RULES,
+    "model": models.ingredient.RULES,
+}
 begin = ex.capture(begin_run)
 
 
 @ex.automain
 @reports_errors
 def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
-    if query_set not in ("test", "train"):
-        raise InputError(f"query_set={query_set!r} is unknown: choose from 'test', 'train'")
-    make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
-    device, dtype = begin()
-    torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders(training=False, device=device)
-    query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
-    torch.manual_seed(seed)
-    if resume is None:
-        print("no checkpoint was given (resume=FILE): evaluating the initial model")
-    model = load_model(loaders.num_classes, resume, device)
-    note_files(_run, resume, *input_files())
-    recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
-    labels = Labels.of(query, gallery)
-    measures = measures_of(positions, labels.queries, labels.gallery, recall_ks, labels.is_self_search)
-    _run.info["measures"] = {"global": measures.values}
-    print(", ".join(f"{name} {value:.2f}" for name, value in measures.values.items() if not name.startswith("R@")))
-    print_notes(measures, positions.shape[1])
-    report_recalls(_run, recalls, positions.shape[1])
-    save_evaluation(temp_dir, query.dataset, Ranking(distances, positions), {"global": measures})
-    return recalls[recall_ks[0]]
+    with begin(RULES) as (device, dtype):
+        make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
+        torch.manual_seed(seed)
+        loaders, recall_ks = get_loaders(training=False, device=device)
+        query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
+        torch.manual_seed(seed)
+        if resume is None:
+            print("no checkpoint was given (resume=FILE): evaluating the initial model")
+        model = load_model(loaders.num_classes, resume, device)
+        note_files(_run, resume, *input_files())
+        recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
+        labels = Labels.of(query, gallery)
+        measures = measures_of(positions, labels.queries, labels.gallery, recall_ks, labels.is_self_search)
+        _run.info["measures"] = {"global": measures.values}
+        print(", ".join(f"{name} {value:.2f}" for name, value in measures.values.items() if not name.startswith("R@")))
+        print_notes(measures, positions.shape[1])
+        report_recalls(_run, recalls, positions.shape[1])
+        save_evaluation(temp_dir, query.dataset, Ranking(distances, positions), {"global": measures})
+        return recalls[recall_ks[0]]

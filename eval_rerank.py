@@ -5,19 +5,21 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
+import models.ingredient
+import sop.ingredient
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
-from utils.errors import InputError, choose
+from utils.errors import InputError
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
 from utils.metrics import MAX_CANDIDATES
 from utils.run import begin_run, note_files, report_recalls
 from utils.scores import keep_scores, load_scores
+from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_number
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 
 MAX_WEIGHT = 1_000_000
-SCORERS = {"matcher": True, "chamfer": False}  # whether the matcher scores beside the similarities
 
 
 @ex.config
@@ -35,20 +37,27 @@ def config():
     seed = 0
 
 
+def is_fusion(value: object) -> bool:
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return all(map(number(0, MAX_WEIGHT).accepts, value))
+    return value in (None, "crossfit")
+
+
+RULES = {
+    "": {
+        "resume": TEXT.or_none(),
+        "cache_nn_inds": TEXT,
+        "scorer": one_of("matcher", "chamfer"),
+        "num_candidates": whole_number(1),
+        "fusion": Rule(
+            f"None, two numbers from 0 to {MAX_WEIGHT:,} ([w, v]), or 'crossfit'", is_fusion, " is unknown: give"
+        ),
+        "features": TEXT.or_none(),
+    },
+    "dataset": sop.ingredient.RULES,
+    "model": models.ingredient.RULES,
+}
 begin = ex.capture(begin_run)
-
-
-@ex.capture
-def check_settings(scorer, num_candidates, fusion) -> bool:
-    """Whether the matcher is to score; InputError for settings that are none."""
-    if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1:
-        raise InputError(f"num_candidates={num_candidates!r}: give a whole number from 1")
-    is_pair = isinstance(fusion, list | tuple) and len(fusion) == 2
-    numbers = is_pair and all(type(x) in (int, float) and 0 <= x <= MAX_WEIGHT for x in fusion)
-    if not (fusion is None or fusion == "crossfit" or numbers):
-        allowed = f"None, two numbers from 0 to {MAX_WEIGHT:,} ([w, v]), or 'crossfit'"
-        raise InputError(f"fusion={fusion!r} is unknown: give {allowed}")
-    return choose(SCORERS, scorer, "scorer")
 
 
 @ex.command
@@ -57,6 +66,7 @@ def sweep(temp_dir):
     """Try weights on the scores that an evaluation has left in temp_dir, without scoring again."""
     from utils.sweep import sweep_weights  # imports matplotlib
 
+    check_settings({"temp_dir": temp_dir}, {"temp_dir": TEXT})
     picture = Path(temp_dir) / "sweep.png"
     sweep_weights(*load_scores(temp_dir), picture)
     print(f"{picture} shows R@1 over the weights")
@@ -64,29 +74,29 @@ def sweep(temp_dir):
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, num_candidates, fusion, features, seed):
-    with_matcher = check_settings()
-    if resume is None:
-        raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
-    device, dtype = begin()
-    torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders(training=False, device=device)
-    neighbours = loaders.neighbours(cache_nn_inds)
-    if num_candidates > neighbours.shape[1]:
-        print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")
-    neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
-    torch.manual_seed(seed)
-    model = load_model(loaders.num_classes, resume, device)
-    note_files(_run, resume, cache_nn_inds, *input_files())
-    candidates = score_candidates(
-        model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
-    )
-    labels = Labels.of(loaders.query, loaders.gallery)
-    keep_scores(temp_dir, candidates, labels)
-    found = rank_candidates(candidates, labels, fusion)
-    measures = report_rankings(found, labels, recall_ks, _run.info)
-    written = found.rankings[found.written]
-    recalls = {k: measures[found.written].values[f"R@{k}"] for k in recall_ks}
-    report_recalls(_run, recalls, written.positions.shape[1])
-    save_evaluation(temp_dir, loaders.query.dataset, written, measures)
-    return recalls[recall_ks[0]]
+def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, seed):
+    with begin(RULES) as (device, dtype):
+        if resume is None:
+            raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
+        torch.manual_seed(seed)
+        loaders, recall_ks = get_loaders(training=False, device=device)
+        neighbours = loaders.neighbours(cache_nn_inds)
+        if num_candidates > neighbours.shape[1]:
+            print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")
+        neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
+        torch.manual_seed(seed)
+        model = load_model(loaders.num_classes, resume, device)
+        note_files(_run, resume, cache_nn_inds, *input_files())
+        with_matcher = scorer == "matcher"
+        candidates = score_candidates(
+            model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
+        )
+        labels = Labels.of(loaders.query, loaders.gallery)
+        keep_scores(temp_dir, candidates, labels)
+        found = rank_candidates(candidates, labels, fusion)
+        measures = report_rankings(found, labels, recall_ks, _run.info)
+        written = found.rankings[found.written]
+        recalls = {k: measures[found.written].values[f"R@{k}"] for k in recall_ks}
+        report_recalls(_run, recalls, written.positions.shape[1])
+        save_evaluation(temp_dir, loaders.query.dataset, written, measures)
+        return recalls[recall_ks[0]]

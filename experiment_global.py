@@ -5,12 +5,15 @@ from sacred import Experiment
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
+import models.ingredient
+import sop.ingredient
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import reports_errors, set_up
 from utils.losses import Contrastive
-from utils.run import begin_run, note_files, run_training
+from utils.run import TRAINING_RULES, begin_run, note_files, run_training
+from utils.settings import FLAG, number
 from utils.steps import global_step
 from utils.training import TrainingState, parameter_groups
 
@@ -28,6 +31,7 @@ def config():
     scheduler_tau = [60, 80]  # epochs after which the learning rate is multiplied by scheduler_gamma
     scheduler_gamma = 0.1
     temperature = 0.05
+    resume = None  # checkpoint to take the weights from
     micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint is written
     cpu = False
@@ -36,6 +40,11 @@ def config():
     seed = 364086339
 
 
+RULES = {
+    "": TRAINING_RULES | {"momentum": number(0, 1), "nesterov": FLAG, "temperature": number(1e-6)},
+    "dataset": sop.ingredient.RULES,
+    "model": models.ingredient.RULES,
+}
 begin, train = ex.capture(begin_run), ex.capture(run_training)
 
 
@@ -50,19 +59,19 @@ def new_state(
 
 @ex.automain
 @reports_errors
-def main(_run, temperature, micro_batch, seed):
-    device, dtype = begin()
-    torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders(device=device)
-    torch.manual_seed(seed)
-    model = load_model(loaders.num_classes, None, device)
-    note_files(_run, *input_files(training=True))
-    state = new_state(model, dtype)
-    step = global_step(model, Contrastive(temperature), dtype, micro_batch)
-    torch.manual_seed(seed)
-    return train(
-        state=state,
-        step=step,
-        loader=loaders.train,
-        validate=lambda: evaluate_global(model, loaders.query, loaders.gallery, recall_ks, dtype),
-    )
+def main(_run, temperature, micro_batch, resume, seed):
+    with begin(RULES) as (device, dtype):
+        torch.manual_seed(seed)
+        loaders, recall_ks = get_loaders(device=device)
+        torch.manual_seed(seed)
+        model = load_model(loaders.num_classes, resume, device, training=True)
+        note_files(_run, resume, *input_files(training=True))
+        state = new_state(model, dtype)
+        step = global_step(model, Contrastive(temperature), dtype, micro_batch)
+        torch.manual_seed(seed)
+        return train(
+            state=state,
+            step=step,
+            loader=loaders.train,
+            validate=lambda: evaluate_global(model, loaders.query, loaders.gallery, recall_ks, dtype),
+        )

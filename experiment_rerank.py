@@ -5,6 +5,8 @@ from sacred import Experiment
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+import models.ingredient
+import sop.ingredient
 from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
@@ -13,7 +15,8 @@ from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
 from utils.experiment import reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
-from utils.run import begin_run, note_files, run_training
+from utils.run import TRAINING_RULES, begin_run, note_files, run_training
+from utils.settings import TEXT, whole_number
 from utils.steps import rerank_step
 from utils.training import TrainingState, parameter_groups
 
@@ -41,6 +44,11 @@ def config():
     seed = 459858808
 
 
+RULES = {
+    "": TRAINING_RULES | {"cache_nn_inds": TEXT, "frozen_views": whole_number(1).or_none()},
+    "dataset": sop.ingredient.RULES,
+    "model": models.ingredient.RULES,
+}
 begin, train = ex.capture(begin_run), ex.capture(run_training)
 
 
@@ -53,24 +61,29 @@ def new_state(model, dtype, lr, weight_decay, no_bias_decay, scheduler_tau, sche
 @ex.automain
 @reports_errors
 def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
-    if frozen_views is not None and not _config["model"]["freeze_backbone"]:
-        raise InputError(f"frozen_views={frozen_views} needs a frozen backbone: set model.freeze_backbone=True")
-    device, dtype = begin()
-    torch.manual_seed(seed)
-    loaders, recall_ks = get_loaders(device=device)
-    neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
-    torch.manual_seed(seed)
-    model = load_model(loaders.num_classes, resume, device, training=True)
-    note_files(_run, resume, cache_nn_inds, *input_files(training=True))
-    state = new_state(model, dtype)
-    step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
-    train_loader = loaders.train
-    if frozen_views is not None:
-        train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
-    torch.manual_seed(seed)
-    return train(
-        state=state,
-        step=step,
-        loader=train_loader,
-        validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
-    )
+    with begin(RULES) as (device, dtype):
+        if frozen_views is not None and not _config["model"]["freeze_backbone"]:
+            raise InputError(f"frozen_views={frozen_views} needs a frozen backbone: set model.freeze_backbone=True")
+        if _config["dataset"]["sampler"] != "triplet":
+            raise InputError(
+                f"dataset.sampler={_config['dataset']['sampler']!r}: reranking is trained on triplets, set "
+                "dataset.sampler=triplet"
+            )
+        torch.manual_seed(seed)
+        loaders, recall_ks = get_loaders(device=device)
+        neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
+        torch.manual_seed(seed)
+        model = load_model(loaders.num_classes, resume, device, training=True)
+        note_files(_run, resume, cache_nn_inds, *input_files(training=True))
+        state = new_state(model, dtype)
+        step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
+        train_loader = loaders.train
+        if frozen_views is not None:
+            train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
+        torch.manual_seed(seed)
+        return train(
+            state=state,
+            step=step,
+            loader=train_loader,
+            validate=lambda: evaluate_rerank(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
+        )

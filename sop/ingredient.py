@@ -13,14 +13,39 @@ from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.splits import Split, class_map, read_split
-from sop.transforms import test_transform, train_transform
+from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
-from utils.errors import InputError, listing
+from utils.errors import InputError
+from utils.settings import FLAG, TEXT, Rules, either, list_of, one_of, whole_number
 
 data_ingredient = Ingredient("dataset")
 
 SOP_TRAINING_IMAGES = 59551
-SAMPLERS = ("random", "random_id", "triplet")
+RULES: Rules = {
+    "name": TEXT,
+    "data_path": TEXT,
+    "train_file": TEXT,
+    "test_file": either(TEXT, list_of(TEXT)),
+    "val_file": TEXT.or_none(),
+    "batch_size": whole_number(1),
+    "sample_per_id": whole_number(1),
+    "test_batch_size": whole_number(1),
+    "sampler": one_of("random", "random_id", "triplet"),
+    "num_workers": whole_number(0),
+    "pin_memory": FLAG,
+    "crop_size": whole_number(32, 4096),  # the trunk halves it five times
+    "decode": one_of(*DECODERS),
+    "image_cache": TEXT.or_none(),
+    "recalls": list_of(whole_number(1, 1_000_000)),
+    "num_identities": whole_number(1),
+    "num_iterations": whole_number(1).or_none(),
+    "train_cache_nn_inds": TEXT.or_none(),
+}
+
+
+def _quotient(total: object, part: object) -> int | None:
+    """Whole parts in a total; None for settings that `RULES` refuse."""
+    return total // part if isinstance(total, int) and isinstance(part, int) and part > 0 else None
 
 
 @data_ingredient.config
@@ -40,8 +65,10 @@ def config():
     decode = "exact"  # PIL's pixels; nearly the same: 'fast', JPEGs at half their size or less; 'device', by the GPU
     image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
     recalls = [1, 10, 100, 1000]
-    num_identities = batch_size // sample_per_id  # classes in a batch of 'random_id'
-    num_iterations = SOP_TRAINING_IMAGES // batch_size  # batches in an epoch of 'random_id'; None: images // batch_size
+    num_identities = _quotient(batch_size, sample_per_id)  # classes in a batch of 'random_id'
+    num_iterations = _quotient(
+        SOP_TRAINING_IMAGES, batch_size
+    )  # batches in an epoch of 'random_id'; None: images // batch_size
     train_cache_nn_inds = None  # neighbour file of the training images, for 'triplet'
     test_cache_nn_inds = None  # recorded only
 
@@ -175,7 +202,7 @@ def get_loaders(
             other_sets = {"test": len(test_splits[0].paths)}
             neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets)
             return TripletSampler(images.labels, neighbours, batch_size, seed)
-        raise InputError(f"dataset.sampler={sampler!r} is unknown: choose from {listing(SAMPLERS)}")
+        raise InputError(f"dataset.sampler={sampler!r}{RULES['sampler'].refusal} {RULES['sampler'].allowed}")
 
     train = None
     if training:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sacred.observers import FileStorageObserver
 from torch.backends import cudnn
 
 from sop.encoded import jpeg_decoder
 from utils.errors import InputError
+from utils.experiment import RunFolder
 from utils.precision import set_precision
 
 
@@ -89,7 +89,7 @@ def observed(tmp_path):
 
     def run(ex, command=None, named_configs=(), **config):
         folder = tmp_path / f"sacred{len(list(tmp_path.glob('sacred*')))}"
-        ex.observers[:] = [FileStorageObserver(folder)]
+        ex.observers[:] = [RunFolder(folder)]
         try:
             result = ex.run(command, config_updates=config, named_configs=named_configs).result
         finally:

@@ -353,7 +353,7 @@ def test_nothing_is_saved_past_a_loss_that_is_not_finite(tiny, observed, tmp_pat
         (experiment_rerank.ex, {"dataset": {"sampler": "triplet"}}, r"'triplet' needs dataset\.train_cache_nn_inds"),
         (experiment_rerank.ex, {"frozen_views": 4}, r"frozen_views=4 needs a frozen backbone: set model\.freeze_b"),
         (experiment_global.ex, {"dataset": {"recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
-        (experiment_rerank.ex, {"dataset": {"recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
+        (experiment_rerank.ex, {"dataset": {"sampler": "triplet", "recalls": [10]}}, r"dataset\.recalls=\[10\] .* R@1"),
     ],
 )
 def test_refused_in_one_message_and_before_anything_is_written(tiny, observed, tmp_path, ex, changes, message):

@@ -1,17 +1,29 @@
-"""What is Sacred's in the five commands: its settings, and errors that end a command in one message."""
+"""What is Sacred's in the five commands: its settings, its run folders, and how errors and signals end a command."""
 
+import json
+import multiprocessing.util
+import os
 import re
-from collections.abc import Callable
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
 from sacred import SETTINGS, Experiment
-from sacred.observers import FileStorageObserver
+from sacred.observers import FileStorageObserver, file_storage
 from sacred.run import Run
+from sacred.serializer import flatten
+from sacred.stdout_capturing import CapturedStdout
 from sacred.utils import SacredError, apply_backspaces_and_linefeeds
 
-from utils.errors import ReportedError
+from utils.errors import InputError, ReportedError
+from utils.files import atomic_write
 from utils.memory import peak_memory
+from utils.settings import SEED, check_settings
 
 SETTINGS.CAPTURE_MODE = "sys"
 
@@ -25,12 +37,25 @@ class CommandError(SacredError):
         super().__init__(message, print_traceback=False)
 
 
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """Ends a command without a traceback and with a signal's exit code; Sacred records the run as interrupted."""
+
+
 def set_up(ex: Experiment) -> Experiment:
     """Captured output is kept as a terminal would show it, and the run's memory is noted."""
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
+    ex.config_hook(check_seed)
     ex.post_run_hook(note_memory)
-    ex.post_run_hook(write_output_anew)
     return ex
+
+
+def check_seed(config: dict, command_name: str, logger) -> dict:
+    """Refuse a seed that Sacred itself, which draws with it before a command begins, cannot use."""
+    try:
+        check_settings({"seed": 0} | config, {"seed": SEED})
+    except InputError as error:
+        raise CommandError(str(error)) from error
+    return {}
 
 
 def note_memory(_run: Run) -> None:
@@ -38,26 +63,115 @@ def note_memory(_run: Run) -> None:
     _run.info["peak_memory_gb"] = round(peak_memory() / 1e9, 2)
 
 
-def write_output_anew(_run: Run) -> None:
-    """Have the observers write all output once more at the end.
-
-    Meanwhile Sacred appends to cout.txt every ten seconds, and a bar that has moved on is mixed with what it was.
-    """
-    for observer in _run.observers:
-        if isinstance(observer, FileStorageObserver):
-            (Path(observer.dir) / "cout.txt").unlink(missing_ok=True)
-            observer.cout_write_cursor = 0
-
-
 def reports_errors(main: Callable) -> Callable:
-    """Turn an error of ours that ends a command into one message; `--debug` and `--pdb` still show where it arose."""
+    """Turn an error of ours that ends a command into one message; `--debug` and `--pdb` still show where it arose.
+
+    SIGTERM and SIGINT end it without a traceback, and with exit code 128 + the signal's number.
+    """
 
     @wraps(main)
     def reporting(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
+            with _interrupted_by(signal.SIGINT, signal.SIGTERM):
+                return main(*args, **kwargs)
         except ReportedError as error:
             message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
             raise CommandError(message.strip()) from error  # without the traceback of a loader's worker
 
     return reporting
+
+
+@contextmanager
+def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Have signals end the block as an interrupt, in the main thread."""
+
+    process = os.getpid()
+
+    def interrupt(number: int, frame) -> None:
+        for handled in signals:
+            signal.signal(handled, signal.SIG_DFL)  # a second one ends the process at once
+        if os.getpid() == process:  # not a worker, which has the handler, too
+            print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
+        raise Interrupted(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    multiprocessing.util.get_temp_dir()  # workers share this process's, which it deletes at its end, and make none
+    before = [signal.signal(handled, interrupt) for handled in signals]
+    try:
+        yield
+    finally:
+        for handled, handler in zip(signals, before, strict=True):
+            signal.signal(handled, handler)
+
+
+class RunFolder(FileStorageObserver):
+    """Sacred's run folder (`-F`), each file of it whole: replaced at once, or left as it was.
+
+    By itself Sacred appends to `cout.txt`, where a bar that has moved on is mixed with what it was, and empties its
+    other files before it writes them. What cannot be written is tried again with the next heartbeat. What is lacking at
+    the end ends the command with an error, after all that it has printed; a folder that cannot be begun does at once.
+    """
+
+    def started_event(self, *args, **kwargs):
+        self.metrics: dict[str, dict[str, list]] = {}
+        self.unsaved: dict[str, str] = {}  # by file: why it could not be written
+        try:
+            run_id = super().started_event(*args, **kwargs)
+            self.save_json(self.metrics, "metrics.json")
+        except (OSError, InputError) as error:
+            raise CommandError(f"the run folder {self.basedir} (-F) cannot be written: {error}") from error
+        if self.unsaved:
+            raise CommandError(f"the run folder (-F) cannot be begun: {next(iter(self.unsaved.values()))}")
+        return run_id
+
+    def save_json(self, obj, filename):
+        self._save(filename, json.dumps(flatten(obj), sort_keys=True, indent=2))
+
+    def save_cout(self):
+        self._save("cout.txt", self.cout)
+
+    def save_file(self, filename, target_name=None):
+        try:
+            super().save_file(filename, target_name)
+        except (OSError, InputError) as error:
+            self.unsaved[target_name or Path(filename).name] = str(error)
+
+    def log_metrics(self, metrics_by_name, info):
+        for name, added in metrics_by_name.items():
+            logged = self.metrics.setdefault(name, {"values": [], "steps": [], "timestamps": []})
+            logged["values"] += added["values"]
+            logged["steps"] += added["steps"]
+            logged["timestamps"] += [time.isoformat() for time in added["timestamps"]]
+        if metrics_by_name or "metrics.json" in self.unsaved:
+            self.save_json(self.metrics, "metrics.json")
+
+    def join(self):
+        """Called once the run has ended."""
+        if self.unsaved:
+            raise SystemExit(
+                f"Error: what is printed above is right, but the run folder {self.dir} lacks the last state of "
+                f"{', '.join(self.unsaved)} ({next(iter(self.unsaved.values()))})"
+            )
+
+    def _save(self, name: str, text: str) -> None:
+        try:
+            with atomic_write(Path(self.dir) / name) as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+            self.unsaved.pop(name, None)
+        except InputError as error:
+            self.unsaved[name] = str(error)
+
+
+def copy_whole(source: Path | str, target: Path | str) -> None:
+    """Copy a file, whole or not at all; one onto itself is left."""
+    if not (Path(target).exists() and Path(target).samefile(source)):
+        with Path(source).open("rb") as content, atomic_write(target) as file:
+            shutil.copyfileobj(content, file)
+
+
+file_storage.FileStorageObserver = RunFolder  # type: ignore[misc]  # what -F makes
+file_storage.copyfile = copy_whole  # type: ignore[assignment]
+# what a run prints between its last heartbeat and an error is not lost
+CapturedStdout.closed = property(lambda captured: captured.buffer.closed and captured.final is None)  # type: ignore[assignment,method-assign]

@@ -28,23 +28,25 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
 @contextmanager
 def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
     """`atomic_write` of several files: they take their names when all are written, or none does."""
-    targets, current = [Path(path) for path in paths], Path(paths[0])
+    targets = [Path(path) for path in paths]
     try:
         with ExitStack() as stack:
-            files = []
-            for current in targets:
-                current.parent.mkdir(parents=True, exist_ok=True)
-                files.append(stack.enter_context(_temporary_file(current)))
+            for folder in {target.parent for target in targets}:
+                folder.mkdir(parents=True, exist_ok=True)
+            files = [stack.enter_context(_temporary_file(target)) for target in targets]
             yield files
-            for current, file in zip(targets, files, strict=True):
+            for file in files:
                 file.flush()
                 os.fsync(file.fileno())
-            for current, file in zip(targets, files, strict=True):
-                Path(file.name).replace(current)
+            for target, file in zip(targets, files, strict=True):
+                Path(file.name).replace(target)
             for folder in {target.parent for target in targets}:
                 _sync_folder(folder)
     except OSError as error:
-        raise InputError(f"{current} could not be written: {error.strerror or error}; what stood there is kept") from error
+        names = ", ".join(map(str, targets))
+        raise InputError(
+            f"{names} could not be written: {error.strerror or error}; what stood there is kept"
+        ) from error
 
 
 @contextmanager
@@ -72,6 +74,7 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
     Raises InputError where another process holds it, with that process, `what` it writes and some `advice`, and where
     the operating system refuses.
     """
+    is_new = not lock.parent.exists()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = _locked_file(lambda: lock.open("a+b"))
@@ -90,6 +93,9 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # it holds what was written
+                    lock.parent.rmdir()
 
 
 def check_room(folder: Path, size: int, what: str) -> None:

@@ -1,8 +1,9 @@
-"""What the four commands that compute do around their work: the device, the run's files and recalls, training."""
+"""What the four commands that compute do around their work: checks, the device, the run's files, training."""
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -10,37 +11,63 @@ import faiss
 import torch
 from torch.backends import cudnn
 
-from utils.errors import InputError, listing
+from utils.errors import listing
+from utils.files import only_writer
 from utils.memory import keep_freed_memory
-from utils.precision import set_precision
+from utils.precision import DTYPES, set_precision
+from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit
 
-CUDNN_FLAGS = ("benchmark", "deterministic")
+RULES: Rules = {
+    "temp_dir": TEXT,
+    "cpu": FLAG,
+    "cudnn_flag": one_of("benchmark", "deterministic"),
+    "precision": one_of(*DTYPES, None),
+    "seed": SEED,
+}
+TRAINING_RULES: Rules = {
+    "epochs": whole_number(0),
+    "lr": number(0),
+    "weight_decay": number(0),
+    "no_bias_decay": FLAG,
+    "scheduler_tau": list_of(whole_number(0), least=0),
+    "scheduler_gamma": number(0),
+    "micro_batch": whole_number(1).or_none(),
+    "resume": TEXT.or_none(),
+}
 
 
-def begin_run(_run, cpu: bool, cudnn_flag: str, precision: str | None) -> tuple[torch.device, torch.dtype]:
-    """The device, `cuda:0`, or the CPU when asked for or without CUDA, and the number format to compute in.
+@contextmanager
+def begin_run(
+    rules: Mapping[str, Rules], _run, _config: dict, temp_dir: str, cpu: bool, cudnn_flag: str, precision: str | None
+) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """In the block the run alone writes to `temp_dir`; gives the device and the number format to compute in.
 
-    Sets cuDNN's flag, notes versions and keeps freed memory. InputError for an unknown flag or precision.
+    The device is `cuda:0`, or the CPU when asked for or without CUDA. Settings are checked first, those of an
+    ingredient by the `rules` under its name, the command's own by those under "". Sets cuDNN's flag, notes versions and
+    keeps freed memory. InputError for a setting that cannot be used, and for a `temp_dir` that cannot be written or
+    that another process writes to.
     """
-    if cudnn_flag not in CUDNN_FLAGS:
-        raise InputError(f"cudnn_flag={cudnn_flag!r} is unknown: choose from {listing(CUDNN_FLAGS)}")
-    setattr(cudnn, cudnn_flag, True)
-    _run.info["versions"] = {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "cuda": torch.version.cuda,
-        "faiss": faiss.__version__,
-    }
-    keep_freed_memory()
-    device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
-    _run.info["versions"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    if device.type == "cuda":
-        _run.post_run_hooks.append(partial(note_cuda_memory, _run))
-    elif not cpu:
-        print("no CUDA device was found: running on the CPU")
-    return device, set_precision(precision, device)
+    check_settings(_config, RULES | rules[""])
+    for name in rules.keys() - {""}:
+        check_settings(_config[name], rules[name], f"{name}.")
+    with only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir"):
+        setattr(cudnn, cudnn_flag, True)
+        _run.info["versions"] = {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "cuda": torch.version.cuda,
+            "faiss": faiss.__version__,
+        }
+        keep_freed_memory()
+        device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+        _run.info["versions"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        if device.type == "cuda":
+            _run.post_run_hooks.append(partial(note_cuda_memory, _run))
+        elif not cpu:
+            print("no CUDA device was found: running on the CPU")
+        yield device, set_precision(precision, device)
 
 
 def note_cuda_memory(run) -> None:

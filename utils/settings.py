@@ -1,10 +1,12 @@
 """What the values of settings may be: rules, and one check that names a setting, its value and what is allowed."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from utils.errors import InputError, listing
+
+LARGEST = sys.float_info.max
 
 
 class Rule(NamedTuple):
@@ -12,13 +14,14 @@ class Rule(NamedTuple):
 
     allowed: str
     accepts: Callable[[object], bool]
+    refusal: str = ": give"
 
     def or_none(self) -> "Rule":
         """The rule that allows None too."""
-        return Rule(f"{self.allowed}, or None", lambda value: value is None or self.accepts(value))
+        return Rule(f"{self.allowed}, or None", lambda value: value is None or self.accepts(value), self.refusal)
 
 
-Rules = Mapping[str, Rule]
+Rules = dict[str, Rule]
 
 
 def whole_number(least: int, most: int | None = None, multiple: int = 1) -> Rule:
@@ -31,27 +34,32 @@ def whole_number(least: int, most: int | None = None, multiple: int = 1) -> Rule
     return Rule(f"{kind} from {least:,}" + ("" if most is None else f" to {most:,}"), accepts)
 
 
-def number(least: float = 0, most: float = math.inf) -> Rule:
+def number(least: float, most: float | None = None) -> Rule:
     """A finite number from `least` to `most`."""
 
     def accepts(value: object) -> bool:
-        return type(value) in (int, float) and least <= value <= most and math.isfinite(value)  # type: ignore[operator,arg-type]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and least <= value <= (LARGEST if most is None else most)  # type: ignore[operator]
 
-    return Rule(f"a number from {least:g}" + ("" if math.isinf(most) else f" to {most:g}"), accepts)
+    return Rule(f"a number from {least:,}" + ("" if most is None else f" to {most:,}"), accepts)
 
 
 def one_of(*choices: object) -> Rule:
-    """One of the choices."""
-    return Rule(f"one of {listing(choices)}", lambda value: any(value is choice or (value == choice and type(value) is type(choice)) for choice in choices))
+    """One of some texts, or None where that is among them."""
+    return Rule(
+        listing(choices),
+        lambda value: isinstance(value, str | None) and value in choices,
+        " is unknown: choose from",
+    )
 
 
 def list_of(rule: Rule, least: int = 1) -> Rule:
-    """A list of values that `rule` allows, at least so many."""
+    """A list of at least so many values that `rule` allows."""
 
     def accepts(value: object) -> bool:
         return isinstance(value, list | tuple) and len(value) >= least and all(map(rule.accepts, value))
 
-    return Rule(f"a list of {least} or more, each {rule.allowed}", accepts)
+    return Rule(f"a list of {'one or more' if least else 'none or more'}, each {rule.allowed}", accepts)
 
 
 def either(*rules: Rule) -> Rule:
@@ -59,12 +67,13 @@ def either(*rules: Rule) -> Rule:
     return Rule(", or ".join(rule.allowed for rule in rules), lambda value: any(rule.accepts(value) for rule in rules))
 
 
-TEXT = Rule("text", lambda value: isinstance(value, str) and bool(value))
+TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value) and "\0" not in value)
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+SEED = whole_number(0, 2**32 - 1)  # numpy's limit
 
 
 def check_settings(config: Mapping[str, object], rules: Rules, prefix: str = "") -> None:
     """Raise InputError for the first setting of `config` whose value its rule does not allow."""
     for name, rule in rules.items():
-        if name in config and not rule.accepts(config[name]):
-            raise InputError(f"{prefix}{name}={config[name]!r} cannot be used: give {rule.allowed}")
+        if not rule.accepts(config[name]):
+            raise InputError(f"{prefix}{name}={config[name]!r}{rule.refusal} {rule.allowed}")
