@@ -1,5 +1,7 @@
 """Global retrieval: embed the images, search each query's nearest neighbours, report R@K (paper, section 4)."""
 
+from pathlib import Path
+
 import torch
 from sacred import Experiment
 
@@ -9,6 +11,7 @@ from models.ingredient import load_model, model_ingredient
 from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.evaluation import Labels, evaluate_global, print_notes, save_evaluation
 from utils.experiment import reports_errors, set_up
+from utils.files import check_room
 from utils.fusion import Ranking
 from utils.knn import make_index
 from utils.metrics import measures_of
@@ -16,6 +19,8 @@ from utils.run import begin_run, note_files, report_recalls
 from utils.settings import TEXT, one_of
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
+
+BYTES_A_NEIGHBOUR = 12  # position and distance
 
 
 @ex.config
@@ -52,10 +57,12 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(training=False, device=device)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
+        neighbours = len(query.dataset) * min(max(recall_ks), len((gallery or query).dataset))
+        check_room(Path(temp_dir), neighbours * BYTES_A_NEIGHBOUR, "the result")
         torch.manual_seed(seed)
         if resume is None:
             print("no checkpoint was given (resume=FILE): evaluating the initial model")
-        model = load_model(loaders.num_classes, resume, device)
+        model, _ = load_model(loaders.num_classes, resume, device)
         note_files(_run, resume, *input_files())
         recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
         labels = Labels.of(query, gallery)

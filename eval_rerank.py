@@ -12,6 +12,7 @@ from sop.ingredient import data_ingredient, get_loaders, input_files
 from utils.errors import InputError
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
+from utils.files import check_room
 from utils.metrics import MAX_CANDIDATES
 from utils.run import begin_run, note_files, report_recalls
 from utils.scores import keep_scores, load_scores
@@ -20,6 +21,7 @@ from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_num
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 
 MAX_WEIGHT = 1_000_000
+BYTES_A_CANDIDATE = 32  # position and score, and in scores.npz position and three scores
 
 
 @ex.config
@@ -78,16 +80,21 @@ def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, 
     with begin(RULES) as (device, dtype):
         if resume is None:
             raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
+        if Path(cache_nn_inds).resolve() == (Path(temp_dir) / "nn_inds.pkl").resolve():
+            raise InputError(f"cache_nn_inds={cache_nn_inds} would be overwritten by the result: set another temp_dir")
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(training=False, device=device)
         neighbours = loaders.neighbours(cache_nn_inds)
         if num_candidates > neighbours.shape[1]:
             print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")
         neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
+        check_room(Path(temp_dir), neighbours.numel() * BYTES_A_CANDIDATE, "the result")
         torch.manual_seed(seed)
-        model = load_model(loaders.num_classes, resume, device)
+        model, origin = load_model(loaders.num_classes, resume, device)
         note_files(_run, resume, cache_nn_inds, *input_files())
         with_matcher = scorer == "matcher"
+        if with_matcher and origin.matcher_trained is False:
+            print(f"checkpoint {resume}: its matcher was never trained, its logits rank by chance (see scorer=chamfer)")
         candidates = score_candidates(
             model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
         )

@@ -50,11 +50,12 @@ begin, train = ex.capture(begin_run), ex.capture(run_training)
 
 @ex.capture
 def new_state(
-    model, dtype, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
+    model, dtype, origin, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
 ) -> TrainingState:
     groups = parameter_groups(model, no_bias_decay)
     optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
-    return TrainingState.new(model, optimizer, MultiStepLR(optimizer, scheduler_tau, scheduler_gamma), dtype)
+    scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
+    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin)
 
 
 @ex.automain
@@ -64,9 +65,9 @@ def main(_run, temperature, micro_batch, resume, seed):
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(device=device)
         torch.manual_seed(seed)
-        model = load_model(loaders.num_classes, resume, device, training=True)
+        model, origin = load_model(loaders.num_classes, resume, device, training=True)
         note_files(_run, resume, *input_files(training=True))
-        state = new_state(model, dtype)
+        state = new_state(model, dtype, origin)
         step = global_step(model, Contrastive(temperature), dtype, micro_batch)
         torch.manual_seed(seed)
         return train(

@@ -53,9 +53,10 @@ begin, train = ex.capture(begin_run), ex.capture(run_training)
 
 
 @ex.capture
-def new_state(model, dtype, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma) -> TrainingState:
+def new_state(model, dtype, origin, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma) -> TrainingState:
     optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
-    return TrainingState.new(model, optimizer, MultiStepLR(optimizer, scheduler_tau, scheduler_gamma), dtype)
+    scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
+    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin)
 
 
 @ex.automain
@@ -73,9 +74,9 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
         loaders, recall_ks = get_loaders(device=device)
         neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
-        model = load_model(loaders.num_classes, resume, device, training=True)
+        model, origin = load_model(loaders.num_classes, resume, device, training=True)
         note_files(_run, resume, cache_nn_inds, *input_files(training=True))
-        state = new_state(model, dtype)
+        state = new_state(model, dtype, origin._replace(matcher_trained=True))
         step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
         train_loader = loaders.train
         if frozen_views is not None:

@@ -1,13 +1,14 @@
 """The `model` ingredient: from config to network."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from sacred import Ingredient
 
 from models.matcher import Matcher
 from models.resnet import BLOCKS, NORM_LAYERS, RerankingResNet
-from utils.checkpoint import load_weights
+from utils.checkpoint import Origin, load_weights
 from utils.errors import InputError
 from utils.settings import FLAG, Rules, number, one_of, whole_number
 
@@ -136,13 +137,38 @@ def get_model(
     )
 
 
+ANSWER_SETTINGS = (  # those that evaluation depends on
+    "arch",
+    "norm_layer",
+    "remap",
+    "num_global_features",
+    "num_local_features",
+    "ert_dim_feedforward",
+    "ert_nhead",
+    "ert_num_encoder_layers",
+    "ert_activation",
+    "ert_normalize_before",
+)
+
+
+@model_ingredient.capture
+def answer_settings(_config) -> dict[str, Any]:
+    """The settings that a checkpoint's answers depend on."""
+    settings = {name: _config[name] for name in ANSWER_SETTINGS if name in _config}
+    return settings | ({"arch": settings["arch"].lower()} if settings else {})
+
+
 def load_model(
     num_classes: int, resume: Path | str | None, device: torch.device, training: bool = False
-) -> RerankingResNet:
-    """The configured network on `device`, with the weights of the checkpoint `resume` when there is one."""
+) -> tuple[RerankingResNet, Origin]:
+    """The configured network on `device`, with the weights of the checkpoint `resume` when there is one.
+
+    Its origin is that of the checkpoint, with the settings that the network has now.
+    """
+    origin = Origin({}, matcher_trained=False)
     if resume is None:
         model = get_model(num_classes)
     else:
         model = get_model(num_classes, pretrained=False)
-        load_weights(resume, model, training)
-    return model.to(device, memory_format=torch.channels_last)
+        origin = load_weights(resume, model, training, answer_settings())
+    return model.to(device, memory_format=torch.channels_last), origin._replace(model=answer_settings())

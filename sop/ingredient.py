@@ -128,7 +128,8 @@ class Loaders(NamedTuple):
     def neighbours(self, path: Path | str) -> torch.Tensor:
         """The test images' neighbour file, int64 (queries, K); InputError where it does not belong to them."""
         queries, gallery = _size(self.query), _size(self.gallery or self.query)
-        return torch.from_numpy(load_neighbours(path, queries, gallery, {"training": _size(self.query_train)}))
+        other_sets = {"training": _size(self.query_train)}
+        return torch.from_numpy(load_neighbours(path, queries, gallery, other_sets, self.gallery is None))
 
 
 @data_ingredient.capture
@@ -200,7 +201,7 @@ def get_loaders(
                     "the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file"
                 )
             other_sets = {"test": len(test_splits[0].paths)}
-            neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets)
+            neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets, True)
             return TripletSampler(images.labels, neighbours, batch_size, seed)
         raise InputError(f"dataset.sampler={sampler!r}{RULES['sampler'].refusal} {RULES['sampler'].allowed}")
 

@@ -7,12 +7,14 @@ read it.
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, atomic_write_all, open_file
 
+MAX_OWN = 0.01  # of a file's queries
 MODULES = {prefix + name for prefix in ("numpy.core.", "numpy._core.") for name in ("multiarray", "numeric")}
 
 
@@ -58,8 +60,11 @@ def _bytes_of(text: str = "", encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the names in a pickled array, and nothing else."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows the names in a pickled array, and nothing else.
+
+    It is Python's own unpickler, which takes memory as it reads, where C's takes what nine bytes tell it to.
+    """
 
     def find_class(self, module: str, name: str):
         if module in MODULES and name == "_reconstruct":
@@ -81,7 +86,7 @@ def pickle_load(path: Path | str) -> np.ndarray:
     """The numpy array of numbers pickled in a file; InputError for anything else, and none of its code is run."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             loaded = _ArrayUnpickler(file).load()
         if not isinstance(loaded, _Array):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}")
@@ -100,24 +105,35 @@ def pickle_save(path: Path | str, data) -> None:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"only arrays of numbers are pickled, not {array.dtype}")
     with atomic_write(path) as file:
+        _dump(array, file)
 
-        def write(chunk) -> None:
-            """The array's constructor, which stands first in the file, goes by numpy 1's name."""
-            if file.tell() == 0:
-                file.write(bytes(chunk[:100]).replace(b"numpy._core.multiarray", b"numpy.core.multiarray", 1))
-                chunk = chunk[100:]
-            file.write(chunk)
 
-        pickle.Pickler(SimpleNamespace(write=write), protocol=3).dump(array)  # type: ignore[arg-type]
+def _dump(array: np.ndarray, file: BinaryIO) -> None:
+    """Pickle an array of numbers into a file, its parts by numpy 1's names."""
+
+    def write(chunk) -> None:
+        """The array's constructor, which stands first in the file, goes by numpy 1's name."""
+        if file.tell() == 0:
+            file.write(bytes(chunk[:100]).replace(b"numpy._core.multiarray", b"numpy.core.multiarray", 1))
+            chunk = chunk[100:]
+        file.write(chunk)
+
+    pickle.Pickler(SimpleNamespace(write=write), protocol=3).dump(array)  # type: ignore[arg-type]
 
 
 def load_neighbours(
-    path: Path | str, num_queries: int, num_gallery: int, other_sets: dict[str, int] | None = None
+    path: Path | str,
+    num_queries: int,
+    num_gallery: int,
+    other_sets: dict[str, int] | None = None,
+    is_self_search: bool = False,
 ) -> np.ndarray:
     """A neighbour file: int64 (num_queries, K), positions in a gallery of `num_gallery` images, nearest first.
 
     `other_sets` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError,
-    with what was found and what was expected, for a wrong type, shape, number of rows or range.
+    with what was found and what was expected, for a wrong type, shape, number of rows or range, and, in a self-search,
+    for queries among their own neighbours. The published files have a few of these, where photos are identical: up to
+    `MAX_OWN` of the queries they are only counted.
     """
     neighbours = pickle_load(path)
     if neighbours.dtype.kind not in "iu":
@@ -145,10 +161,29 @@ def load_neighbours(
             f"neighbour file {path} holds positions from {low} to {high} (first out of range in row {row}), expected "
             f"0 to {num_gallery - 1}, positions in the gallery: make it anew with eval_global.py"
         )
+    if is_self_search:
+        _check_own(path, neighbours)
     return neighbours.astype(np.int64, copy=False)
 
 
+def _check_own(path: Path | str, neighbours: np.ndarray) -> None:
+    """Count the queries that are among their own neighbours; InputError for too many."""
+    has_own = (neighbours == np.arange(len(neighbours))[:, None]).any(axis=1)
+    count, share = int(has_own.sum()), has_own.mean()
+    if share > MAX_OWN:
+        raise InputError(
+            f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours (the first in "
+            f"row {has_own.argmax()}), and would find themselves: make it anew with eval_global.py"
+        )
+    if count:
+        print(
+            f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours and count as "
+            f"matches; recalls are at most {100 * share:.2g} points too high by it"
+        )
+
+
 def save_neighbours(folder: Path | str, distances: np.ndarray, positions: np.ndarray) -> None:
-    """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K), into `folder`."""
-    pickle_save(Path(folder) / "nn_dists.pkl", distances.astype(np.float32, copy=False))
-    pickle_save(Path(folder) / "nn_inds.pkl", positions.astype(np.int64, copy=False))
+    """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K), both or none."""
+    with atomic_write_all(Path(folder) / "nn_dists.pkl", Path(folder) / "nn_inds.pkl") as (dists, inds):
+        _dump(distances.astype(np.float32, copy=False), dists)
+        _dump(positions.astype(np.int64, copy=False), inds)

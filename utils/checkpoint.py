@@ -1,15 +1,23 @@
-"""Checkpoints: dicts with `state`, `optim` and `scheduler`, read without running any code they may hold."""
+"""Checkpoints: dicts with `state`, `optim` and `scheduler`, read without running any code they may hold.
 
+Ours also have an `origin`: the `model` settings that the answers depend on, and whether the matcher was trained.
+"""
+
+import os
 import pickle
 import re
 import sys
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, open_file
 
 SETTINGS = {  # which setting decides whether a tensor exists, and its shape
     r"remap_local\.": "model.num_local_features",
@@ -33,13 +41,25 @@ def state_dict_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
 
 
-def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler) -> None:
-    """Write model, optimiser and scheduler states, whole or not at all."""
+class Origin(NamedTuple):
+    """Where weights come from, as far as it is known."""
+
+    model: dict[str, Any]  # settings that answers depend on, by name
+    matcher_trained: bool | None
+
+
+UNKNOWN = Origin({}, None)
+
+
+def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler, origin: Origin = UNKNOWN) -> None:
+    """Write model, optimiser and scheduler states, and their origin, whole or not at all."""
     content = {
         "state": state_dict_to_cpu(model.state_dict()),
         "optim": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
     }
+    if origin != UNKNOWN:
+        content["origin"] = origin._asdict()
     save_tensors(path, content)
 
 
@@ -54,16 +74,29 @@ def save_tensors(path: Path | str, content: dict) -> None:
             raise
 
 
-def load_weights(path: Path | str, model: nn.Module, training: bool) -> None:
+def load_weights(
+    path: Path | str, model: nn.Module, training: bool, settings: Mapping[str, Any] = MappingProxyType({})
+) -> Origin:
     """Load a checkpoint's weights into `model`: a dict with `state`, or a bare state dict, `module.` prefixes or not.
 
     Strict, but for a classifier of another number of classes: evaluation leaves it out, `training` starts it anew.
-    Raises InputError for a file that is missing, damaged, no checkpoint, or of another architecture.
+    Raises InputError for a file that is missing, damaged, no checkpoint, or of another architecture, for weights that
+    are not finite, and where the model `settings` are not those that the checkpoint says it was trained with.
     """
-    state, expected = _read(path), model.state_dict()
+    content = _read(path)
+    state, expected, origin = _state(content, path), model.state_dict(), _origin(content)
+    differing = [name for name in settings if origin.model.get(name, settings[name]) != settings[name]]
+    if differing:
+        raise InputError(
+            f"checkpoint {path} was trained with "
+            + ", ".join(f"model.{name}={origin.model[name]}, not {settings[name]}" for name in differing)
+            + ": set the same"
+        )
     classifier = [name for name in expected if name.startswith("classifier.")]
-    if any(name in state and state[name].shape != expected[name].shape for name in classifier):
-        classes, expected_classes = (len(tensors["classifier.bias"]) for tensors in (state, expected))
+    if all(name in state for name in classifier) and any(
+        state[name].shape != expected[name].shape for name in classifier
+    ):
+        classes, expected_classes = (tensors["classifier.bias"].numel() for tensors in (state, expected))
         print(
             f"checkpoint {path}: its classifier has {classes} classes, the training images {expected_classes}: "
             + ("WARNING, the classifier starts anew" if training else "it is left out, evaluation does not need it"),
@@ -73,13 +106,24 @@ def load_weights(path: Path | str, model: nn.Module, training: bool) -> None:
     problems = _differences(state, expected)
     if problems:
         raise InputError(f"checkpoint {path} does not fit this model: " + "; ".join(problems))
+    infinite = [name for name in expected if not state[name].to(expected[name].dtype).isfinite().all()]
+    if infinite:
+        raise InputError(
+            f"checkpoint {path} holds NaN or infinite numbers in {len(infinite)} tensors ({', '.join(infinite[:3])}): "
+            "its training had diverged, take another checkpoint"
+        )
     model.load_state_dict(state)
+    return origin
 
 
-def _read(path: Path | str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file."""
+def _read(path: Path | str) -> object:
+    """What a checkpoint file holds: tensors and plain values."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) as file:
+            if file.read(4) == b"PK\3\4":  # by which torch tells its present format from its former one
+                _check_members(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: check resume=") from error
     except pickle.UnpicklingError as error:
@@ -88,12 +132,51 @@ def _read(path: Path | str) -> dict[str, Tensor]:
             f"checkpoint {path} was refused, and no code in it was run: it is no plain checkpoint of tensors "
             f"({reason[0].strip() if reason else _first_line(error)})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a hostile or damaged file can raise anything
         raise InputError(f"checkpoint {path} could not be read: {_first_line(error)}") from error
+
+
+def _check_members(file: BinaryIO) -> None:
+    """Raise BadZipFile for a checkpoint that takes more memory than its size, or that a bit was lost of."""
+    with zipfile.ZipFile(file) as content:
+        members = content.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
+            raise zipfile.BadZipFile("its tensors are packed, which torch.save does not do")
+        damaged = content.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"it is damaged in {damaged}")
+
+
+def _state(content: object, path: Path | str) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint holds."""
     state = content.get("state", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state, state.values())):
         raise InputError(f"{path} is not a checkpoint: expected a dict with 'state', or a dict of named tensors")
     return state_dict_to_cpu(state)
+
+
+def _is_named_tensor(name: object, tensor: object) -> bool:
+    """Whether it is a plain tensor with its numbers, and its name a text."""
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        return False
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
+def _origin(content: object) -> Origin:
+    """Where weights come from; where a checkpoint does not say, its optimiser tells which training it is of."""
+    said = content.get("origin") if isinstance(content, dict) else None
+    if isinstance(said, dict) and isinstance(said.get("model"), dict):
+        return Origin(said["model"], bool(said.get("matcher_trained")))
+    try:
+        group = content["optim"]["param_groups"][0]  # type: ignore[index]
+        return Origin({}, "nesterov" not in group)  # SGD trains the global descriptor alone
+    except (KeyError, IndexError, TypeError):
+        return UNKNOWN
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def _first_line(error: Exception) -> str:
@@ -105,6 +188,9 @@ def _differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[
     differing = {
         "missing": [name for name in expected if name not in state],
         "not in the model": [name for name in state if name not in expected],
+        "of another number type": [
+            name for name in expected if name in state and _kind(state[name]) != _kind(expected[name])
+        ],
         "of another shape": [name for name in expected if name in state and state[name].shape != expected[name].shape],
     }
     problems = []
@@ -112,7 +198,7 @@ def _differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[
         if names:
             examples = [
                 f"{name} {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-                if name in expected and name in state
+                if kind == "of another shape"
                 else name
                 for name in names[:3]
             ]

@@ -1,6 +1,5 @@
 """Descriptors and maps of all images of a loader, in one number format."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,11 +9,14 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.features import kept_features
+from utils.memory import check_memory
 
 GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
+
+CHECKED_AT_ONCE = 1024  # images: of maps of 128 x 7 x 7, 26 MB
 
 
 def embed(
@@ -22,10 +24,12 @@ def embed(
 ) -> tuple[list[Tensor], Tensor]:
     """The `GLOBAL` descriptors, the `LOCAL` maps or both of a loader's images, and their labels; maps stay on the CPU.
 
-    Where the descriptors are kept in a folder, both kinds are taken in one pass.
+    Where the descriptors are kept in a folder, both kinds are taken in one pass. InputError for answers that are not
+    finite.
     """
     model.eval()
     device = device_of(model)
+    images = loader.dataset
     if folder is None:
         embedder = model.embedder(dtype)
 
@@ -33,13 +37,29 @@ def embed(
             answers = embedder(images)
             return [answers[output] for output in outputs]
 
-        return _embed_images(embed_images, loader, title, device)
-    images = loader.dataset
-    kept = kept_features(
-        folder, model, images, dtype, lambda: _embed_images(model.embedder(dtype), loader, title, device)[0]
-    )
-    features = [kept[output].to(device) if output == GLOBAL else kept[output] for output in outputs]
-    return features, torch.from_numpy(images.labels)
+        features, labels = _embed_images(embed_images, loader, title, device)
+    else:
+        kept = kept_features(
+            folder, model, images, dtype, lambda: _embed_images(model.embedder(dtype), loader, title, device)[0]
+        )
+        features = [kept[output].to(device) if output == GLOBAL else kept[output] for output in outputs]
+        labels = torch.from_numpy(images.labels)
+    for feature in features:
+        _check_finite(feature, images)
+    return features, labels
+
+
+def _check_finite(features: Tensor, images) -> None:
+    """Raise InputError, naming the first photo, where a network's answers (N, ...) are not finite."""
+    for start in range(0, len(features), CHECKED_AT_ONCE):
+        is_finite = features[start : start + CHECKED_AT_ONCE].flatten(1).isfinite().all(dim=1)
+        if not is_finite.all():
+            image = start + int(is_finite.int().argmin())
+            name = images.paths[image] if hasattr(images, "paths") else f"number {image}"
+            raise InputError(
+                f"the network answers NaN or infinite numbers for photo {name}: set another precision than fp16, or "
+                "take another checkpoint"
+            )
 
 
 def embed_views(model, loader, dtype: torch.dtype) -> Tensor:
@@ -78,12 +98,8 @@ def _embed_images(
 
 def _room_for(count: int, part: Tensor) -> Tensor:
     """An empty tensor for `count` rows like those of `part`; maps lie on the CPU."""
-    needed, memory = count * part[0].nbytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > memory:
-        raise InputError(
-            f"the features of {count} images take {needed / 1e9:.3g} GB, but the machine has {memory / 1e9:.3g} GB of "
-            "memory: set a lower precision, or fewer frozen_views where they are set"
-        )
+    advice = "set a lower precision, or fewer frozen_views where they are set"
+    check_memory(count * part[0].nbytes, f"the features of {count} images", advice)
     return part.new_empty((count, *part.shape[1:]), device="cpu" if part.dim() == 4 else None)
 
 

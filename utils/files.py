@@ -1,5 +1,6 @@
 """Files that are whole or not there at all, and what one process at a time writes."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -96,6 +97,14 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
             if is_new:
                 with suppress(OSError):  # it holds what was written
                     lock.parent.rmdir()
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """A file of the disk opened to read bytes; OSError for anything else, such as a pipe that nobody writes to."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.open("rb")
 
 
 def check_room(folder: Path, size: int, what: str) -> None:

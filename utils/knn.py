@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.memory import check_memory
 
 EXACT = "Flat"
 BLOCK = 4096  # queries whose own positions are dropped, or that a GPU searches, at a time: of 1,000 neighbours, 50 MB
@@ -30,11 +31,18 @@ def nearest_neighbours(
     Another `index` (see `make_index`) runs on the CPU and gives distances as it estimates them. A query for which it
     finds fewer than `k` rows is searched exactly, so that every position is one of the gallery. A line says how many
     these are, another what share of the exact neighbours was found. InputError for an index that faiss cannot build,
-    train with so many rows, or search.
+    train with so many rows, or search, for descriptors that are not finite, and for one image searched among itself.
     """
     searched = queries if gallery is None else gallery
+    for name, rows in (("query", queries), ("gallery", searched)):
+        is_finite = rows.isfinite().all(dim=1)
+        if not is_finite.all():
+            raise InputError(f"the descriptor of {name} image {int(is_finite.int().argmin())} is not finite")
+    if gallery is None and len(queries) == 1:
+        raise InputError("one image has no neighbours among itself: give a set of two or more, or a gallery")
     own_positions = np.arange(len(queries)) if gallery is None else None
     k = min(k, len(searched) - (gallery is None))
+    check_memory(len(queries) * (k + 1) * 12, f"{k} neighbours of {len(queries)} queries", "lower dataset.recalls")
     device = queries.device if k < GPU_NEIGHBOURS else torch.device("cpu")
     if index == EXACT:
         return _search(exact_index(searched, device), queries, own_positions, k)

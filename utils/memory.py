@@ -1,11 +1,16 @@
 """The memory of this process."""
 
 import ctypes
+import os
 import resource
 import sys
 from contextlib import suppress
+from pathlib import Path
+
+from utils.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 LARGEST_KEPT = 32 << 20  # bytes; glibc allows no more
 
 
@@ -18,6 +23,22 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def memory_limit() -> int:
+    """The bytes of memory that this process may hold: the machine's, or fewer where its control group has a limit."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups version 2 and 1
+        with suppress(OSError, ValueError):  # none, or "max"
+            limits.append(int((CONTROL_GROUP / file).read_text()))
+    return min(limits)
+
+
+def check_memory(size: int, what: str, advice: str) -> None:
+    """Raise InputError where `what` takes more bytes than this process may hold."""
+    limit = memory_limit()
+    if size > limit:
+        raise InputError(f"{what} take {size / 1e9:.3g} GB, but there are {limit / 1e9:.3g} GB of memory: {advice}")
 
 
 def peak_memory() -> int:

@@ -50,7 +50,8 @@ def pair_scores(
 
     Maps are (n, d, h, w) and (m, d, h, w), on any device; `neighbours` (n, k) holds gallery positions. Pairs are scored
     query first, candidate second, on the device of the model's parameters. Maps move there as a whole where they fit.
-    Where memory runs out, fewer pairs are scored at a time; InputError when it lacks for one.
+    Where memory runs out, fewer pairs are scored at a time. InputError when it lacks for one, and for scores that are
+    not finite.
     """
     device = next(model.parameters()).device
     is_self_search = query_maps is gallery_maps
@@ -80,6 +81,13 @@ def pair_scores(
                 continue
             progress.update(len(queries))
             start += pairs_at_once
+    for of_scorer in scores:
+        if not of_scorer.isfinite().all():
+            number, candidate = divmod(int(of_scorer.isfinite().int().argmin()), columns)
+            raise InputError(
+                f"the score of query {number} with its candidate {candidate} is NaN or infinite: set another precision "
+                "than fp16, or take another checkpoint"
+            )
     return [of_scorer.view(neighbours.shape) for of_scorer in scores]
 
 

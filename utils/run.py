@@ -1,6 +1,7 @@
 """What the four commands that compute do around their work: checks, the device, the run's files, training."""
 
 import hashlib
+import itertools
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch.backends import cudnn
 
 from utils.errors import listing
-from utils.files import only_writer
+from utils.files import check_room, only_writer
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
 from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
@@ -92,6 +93,15 @@ def report_recalls(run, recalls: dict[int, float], columns: int, title: str = ""
         run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
 
 
+def keep_earlier(file: Path) -> None:
+    """Move a file of an earlier run to `<name>.<number>.pt`, the next that is free."""
+    if file.exists():
+        names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
+        kept = next(name for name in names if not name.exists())
+        file.rename(kept)
+        print(f"{file} is of an earlier run and was moved to {kept}")
+
+
 def run_training(
     _run,
     _config: dict,
@@ -105,6 +115,9 @@ def run_training(
 ) -> float:
     """`utils.training.fit`, logged to the run. The best state, its artifact: `<temp_dir>/<arch>_<dataset name>.pt`."""
     checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
+    keep_earlier(checkpoint)
+    weights = sum(tensor.nbytes for tensor in state.model.state_dict().values())
+    check_room(checkpoint.parent, 2 * 3 * weights, "the checkpoint")  # twice, while it is replaced; AdamW's two moments
     best = fit(
         state,
         step,

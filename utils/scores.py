@@ -13,7 +13,7 @@ import numpy as np
 from utils.caches import pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels
-from utils.files import atomic_write
+from utils.files import atomic_write, open_file
 from utils.fusion import Candidates
 
 NAME = "scores.npz"
@@ -43,7 +43,7 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
     """Read it; InputError where there is none, or one that is not so or of other queries than the files beside it."""
     path = Path(folder) / NAME
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open_file(path) as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         labels = Labels(arrays["query_labels"], arrays["gallery_labels"], bool(arrays["is_self_search"]))
         candidates = Candidates(arrays["neighbours"], arrays["cosines"], arrays["chamfer"], arrays.get("logits"))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from utils.checkpoint import num_of_trainable_params, save_checkpoint
+from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params, save_checkpoint
 from utils.embedding import device_of, short_of_memory
 from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
@@ -44,12 +44,15 @@ class TrainingState:
     epoch: int = 0  # epochs trained: the number of the one that comes next
     iteration: int = 0  # iterations trained of that one
     best: float | None = None  # the highest R@1 of a validation so far
+    origin: Origin = UNKNOWN  # what its checkpoints say of themselves
 
     @classmethod
-    def new(cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0) -> "TrainingState":
+    def new(
+        cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0, origin: Origin = UNKNOWN
+    ) -> "TrainingState":
         """The state before `epoch`, of a run that computes in `dtype`."""
         scaler = torch.amp.GradScaler(device_of(model).type, enabled=dtype == torch.float16)
-        return cls(model, optimizer, scheduler, scaler, epoch)
+        return cls(model, optimizer, scheduler, scaler, epoch, origin=origin)
 
 
 def fit(
@@ -81,7 +84,7 @@ def fit(
         report(recalls, positions.shape[1], title, improved)
         if improved:
             state.best = recalls[1]
-            save_checkpoint(checkpoint, state.model, state.optimizer, state.scheduler)
+            save_checkpoint(checkpoint, state.model, state.optimizer, state.scheduler, state.origin)
         if state.epoch >= epochs:
             return state.best  # type: ignore[return-value]
         cudnn.benchmark = autotune

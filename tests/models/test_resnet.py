@@ -131,5 +131,5 @@ def test_a_resumed_model_fetches_no_pretrained_weights(monkeypatch, tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     monkeypatch.setattr("models.ingredient.get_model", lambda n, **changes: new(n, arch="resnet18", **changes))
     monkeypatch.setattr("models.resnet._imagenet_weights", lambda arch: pytest.fail("fetched"))
-    loaded = load_model(10, tmp_path / "weights.pt", torch.device("cpu"))
+    loaded, _ = load_model(10, tmp_path / "weights.pt", torch.device("cpu"))
     assert torch.equal(loaded.conv1.weight, model.conv1.weight)

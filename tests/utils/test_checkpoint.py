@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from tests.models.test_resnet import new
 from utils import state_dict_to_cpu
-from utils.checkpoint import load_weights, save_checkpoint
+from utils.checkpoint import UNKNOWN, Origin, load_weights, save_checkpoint
 from utils.errors import InputError
 
 
@@ -162,3 +163,79 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert (tmp_path / "c.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))}, r"NaN or infinite numbers in 1 tensors \(conv1\.w"),
+        ({"bn1.bias": torch.full((64,), 1e300, dtype=torch.float64)}, r"NaN or infinite numbers in 1 tensors \(bn1\.b"),
+        ({"bn1.bias": torch.ones(64, dtype=torch.bool)}, r"1 tensor of another number type \(bn1\.bias\)"),
+        ({"bn1.bias": torch.ones(64, dtype=torch.int32)}, r"1 tensor of another number type \(bn1\.bias\)"),
+        ({"bn1.bias": torch.ones(64, dtype=torch.complex64)}, r"1 tensor of another number type \(bn1\.bias\)"),
+        ({"bn1.num_batches_tracked": torch.tensor(1.5)}, r"1 tensor of another number type \(bn1\.num"),
+        ({"bn1.bias": torch.ones(64).to_sparse()}, r"could not be read|is not a checkpoint"),
+        ({3: torch.ones(64)}, r"is not a checkpoint"),
+    ],
+)
+def test_weights_that_are_no_plain_finite_numbers(tmp_path, changes, message):
+    torch.save({"state": randomised().state_dict() | changes}, tmp_path / "c.pt")
+    model = small()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        load_weights(tmp_path / "c.pt", model, training=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_half_precision_weights_are_taken(tmp_path):
+    state = randomised().state_dict()
+    torch.save({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, tmp_path / "c.pt")
+    model = small()
+    load_weights(tmp_path / "c.pt", model, training=False)
+    assert torch.equal(model.conv1.weight, state["conv1.weight"].half().float())
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save(randomised().state_dict(), tmp_path / "c.pt")
+    content = bytearray((tmp_path / "c.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.pt could not be read: it is damaged in \S+/data/\d+"):
+        load_weights(tmp_path / "c.pt", small(), training=False)
+
+
+def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save(randomised().state_dict(), tmp_path / "c.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=r"packed\.pt could not be read: its tensors are packed"):
+        load_weights(tmp_path / "packed.pt", small(), training=False)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "c.pt")
+    with pytest.raises(InputError, match=r"c\.pt could not be read: .*it is no file"):
+        load_weights(tmp_path / "c.pt", small(), training=False)
+
+
+def test_settings_that_change_the_answer(tmp_path):
+    model = randomised()
+    optimizer = AdamW(model.parameters())
+    scheduler = MultiStepLR(optimizer, [1])
+    origin = Origin({"ert_nhead": 32, "norm_layer": None}, matcher_trained=True)
+    save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler, origin)
+    assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "norm_layer": None}) == origin
+    assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "unheard_of": 1}) == origin
+    with pytest.raises(InputError, match=r"c\.pt was trained with model\.ert_nhead=32, not 4: set the same"):
+        load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 4, "norm_layer": None})
+
+
+def test_what_older_checkpoints_tell_of_their_training(tmp_path):
+    model = randomised()
+    for optimizer, expected in ((SGD(model.parameters(), 0.1), False), (AdamW(model.parameters()), True)):
+        save_checkpoint(tmp_path / "c.pt", model, optimizer, MultiStepLR(optimizer, [1]))
+        assert load_weights(tmp_path / "c.pt", small(), False).matcher_trained is expected
+    for optim in ([], {"param_groups": []}, {"param_groups": 3}, None):
+        torch.save({"state": model.state_dict(), "optim": optim, "origin": 5}, tmp_path / "c.pt")
+        assert load_weights(tmp_path / "c.pt", small(), False) == UNKNOWN

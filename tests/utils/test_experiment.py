@@ -1,0 +1,145 @@
+"""Sacred's run folders on a full disk, and commands that a signal ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sacred import Experiment
+
+from tests import ROOT
+from tests.faults import names
+from utils.experiment import CommandError, RunFolder, reports_errors, set_up
+
+COMMAND = """
+import sys, time
+from sacred import Experiment
+from utils.experiment import reports_errors, set_up
+ex = set_up(Experiment("sleeper"))
+@ex.automain
+@reports_errors
+def main():
+    print("begun")
+    {body}
+"""
+
+
+def begin(folder: Path, body: str) -> subprocess.Popen:
+    """A command whose main does `body`, its run folder in `folder`."""
+    (folder / "sleeper.py").write_text(COMMAND.format(body=body))
+    return subprocess.Popen(
+        [sys.executable, folder / "sleeper.py", "-F", folder / "log"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_without_a_traceback(tmp_path, number):
+    (tmp_path / "tmp").mkdir()
+    command = begin(tmp_path, "time.sleep(60)")
+    assert command.stdout and command.stdout.readline() == "begun\n"
+    command.send_signal(number)
+    _, errors = command.communicate(timeout=30)
+    assert command.returncode == 128 + number
+    assert f"interrupted by {number.name}" in errors and "Traceback" not in errors
+    run = json.loads((tmp_path / "log" / "1" / "run.json").read_text())
+    assert run["status"] == "INTERRUPTED"
+    assert "begun" in (tmp_path / "log" / "1" / "cout.txt").read_text()  # printed before the first heartbeat
+    assert names(tmp_path / "tmp") == []
+
+
+def test_output_before_an_error_is_kept(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    command = begin(tmp_path, "print('last words'); raise ValueError('no')")
+    command.communicate(timeout=30)
+    assert command.returncode == 1
+    assert (tmp_path / "log" / "1" / "cout.txt").read_text() == "begun\nlast words\n"
+
+
+@pytest.fixture
+def ex() -> Experiment:
+    experiment = set_up(Experiment("talker", save_git_info=False))
+
+    @experiment.main
+    @reports_errors
+    def main(_run):
+        print("right")
+        experiment.log_scalar("loss", 0.5, 1)
+        return 7
+
+    return experiment
+
+
+def run(ex: Experiment, folder: Path):
+    ex.observers[:] = [RunFolder(folder)]
+    return ex.run()
+
+
+def test_files_that_cannot_be_written_are_tried_again(tmp_path, ex, monkeypatch, capsys):
+    """The disk is full for the last heartbeat, or also at the end."""
+    failing: set[str] = set()
+    really_save = RunFolder._save
+
+    def save(folder, name, text):
+        if name in failing:
+            folder.unsaved[name] = f"{name} could not be written: No space left on device"
+        else:
+            really_save(folder, name, text)
+
+    monkeypatch.setattr(RunFolder, "_save", save)
+    assert run(ex, tmp_path).result == 7
+    metrics = (tmp_path / "1" / "metrics.json").read_text()
+    assert json.loads(metrics)["loss"]["values"] == [0.5]
+
+    original = RunFolder.started_event
+
+    def started(folder, *args, **kwargs):
+        run_id = original(folder, *args, **kwargs)
+        failing.update(("metrics.json", "cout.txt"))
+        return run_id
+
+    monkeypatch.setattr(RunFolder, "started_event", started)
+    with pytest.raises(SystemExit, match=r"is right, but the run folder \S+2 lacks the last state of .*No space left"):
+        run(ex, tmp_path)
+    assert "right" in capsys.readouterr().out
+    assert (tmp_path / "2" / "cout.txt").read_text() == ""
+    assert (tmp_path / "2" / "metrics.json").read_text() == "{}"
+    assert json.loads((tmp_path / "2" / "run.json").read_text())["status"] == "COMPLETED"
+
+
+def test_an_artifact_is_whole_or_not_there(tmp_path, monkeypatch):
+    experiment = set_up(Experiment("maker", save_git_info=False))
+    (tmp_path / "weights.pt").write_bytes(b"1" * 100_000)
+
+    @experiment.main
+    def main(_run):
+        monkeypatch.setattr("shutil.copyfileobj", fail)
+        _run.add_artifact(str(tmp_path / "weights.pt"))
+
+    def fail(content, file):
+        file.write(content.read(1000))
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SystemExit, match=r"lacks the last state of weights\.pt \(.*No space left on device"):
+        run(experiment, tmp_path / "log")
+    assert names(tmp_path / "log" / "1") == ["config.json", "cout.txt", "info.json", "metrics.json", "run.json"]
+
+
+def test_a_run_folder_that_cannot_be_begun(tmp_path, ex):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CommandError, match=r"the run folder \S+file \(-F\) cannot be written: "):
+        run(ex, tmp_path / "file")
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 2**32, None, 1.5])
+def test_a_seed_that_cannot_be_used(tmp_path, ex, seed):
+    ex.observers[:] = [RunFolder(tmp_path / "log")]
+    with pytest.raises(CommandError, match=r"^seed=.*: give a whole number from 0 to 4,294,967,295$"):
+        ex.run(config_updates={"seed": seed})
+    assert not (tmp_path / "log").exists()
