@@ -31,6 +31,8 @@ def kept_features(
     if path.exists():
         content = _read(path)
         changed = [name for name, value in made_with.items() if content.get(name) != value]
+        if not changed and not _are_features(content.get("features"), len(images)):
+            changed = ["features"]
         if not changed:
             print(f"descriptors of {len(images)} images are taken from {path}")
             return content["features"]
@@ -46,9 +48,19 @@ def kept_features(
 def _read(path: Path) -> dict:
     """A file's content, memory-mapped; nothing for a damaged one."""
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception:  # whatever is wrong with it, it is made anew
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _are_features(features: object, count: int) -> bool:
+    """Whether they are descriptors (count, d) and maps (count, d, h, w) of floats."""
+    return (
+        isinstance(features, list)
+        and all(isinstance(part, Tensor) and part.is_floating_point() and len(part) == count for part in features)
+        and [part.dim() for part in features] == [2, 4]
+    )
 
 
 def _network(model) -> Iterable[bytes]:

@@ -1,12 +1,15 @@
 import os
 import pickle
 import pickletools
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.faults import fill_disk
 from utils import pickle_load, pickle_save
 from utils.caches import load_neighbours, save_neighbours
 from utils.errors import InputError
@@ -147,3 +150,53 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert "a.pkl could not be written: File too large; what stood there is kept" in done.stderr
     assert pickle_load(tmp_path / "a.pkl").tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"]
+
+
+def test_queries_among_their_own_neighbours(tmp_path, capsys):
+    neighbours = np.array([[(i + j) % 200 for j in range(1, 4)] for i in range(200)])
+    pickle_save(tmp_path / "nn.pkl", neighbours)
+    load_neighbours(tmp_path / "nn.pkl", 200, 200, is_self_search=True)
+    assert capsys.readouterr().out == ""
+    neighbours[7, 2] = 7
+    pickle_save(tmp_path / "nn.pkl", neighbours)
+    assert load_neighbours(tmp_path / "nn.pkl", 200, 200, is_self_search=True)[7].tolist() == [8, 9, 7]
+    assert "1 of 200 queries are among their own neighbours and count as matches" in capsys.readouterr().out
+    neighbours[:, 0] = np.arange(200)
+    pickle_save(tmp_path / "nn.pkl", neighbours)
+    load_neighbours(tmp_path / "nn.pkl", 200, 200)  # of a gallery of its own, positions may be equal
+    with pytest.raises(InputError, match=r"200 of 200 queries are among their own neighbours \(the first in row 0\)"):
+        load_neighbours(tmp_path / "nn.pkl", 200, 200, is_self_search=True)
+
+
+def test_nine_bytes_take_no_memory(tmp_path):
+    """C's unpickler makes room for as many objects as the highest number that one is remembered by."""
+    (tmp_path / "bomb.pkl").write_bytes(b"\x80\x02Nr\x00\x00\x00\x10.")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 2**30, limits[1])
+    )
+    try:
+        with pytest.raises(
+            InputError, match=r"bomb\.pkl is not a pickled numpy array of numbers \(it holds a NoneType"
+        ):
+            pickle_load(tmp_path / "bomb.pkl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_pipe_or_a_folder_is_no_neighbour_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pkl")
+    for path in (tmp_path / "pipe.pkl", tmp_path):
+        with pytest.raises(InputError, match=r"could not be read: it is no file"):
+            pickle_load(path)
+
+
+def test_both_neighbour_files_or_none(tmp_path, monkeypatch):
+    save_neighbours(tmp_path, np.ones((4, 2)), np.full((4, 2), 8))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fill_disk(monkeypatch, "nn_inds.pkl.part", 10)
+    with pytest.raises(
+        InputError, match=r"nn_dists\.pkl, .*nn_inds\.pkl could not be written: No space left on device"
+    ):
+        save_neighbours(tmp_path, np.zeros((4, 2)), np.full((4, 2), 3))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -4,6 +4,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.reference import published_model
 from utils.embedding import GLOBAL, IMAGES_AT_ONCE, LOCAL, embed
+from utils.errors import InputError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -21,3 +22,27 @@ def test_all_images_of_a_loader(output, dtype, monkeypatch, device):
     tolerance = 0 if device.type == "cpu" else 1e-5 if dtype == torch.float32 else 0.01
     torch.testing.assert_close(found.cpu(), torch.cat(expected).cpu(), rtol=0, atol=tolerance)
     assert torch.equal(found_labels, labels)
+
+
+class Flawed(torch.nn.Linear):
+    """A network that answers infinite numbers for white images."""
+
+    def embedder(self, dtype):
+        def answers(images):
+            values = images.flatten(1)[:, :4] + torch.where(images.amax(dim=(1, 2, 3)) == 255, torch.inf, 0.0)[:, None]
+            return values, values[:, :, None, None]
+
+        return answers
+
+
+@pytest.mark.parametrize("output", [GLOBAL, LOCAL])
+def test_an_answer_that_is_not_finite(output, monkeypatch):
+    monkeypatch.setattr("utils.embedding.CHECKED_AT_ONCE", 4)
+    images = torch.zeros(7, 3, 8, 8)
+    images[5] = 255
+    data = TensorDataset(images, torch.arange(7), torch.arange(7))
+    with pytest.raises(InputError, match=r"answers NaN or infinite numbers for photo number 5: set another precision"):
+        embed(Flawed(1, 1), DataLoader(data, batch_size=3), [output], "query", torch.float32, None)
+    data.paths = [f"{i}.JPG" for i in range(7)]
+    with pytest.raises(InputError, match=r"for photo 5\.JPG: "):
+        embed(Flawed(1, 1), DataLoader(data, batch_size=3), [output], "query", torch.float32, None)

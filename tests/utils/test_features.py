@@ -81,6 +81,14 @@ def test_what_does_not_fit_is_made_anew(folder, tmp_path, capsys):
     (file,) = kept.iterdir()
     file.write_bytes(file.read_bytes()[:-100])
     changed("'network', 'photos', 'transform', 'precision'", folder, kept, capsys)
+    for other in ([1, 2], torch.ones(3), None):
+        torch.save(other, file)
+        changed("'network', 'photos', 'transform', 'precision'", folder, kept, capsys)
+    whole = torch.load(file, weights_only=True)
+    descriptors, maps = whole.pop("features")
+    for damaged in (None, 5, [descriptors], [descriptors[:-1], maps], [maps, descriptors], [descriptors.int(), maps]):
+        torch.save(whole | ({} if damaged is None else {"features": damaged}), file)
+        changed("'features'", folder, kept, capsys)
 
 
 def test_the_matcher_and_other_lists_do_not_matter(folder, tmp_path, capsys):

@@ -156,3 +156,28 @@ def test_gpu_answers_like_the_cpu():
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-4, atol=1e-4)
     assert (got[1] == expected[1]).mean() > 0.99
     assert nearest_neighbours(queries.cuda(), None, 3000)[1].shape == (9000, 3000)  # more than faiss finds on a GPU
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("index", ["Flat", "HNSW8"])
+def test_descriptors_that_are_not_finite(value, index):
+    good, bad = torch.rand(9, 4), torch.rand(9, 4)
+    bad[6, 2] = value
+    with pytest.raises(InputError, match=r"^the descriptor of query image 6 is not finite$"):
+        nearest_neighbours(bad, None, 3, index)
+    with pytest.raises(InputError, match=r"^the descriptor of gallery image 6 is not finite$"):
+        nearest_neighbours(good, bad, 3, index)
+
+
+def test_one_image_has_no_neighbours_among_itself():
+    with pytest.raises(InputError, match="one image has no neighbours among itself: give a set of two or more"):
+        nearest_neighbours(torch.rand(1, 4), None, 3)
+    assert nearest_neighbours(torch.rand(1, 4), torch.rand(1, 4), 3)[1].tolist() == [[0]]
+
+
+def test_more_neighbours_than_memory_holds(monkeypatch):
+    monkeypatch.setattr("utils.memory.memory_limit", lambda: 1000)
+    with pytest.raises(
+        InputError, match=r"^9 neighbours of 10 queries take 1\.2e-06 GB, .* memory: lower dataset\.recalls"
+    ):
+        nearest_neighbours(torch.rand(10, 4), None, 100)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests import ROOT
+from utils.memory import memory_limit
 
 ROUNDS = """
 import ctypes, resource, statistics
@@ -35,3 +36,11 @@ def test_freed_memory_is_taken_again():
         for keep in (False, True)
     )
     assert kept <= returned / 4
+
+
+def test_a_control_group_may_hold_less_than_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.memory.CONTROL_GROUP", tmp_path)
+    machine = memory_limit()
+    for limit, expected in (("max\n", machine), ("4096\n", 4096), ("9" * 30, machine)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert memory_limit() == expected

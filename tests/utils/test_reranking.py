@@ -74,3 +74,14 @@ def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting, devic
     fitting = 0
     with pytest.raises(InputError, match="out of memory for a single pair: free the device, or set cpu=True"):
         rerank(model, maps, maps, neighbours)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite(value):
+    maps = torch.randn(4, 16, 3, 2)
+    maps[2, 0, 0, 0] = value
+    neighbours = torch.tensor([[1, 3], [0, 3], [0, 1], [1, 2]])
+    with pytest.raises(
+        InputError, match=r"score of query 2 with its candidate 0 is NaN or infinite: set another precis"
+    ):
+        rerank(Model(), maps, maps, neighbours)
