@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +23,11 @@ import experiment_rerank
 from models.ingredient import get_model
 from tests import ROOT
 from tests.conftest import NEEDS_TORCHCODEC, TINY
+from tests.faults import fill_disk
 from tests.reference import META
 from utils import Contrastive, pickle_load, pickle_save
 from utils.experiment import CommandError, set_up
+from utils.files import only_writer
 
 
 @pytest.fixture(scope="session")
@@ -327,6 +331,75 @@ def test_nothing_is_saved_past_a_loss_that_is_not_finite(tiny, observed, tmp_pat
     run = json.loads((tmp_path / "sacred0" / "1" / "run.json").read_text())
     assert run["status"] == "FAILED"
     assert "the loss is nan" in run["fail_trace"][-1]
+
+
+def test_an_earlier_checkpoint_is_kept(tiny, observed, tmp_path):
+    settings = tiny(temp_dir=tmp_path, epochs=0, dataset={"batch_size": 12})
+    checkpoint, contents = tmp_path / "resnet18_sop.pt", []
+    for seed in (1, 2, 3):
+        run = observed(experiment_global.ex, **settings, seed=seed)
+        contents.append(checkpoint.read_bytes())
+    assert f"{checkpoint} is of an earlier run and was moved to {tmp_path / 'resnet18_sop.2.pt'}" in run.printed
+    kept = [(tmp_path / f"resnet18_sop{number}.pt").read_bytes() for number in (".1", ".2", "")]
+    assert kept == contents and len(set(contents)) == 3
+    resumed = observed(experiment_global.ex, **settings | {"resume": str(tmp_path / "resnet18_sop.1.pt")}, seed=4)
+    states = [torch.load(path, weights_only=True) for path in (tmp_path / "resnet18_sop.1.pt", checkpoint)]
+    assert all(torch.equal(tensor, states[1]["state"][name]) for name, tensor in states[0]["state"].items())
+    assert resumed.info["md5"][str(tmp_path / "resnet18_sop.1.pt")] == hashlib.md5(contents[0]).hexdigest()
+    assert states[1]["origin"]["matcher_trained"] is False
+    assert states[1]["origin"]["model"]["ert_nhead"] == 4
+
+
+def test_a_matcher_that_was_never_trained_is_said(tiny, observed, neighbours, tmp_path):
+    observed(experiment_global.ex, **tiny(temp_dir=tmp_path, epochs=0, dataset={"batch_size": 12}))
+    settings = {"resume": str(tmp_path / "resnet18_sop.pt"), "cache_nn_inds": str(neighbours / "test.pkl")}
+    line = "its matcher was never trained, its logits rank by chance"
+    assert line in observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings)).printed
+    assert line not in observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings, scorer="chamfer")).printed
+    with pytest.raises(CommandError, match=r"was trained with model\.ert_nhead=4, not 8: set the same"):
+        observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings, model={"ert_nhead": 8}))
+    trained = tiny(**settings, temp_dir=tmp_path / "rerank", epochs=0)
+    trained["dataset"] |= {"sampler": "triplet", "train_cache_nn_inds": str(neighbours / "train.pkl"), "batch_size": 24}
+    observed(experiment_rerank.ex, **trained)
+    settings["resume"] = str(tmp_path / "rerank" / "resnet18_sop.pt")
+    assert line not in observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings)).printed
+
+
+def test_a_result_does_not_overwrite_what_it_is_of(tiny, observed, neighbours, tmp_path):
+    cache = tmp_path / "nn_inds.pkl"
+    cache.write_bytes((neighbours / "test.pkl").read_bytes())
+    with pytest.raises(
+        CommandError, match=r"cache_nn_inds=.*nn_inds\.pkl would be overwritten by the result"
+    ):
+        observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, resume="x.pt", cache_nn_inds=str(cache)))
+    assert cache.read_bytes() == (neighbours / "test.pkl").read_bytes()
+
+
+def test_one_command_at_a_time_writes_to_a_folder(tiny, observed, tmp_path):
+    with only_writer(tmp_path / ".lock", "it", ""):
+        for ex in (eval_global.ex, experiment_global.ex):
+            with pytest.raises(CommandError, match=rf"temp_dir=\S+ is being written by process {os.getpid()} on \S+: "):
+                observed(ex, **tiny(temp_dir=tmp_path))
+    observed(eval_global.ex, **tiny(temp_dir=tmp_path))
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["nn_dists.pkl", "nn_inds.pkl", "per_query.csv"]
+
+
+def test_a_result_is_printed_before_it_is_saved(tiny, observed, tmp_path, monkeypatch, capsys):
+    fill_disk(monkeypatch, "nn_inds.pkl.part", 10)
+    with pytest.raises(CommandError, match=r"nn_inds\.pkl could not be written: No space left on device"):
+        observed(eval_global.ex, **tiny(temp_dir=tmp_path / "run"))
+    info = json.loads((tmp_path / "sacred0" / "1" / "info.json").read_text())
+    assert set(info["recall"]) == {"1", "10"}
+    assert str({int(k): recall for k, recall in info["recall"].items()}) in capsys.readouterr().out
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_disk_too_small_is_said_before_a_photo_is_opened(tiny, observed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    for ex, what in ((eval_global.ex, "the result"), (experiment_global.ex, "the checkpoint")):
+        with pytest.raises(CommandError, match=rf"{what} in \S+ needs .* GB, but 1e-06 GB are free: make room"):
+            observed(ex, **tiny(temp_dir=tmp_path / "run", dataset={"batch_size": 12}))
+    assert "Extracting" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
