@@ -368,9 +368,7 @@ def test_a_matcher_that_was_never_trained_is_said(tiny, observed, neighbours, tm
 def test_a_result_does_not_overwrite_what_it_is_of(tiny, observed, neighbours, tmp_path):
     cache = tmp_path / "nn_inds.pkl"
     cache.write_bytes((neighbours / "test.pkl").read_bytes())
-    with pytest.raises(
-        CommandError, match=r"cache_nn_inds=.*nn_inds\.pkl would be overwritten by the result"
-    ):
+    with pytest.raises(CommandError, match=r"cache_nn_inds=.*nn_inds\.pkl would be overwritten by the result"):
         observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, resume="x.pt", cache_nn_inds=str(cache)))
     assert cache.read_bytes() == (neighbours / "test.pkl").read_bytes()
 

@@ -3,21 +3,19 @@
 Ours also have an `origin`: the `model` settings that the answers depend on, and whether the matcher was trained.
 """
 
-import os
 import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.files import atomic_write, open_file
+from utils.files import atomic_write, check_stored_zip, open_file
 
 SETTINGS = {  # which setting decides whether a tensor exists, and its shape
     r"remap_local\.": "model.num_local_features",
@@ -121,7 +119,7 @@ def _read(path: Path | str) -> object:
     try:
         with open_file(path) as file:
             if file.read(4) == b"PK\3\4":  # by which torch tells its present format from its former one
-                _check_members(file)
+                check_stored_zip(file, with_sums=True)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -134,18 +132,6 @@ def _read(path: Path | str) -> object:
         ) from error
     except Exception as error:  # a hostile or damaged file can raise anything
         raise InputError(f"checkpoint {path} could not be read: {_first_line(error)}") from error
-
-
-def _check_members(file: BinaryIO) -> None:
-    """Raise BadZipFile for a checkpoint that takes more memory than its size, or that a bit was lost of."""
-    with zipfile.ZipFile(file) as content:
-        members = content.infolist()
-        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not stored or sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
-            raise zipfile.BadZipFile("its tensors are packed, which torch.save does not do")
-        damaged = content.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"it is damaged in {damaged}")
 
 
 def _state(content: object, path: Path | str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.checkpoint import save_tensors
 from utils.errors import InputError, listing
+from utils.files import check_stored_zip, open_file
 
 NO_PART = ("matcher.", "classifier.")  # tensors that descriptors do not depend on
 
@@ -48,6 +49,8 @@ def kept_features(
 def _read(path: Path) -> dict:
     """A file's content, memory-mapped; nothing for a damaged one."""
     try:
+        with open_file(path) as file:
+            check_stored_zip(file)
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception:  # whatever is wrong with it, it is made anew
         return {}

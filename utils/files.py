@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -105,6 +106,21 @@ def open_file(path: Path | str) -> BinaryIO:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no file", str(path))
     return path.open("rb")
+
+
+def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
+    """Raise BadZipFile unless a zip file holds its members as they are: reading it then takes no more than its size.
+
+    So torch and numpy write. `with_sums` also reads all of it, and notices where a bit was lost.
+    """
+    with zipfile.ZipFile(file) as content:
+        members = content.infolist()
+        is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not is_stored or sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
+            raise zipfile.BadZipFile("its content is packed, which it never is by itself")
+        damaged = content.testzip() if with_sums else None
+    if damaged:
+        raise zipfile.BadZipFile(f"it is damaged in {damaged}")
 
 
 def check_room(folder: Path, size: int, what: str) -> None:

@@ -5,7 +5,6 @@ and, where a matcher scored, `logits`, float32 (n, m); then the classes `query_l
 `is_self_search`.
 """
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from utils.caches import pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels
-from utils.files import atomic_write, open_file
+from utils.files import atomic_write, check_stored_zip, open_file
 from utils.fusion import Candidates
 
 NAME = "scores.npz"
@@ -43,13 +42,16 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
     """Read it; InputError where there is none, or one that is not so or of other queries than the files beside it."""
     path = Path(folder) / NAME
     try:
-        with open_file(path) as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open_file(path) as opened:
+            check_stored_zip(opened)
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
         labels = Labels(arrays["query_labels"], arrays["gallery_labels"], bool(arrays["is_self_search"]))
         candidates = Candidates(arrays["neighbours"], arrays["cosines"], arrays["chamfer"], arrays.get("logits"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: run eval_rerank.py with this temp_dir first") from error
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a hostile or damaged file can raise anything
         raise InputError(f"{path} cannot be read ({error}): run eval_rerank.py with this temp_dir again") from error
     shape = candidates.cosines.shape
     indices = candidates.neighbours, labels.queries, labels.gallery
@@ -64,6 +66,8 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
         or not len(labels.queries)
         or min(candidates.neighbours.min(), labels.queries.min(), labels.gallery.min(initial=0)) < 0
         or candidates.neighbours.max() >= len(labels.gallery)
+        or max(labels.queries.max(), labels.gallery.max()) >= len(labels.queries) + len(labels.gallery)
+        or not all(np.isfinite(array).all() for array in scores)
     ):
         raise InputError(
             f"{path} holds arrays that do not belong together: run eval_rerank.py with this temp_dir again"

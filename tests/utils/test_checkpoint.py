@@ -209,7 +209,7 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "c.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
         for member in plain.infolist():
             packed.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match=r"packed\.pt could not be read: its tensors are packed"):
+    with pytest.raises(InputError, match=r"packed\.pt could not be read: its content is packed"):
         load_weights(tmp_path / "packed.pt", small(), training=False)
 
 

@@ -48,6 +48,11 @@ def with_arrays(**changes):
     return write
 
 
+def packed(path):
+    with np.load(path) as file:
+        np.savez_compressed(path, **file)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -61,6 +66,9 @@ def with_arrays(**changes):
         (with_arrays(gallery_labels=lambda array: array[None]), "do not belong together"),
         (with_arrays(neighbours=lambda array: array + 1000), "do not belong together"),
         (with_arrays(query_labels=lambda array: array - 5), "do not belong together"),
+        (with_arrays(gallery_labels=lambda array: array + 10**12), "do not belong together"),
+        (with_arrays(chamfer=lambda array: array * np.float32("nan")), "do not belong together"),
+        (packed, "cannot be read \\(its content is packed"),
     ],
 )
 def test_damaged(scored, tmp_path, damage, message):
