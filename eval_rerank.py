@@ -5,10 +5,8 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
-import models.ingredient
-import sop.ingredient
-from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders, input_files
+from models.ingredient import MODEL_RULES, load_model, model_ingredient
+from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
@@ -56,8 +54,8 @@ RULES = {
         ),
         "features": TEXT.or_none(),
     },
-    "dataset": sop.ingredient.RULES,
-    "model": models.ingredient.RULES,
+    "dataset": DATASET_RULES,
+    "model": MODEL_RULES,
 }
 begin = ex.capture(begin_run)
 

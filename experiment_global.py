@@ -5,10 +5,8 @@ from sacred import Experiment
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
-import models.ingredient
-import sop.ingredient
-from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders, input_files
+from models.ingredient import MODEL_RULES, load_model, model_ingredient
+from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import reports_errors, set_up
 from utils.losses import Contrastive
@@ -42,8 +40,8 @@ def config():
 
 RULES = {
     "": TRAINING_RULES | {"momentum": number(0, 1), "nesterov": FLAG, "temperature": number(1e-6)},
-    "dataset": sop.ingredient.RULES,
-    "model": models.ingredient.RULES,
+    "dataset": DATASET_RULES,
+    "model": MODEL_RULES,
 }
 begin, train = ex.capture(begin_run), ex.capture(run_training)
 

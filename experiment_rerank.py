@@ -5,10 +5,8 @@ from sacred import Experiment
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-import models.ingredient
-import sop.ingredient
-from models.ingredient import load_model, model_ingredient
-from sop.ingredient import data_ingredient, get_loaders, input_files
+from models.ingredient import MODEL_RULES, load_model, model_ingredient
+from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
 from utils.embedding import embed_views
 from utils.errors import InputError
@@ -46,8 +44,8 @@ def config():
 
 RULES = {
     "": TRAINING_RULES | {"cache_nn_inds": TEXT, "frozen_views": whole_number(1).or_none()},
-    "dataset": sop.ingredient.RULES,
-    "model": models.ingredient.RULES,
+    "dataset": DATASET_RULES,
+    "model": MODEL_RULES,
 }
 begin, train = ex.capture(begin_run), ex.capture(run_training)
 

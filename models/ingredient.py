@@ -14,7 +14,7 @@ from utils.settings import FLAG, Rules, number, one_of, whole_number
 
 model_ingredient = Ingredient("model")
 
-RULES: Rules = {
+MODEL_RULES: Rules = {
     "arch": one_of(*BLOCKS)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BLOCKS),
     "pretrained": FLAG,
     "dropout": number(0, 1),

@@ -16,12 +16,12 @@ from sop.splits import Split, class_map, read_split
 from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError
-from utils.settings import FLAG, TEXT, Rules, either, list_of, one_of, whole_number
+from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
 
 data_ingredient = Ingredient("dataset")
 
 SOP_TRAINING_IMAGES = 59551
-RULES: Rules = {
+DATASET_RULES: Rules = {
     "name": TEXT,
     "data_path": TEXT,
     "train_file": TEXT,
@@ -44,7 +44,7 @@ RULES: Rules = {
 
 
 def _quotient(total: object, part: object) -> int | None:
-    """Whole parts in a total; None for settings that `RULES` refuse."""
+    """Whole parts in a total; None for settings that `DATASET_RULES` refuse."""
     return total // part if isinstance(total, int) and isinstance(part, int) and part > 0 else None
 
 
@@ -189,21 +189,20 @@ def get_loaders(
         return DataLoader(images, batch_size=test_batch_size, **options)
 
     def make_sampler(images: ImageSet) -> EpochSampler:
+        check_settings({"sampler": sampler}, {"sampler": DATASET_RULES["sampler"]}, "dataset.")
         seed = torch.initial_seed()
         if sampler == "random":
             return RandomSampler(len(images), batch_size, seed)
         if sampler == "random_id":
             iterations = max(1, len(images) // batch_size) if num_iterations is None else num_iterations
             return RandomIdentitySampler(images.labels, batch_size, num_identities, iterations, seed)
-        if sampler == "triplet":
-            if train_cache_nn_inds is None:
-                raise InputError(
-                    "the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file"
-                )
-            other_sets = {"test": len(test_splits[0].paths)}
-            neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets, True)
-            return TripletSampler(images.labels, neighbours, batch_size, seed)
-        raise InputError(f"dataset.sampler={sampler!r}{RULES['sampler'].refusal} {RULES['sampler'].allowed}")
+        if train_cache_nn_inds is None:
+            raise InputError(
+                "the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file"
+            )
+        other_sets = {"test": len(test_splits[0].paths)}
+        neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets, is_self_search=True)
+        return TripletSampler(images.labels, neighbours, batch_size, seed)
 
     train = None
     if training:

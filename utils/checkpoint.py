@@ -153,7 +153,8 @@ def _origin(content: object) -> Origin:
     """Where weights come from; where a checkpoint does not say, its optimiser tells which training it is of."""
     said = content.get("origin") if isinstance(content, dict) else None
     if isinstance(said, dict) and isinstance(said.get("model"), dict):
-        return Origin(said["model"], bool(said.get("matcher_trained")))
+        plain = {name: value for name, value in said["model"].items() if isinstance(value, str | int | float | None)}
+        return Origin(plain, bool(said.get("matcher_trained")))
     try:
         group = content["optim"]["param_groups"][0]  # type: ignore[index]
         return Origin({}, "nesterov" not in group)  # SGD trains the global descriptor alone

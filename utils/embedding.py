@@ -15,7 +15,6 @@ GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
-
 CHECKED_AT_ONCE = 1024  # images: of maps of 128 x 7 x 7, 26 MB
 
 

@@ -236,6 +236,8 @@ def test_what_older_checkpoints_tell_of_their_training(tmp_path):
     for optimizer, expected in ((SGD(model.parameters(), 0.1), False), (AdamW(model.parameters()), True)):
         save_checkpoint(tmp_path / "c.pt", model, optimizer, MultiStepLR(optimizer, [1]))
         assert load_weights(tmp_path / "c.pt", small(), False).matcher_trained is expected
+    torch.save({"state": model.state_dict(), "origin": {"model": {"a": torch.ones(2), "b": 1}}}, tmp_path / "c.pt")
+    assert load_weights(tmp_path / "c.pt", small(), False, {"a": 1, "b": 1}) == Origin({"b": 1}, False)
     for optim in ([], {"param_groups": []}, {"param_groups": 3}, None):
         torch.save({"state": model.state_dict(), "optim": optim, "origin": 5}, tmp_path / "c.pt")
         assert load_weights(tmp_path / "c.pt", small(), False) == UNKNOWN
