@@ -34,6 +34,7 @@ class Run:
     experiment: object
     script: object
     config: dict
+    start: datetime | None
     duration: timedelta | None
     memory: float | None  # the process's peak, in GB
     device: object  # the GPU's name, or 'cpu'
@@ -92,6 +93,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
         experiment=nested(entry, "experiment", "name"),
         script=nested(entry, "experiment", "mainfile"),
         config=config,
+        start=start,
         duration=end - start if start and end else None,
         memory=_number(nested(info, "peak_memory_gb")),
         device=nested(info, "versions", "device"),

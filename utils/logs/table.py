@@ -1,67 +1,25 @@
 """Runs as tables: one row a run, and mean ± spread over seeds; text, CSV or Markdown."""
 
 import csv
-import json
-import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
 
+from utils.logs.groups import Group, group_runs
 from utils.logs.runs import Recalls, Run, natural, nested
 
 Row = dict[str, object]
-
-# config keys in which runs of one group may differ
-WHERE_WRITTEN = {"seed", "temp_dir"}
-WHERE_READ = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
-WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
-
 
 RANKINGS = ("global", "published", "chamfer_alone", "chamfer", "fused", "weighted")
 MEASURES = ("mAP@R", "R-precision", "MRR", "R@1 over global")  # behind R@K
 
 
-def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Completed runs with recalls that differ only in `seed` and in the files they read and write, two or more each.
-
-    Where a seed occurs twice among them, they must have read the same files too, or files whose paths differ only in
-    the seed: what differs may be the checkpoint, as when a frozen and a finetuned model are evaluated.
-    """
-    completed = [run for run in runs if run.status == "COMPLETED" and run.best and run.config]
-    groups = []
-    for group in _partition(completed, WHERE_WRITTEN | WHERE_READ):
-        seeds = [json.dumps(run.config.get("seed")) for run in group]
-        if len(set(seeds)) == len(seeds):
-            groups.append(group)
-            continue
-        alike = _partition(group, WHERE_WRITTEN)
-        groups += alike + _partition([run for (run, *others) in alike if not others], WHERE_WRITTEN, seed_in_paths=True)
-    return [group for group in groups if len(group) > 1]
-
-
-def _partition(runs: Sequence[Run], ignored: set[str], seed_in_paths: bool = False) -> list[list[Run]]:
-    """Runs of equal configs, but for `ignored` keys, and for a run's seed in its paths when `seed_in_paths`."""
-    groups = defaultdict(list)
-    for run in runs:
-        seed = re.compile(rf"(?<!\d){re.escape(str(run.config.get('seed')))}(?!\d)") if seed_in_paths else None
-        groups[json.dumps([run.experiment, _compared(run.config, ignored, seed)], sort_keys=True)].append(run)
-    return list(groups.values())
-
-
-def _compared(node, ignored: set[str], seed: re.Pattern | None):
-    """A config without `ignored` keys, with one name for what `seed` matches in its texts."""
-    if isinstance(node, dict):
-        return {key: _compared(node[key], ignored, seed) for key in node if key not in ignored}
-    return seed.sub("seed", node) if seed and isinstance(node, str) else node
-
-
-def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
+def run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[Row]:
     """One row per run; recalls in %, None where not known. Groups count from 1."""
     ks = sorted({k for run in runs for k in (*run.best, *run.last)})
-    group_of = {run.folder: number for number, group in enumerate(groups, 1) for run in group}
+    group_of = {run.folder: number for number, group in enumerate(groups, 1) for run in group.runs}
     return [
         {
             "folder": run.folder,
@@ -81,23 +39,29 @@ def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
     ]
 
 
-def group_rows(groups: Sequence[Sequence[Run]], show: Callable[[float, float], object]) -> list[Row]:
-    """One row per group; `show(mean, sample standard deviation)` makes the cell of a recall that all its runs have."""
+def group_rows(groups: Sequence[Group], show: Callable[[float, float], object]) -> list[Row]:
+    """One row per group; `show(mean, sample standard deviation)` makes the cell of a recall that all its runs have.
+
+    Where seeds were repeated, a column counts the runs that are left out.
+    """
     rows: list[Row] = []
-    ks = sorted({k for group in groups for run in group for k in (*run.best, *run.last)})
+    ks = sorted({k for group in groups for run in group.runs for k in (*run.best, *run.last)})
     for number, group in enumerate(groups, 1):
+        runs = group.runs
         row: Row = {
             "group": number,
-            "n": len(group),
-            "experiment": group[0].experiment,
-            "dataset": nested(group[0].config, "dataset", "name"),
-            "seeds": ", ".join(str(run.config.get("seed")) for run in group),
+            "n": len(runs),
+            "experiment": runs[0].experiment,
+            "dataset": nested(runs[0].config, "dataset", "name"),
+            "seeds": ", ".join(str(run.config.get("seed")) for run in runs),
         }
-        sides: dict[str, list[Recalls]] = {"best": [run.best for run in group], "last": [run.last for run in group]}
+        if any(group.num_repeats for group in groups):
+            row["repeats left out"] = group.num_repeats
+        sides: dict[str, list[Recalls]] = {"best": [run.best for run in runs], "last": [run.last for run in runs]}
         for side, recalls in sides.items():
             for k in ks:
                 values = [recall[k] for recall in recalls if k in recall]
-                row[f"R@{k} {side}"] = show(mean(values), stdev(values)) if len(values) == len(group) else None
+                row[f"R@{k} {side}"] = show(mean(values), stdev(values)) if len(values) == len(runs) else None
         rows.append(row)
     return rows
 
@@ -124,7 +88,7 @@ def as_csv(runs: Sequence[Run]) -> str:
     groups = group_runs(runs)
     statistics = {}
     for row in group_rows(groups, lambda average, deviation: (average, deviation)):
-        statistics[row["group"]] = {"n": row["n"]} | {
+        statistics[row["group"]] = {name: row[name] for name in ("n", "repeats left out") if name in row} | {
             f"{name} {statistic}": cell[i] if isinstance(cell, tuple) else None
             for name, cell in row.items()
             if name.startswith("R@")
