@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from utils.errors import InputError, listing
 from utils.files import atomic_write
+from utils.logs.characters import printable
 from utils.logs.runs import Run
 
 LINE_STYLES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
@@ -49,7 +50,7 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
         styles = [Line2D([], [], color="black", linestyle=LINE_STYLES[j % 4]) for j in range(len(ks))]
         recall_panel.legend(styles, [f"R@{k}" for k in ks])
     colours = [Line2D([], [], color=f"C{i % 10}", marker=".") for i in range(len(drawn))]
-    names = [str(run.folder).replace("$", r"\$") for run in drawn]  # a pair of $ would set a formula
+    names = [printable(run.folder).replace("$", r"\$") for run in drawn]  # a pair of $ would set a formula
     figure.legend(colours, names, loc="outside lower center")
     with atomic_write(path) as file:
         figure.savefig(file, format=kind)

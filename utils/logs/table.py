@@ -7,13 +7,17 @@ from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
 
+from utils.logs.characters import natural, printable, width
 from utils.logs.groups import Group, group_runs
-from utils.logs.runs import Recalls, Run, natural, nested
+from utils.logs.rankings import GAIN, MEASURES
+from utils.logs.recalls import Recalls
+from utils.logs.runs import Run
+from utils.logs.values import nested
 
 Row = dict[str, object]
 
 RANKINGS = ("global", "published", "chamfer_alone", "chamfer", "fused", "weighted")
-MEASURES = ("mAP@R", "R-precision", "MRR", "R@1 over global")  # behind R@K
+SHOWN_PROBLEMS = 5  # of a folder
 
 
 def run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[Row]:
@@ -70,7 +74,7 @@ def ranking_rows(runs: Sequence[Run]) -> list[Row]:
     """One row for each ranking of each evaluation that has several."""
     evaluations = [run for run in runs if len(run.rankings) > 1]
     names = {name for run in evaluations for row in run.rankings.values() for name in row}
-    ordered = sorted(names, key=lambda name: (_place(name, MEASURES), natural(name)))
+    ordered = sorted(names, key=lambda name: (_place(name, (*MEASURES, GAIN)), natural(name)))
     return [
         {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in ordered}}
         for run in evaluations
@@ -102,7 +106,9 @@ def as_csv(runs: Sequence[Run]) -> str:
     text = StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: value if value is None else printable(value) for name, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 
@@ -122,18 +128,23 @@ def as_tables(runs: Sequence[Run], table: Callable[[list[Row]], str], heading: s
 
 def unread_lines(runs: Sequence[Run]) -> list[str]:
     """For each run folder of which something could not be read: the folder and why."""
-    return [f"{run.folder}: {'; '.join(run.problems)}" for run in runs if run.problems]
+    lines = []
+    for run in (run for run in runs if run.problems):
+        more = len(run.problems) - SHOWN_PROBLEMS
+        problems = run.problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        lines.append(printable(f"{run.folder}: {'; '.join(problems)}"))
+    return lines
 
 
 def text_table(rows: list[Row]) -> str:
     """Columns aligned by blanks, numbers to the right."""
-    lines = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [list(rows[0])] + [[cell_text(value) for value in row.values()] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(line, widths, left, strict=True)
+            cell + " " * (columns - width(cell)) if to_left else " " * (columns - width(cell)) + cell
+            for cell, columns, to_left in zip(line, widths, left, strict=True)
         ).rstrip()
         for line in lines
     )
@@ -142,14 +153,15 @@ def text_table(rows: list[Row]) -> str:
 def markdown_table(rows: list[Row]) -> str:
     """A table in Markdown."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[_cell(value).replace("|", "\\|") for value in row.values()] for row in rows]
+    lines += [[cell_text(value).replace("|", "\\|") for value in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as a table shows it, on one line."""
     if isinstance(value, timedelta):
         minutes, seconds = divmod(round(value.total_seconds()), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     if isinstance(value, float):
-        return f"{value:.2f}"
-    return "" if value is None else " ".join(str(value).split())
+        return f"{value:.2f}" if abs(value) < 1e9 else f"{value:g}"
+    return "" if value is None else printable(" ".join(str(value).split()))

@@ -54,10 +54,11 @@ def test_rankings(tmp_path):
     write(tmp_path / "1", run=entry(), config=config(), info=info)
     training_run(tmp_path / "2")
     table = as_tables([read_run(folder) for folder in find_run_folders(tmp_path)], text_table)
-    *_, title, rankings = table.rstrip("\n").split("\n\n")
+    *_, title, rankings, _, unread = table.rstrip("\n").split("\n\n")
     assert title == "Rankings of evaluations, in %, with the 95 % interval of the change"
     header, unknown, first, second = (line.split() for line in rankings.splitlines())
     assert header == ["folder", "ranking", "R@1", "MRR", "R@1", "over", "global"]
     assert first[1:] == ["global", "50.00", "60.00"]
     assert second[1:] == ["fused", "61.25", "70.00", "+11.25", "(+9.00", "to", "+13.50)"]
     assert unknown[1:] == ["b"]
+    assert unread.endswith("/1: info.json: ranking a has no measures; info.json: R@1 of b is no number from 0 to 100")
