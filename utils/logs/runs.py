@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from utils.logs.artifacts import check_artifacts
 from utils.logs.characters import natural
 from utils.logs.files import RunFiles
 from utils.logs.rankings import read_rankings
@@ -85,6 +86,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
     else:
         best, best_epoch = validations.get(0, {}) | recorded, None
         last = best
+    check_artifacts(files, entry, info)
     start, stop, beat = (time(files, entry, name) for name in ("start_time", "stop_time", "heartbeat"))
     return Run(
         folder=folder,

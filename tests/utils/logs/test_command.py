@@ -81,6 +81,7 @@ HOSTILE = {  # what is done to a run's folder, and what is said of it
     "folder": (replaced("cout.txt", os.mkdir), "cout.txt is no regular file"),
     "loop": (replaced("info.json", lambda path: path.symlink_to(path.name)), "info.json: Too many levels of symbolic"),
     "none": (replaced("cout.txt", lambda path: None), "cout.txt is missing"),
+    "artifact": (changed("run.json", json.dumps(entry() | {"artifacts": ["a.pt"]})), "artifact a.pt is missing"),
 }
 NAMES = (os.fsdecode(b"caf\xe9"), "line\n|\x1b[2J", "漢" * 80)
 
