@@ -9,8 +9,9 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.logs.characters import printable
+from utils.logs.fitting import fitted_table
 from utils.logs.runs import find_run_folders, read_run
-from utils.logs.table import as_csv, as_tables, markdown_table, text_table, unread_lines
+from utils.logs.table import as_csv, as_tables, markdown_table, unread_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Epochs count those trained, 0 is before training. STALE: not ended, but silent for five minutes.",
     )
     parser.add_argument("folders", nargs="+", type=Path, help="searched for run folders, to any depth")
-    parser.add_argument("--format", choices=("text", "csv", "markdown"), default="text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "csv", "markdown"),
+        default="text",
+        help="text fits 100 columns, the others have all",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw train.loss and val.recall@K (.png, .pdf, .svg)")
     options = parser.parse_args(arguments)
 
@@ -37,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in unread_lines(runs):
             print(f"could not be read: {line}", file=sys.stderr)
     elif runs:
-        layout = (text_table, "") if options.format == "text" else (markdown_table, "## ")
+        layout = (fitted_table, "") if options.format == "text" else (markdown_table, "## ")
         print(as_tables(runs, *layout), end="")
     for folder in (folder for folder, paths in found.items() if not paths):
         problem = "no Sacred run was found in it" if folder.is_dir() else "no such folder"

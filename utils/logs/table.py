@@ -137,8 +137,11 @@ def unread_lines(runs: Sequence[Run]) -> list[str]:
 
 
 def text_table(rows: list[Row]) -> str:
-    """Columns aligned by blanks, numbers to the right."""
-    lines = [list(rows[0])] + [[cell_text(value) for value in row.values()] for row in rows]
+    """Columns aligned by blanks, numbers to the right; a column's name may have several lines."""
+    names = [name.split("\n") for name in rows[0]]
+    height = max(map(len, names))
+    lines = [list(line) for line in zip(*([""] * (height - len(name)) + name for name in names), strict=True)]
+    lines += [[cell_text(value) for value in row.values()] for row in rows]
     widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
     return "\n".join(

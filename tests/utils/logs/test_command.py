@@ -9,8 +9,9 @@ from io import StringIO
 
 import pytest
 
-from tests.utils.logs.folders import config, entry, scalar, training_run, write
+from tests.utils.logs.folders import config, entry, published_run, scalar, training_run, write
 from utils.logs.__main__ import main
+from utils.logs.characters import width
 
 
 def test_nothing_read_is_an_error(tmp_path, capsys):
@@ -101,7 +102,7 @@ def test_hostile_folders_leave_the_others_alone(tmp_path, capsys, name):
     assert main([str(tmp_path)]) == 0
     tables, unread = capsys.readouterr().out.split("\n\nCould not be read\n\n")
     assert unread.startswith(f"- {tmp_path}/hostile: {problem}") and unread.count("\n") == 1
-    assert f"{tmp_path}/good" in tables
+    assert max(map(width, tables.splitlines())) <= 100
 
 
 def test_hostile_texts_in_all_forms(tmp_path, capsys):
@@ -119,6 +120,8 @@ def test_hostile_texts_in_all_forms(tmp_path, capsys):
             assert len(list(csv.DictReader(StringIO(out)))) == len(names)
         elif form == "markdown":
             assert len({line.replace(r"\|", "").count("|") for line in out.split("\n\n")[0].splitlines()}) == 1
+        else:
+            assert max(map(width, out.split("\n\nCould not be read")[0].splitlines())) <= 100
 
 
 def test_more_problems_than_are_shown(tmp_path, capsys):
@@ -126,3 +129,18 @@ def test_more_problems_than_are_shown(tmp_path, capsys):
     write(tmp_path / "1", run=entry(), config=config(), metrics=metrics)
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith("val.recall@4 has no steps and values; and 5 more\n")
+
+
+def test_text_fits_a_terminal_and_the_other_forms_have_all(tmp_path, capsys):
+    for seed in (1, 2):
+        training_run(tmp_path / "experiments" / str(seed), seed=seed)
+    published_run(tmp_path / "experiments" / "published")
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(width, text.splitlines())) <= 100
+    assert f"folders are below {tmp_path}/experiments\n" in text
+    assert "left out, see --format markdown: script\n" in text
+    for form in ("csv", "markdown"):
+        assert main([str(tmp_path), "--format", form]) == 0
+        out, _ = capsys.readouterr()
+        assert out.count("experiment_rerank.py") == 2 and out.count(f"{tmp_path}/experiments/") >= 3
