@@ -33,7 +33,7 @@ def fitted_table(rows: list[Row]) -> str:
     Each measure is taken only where the table is still too wide.
     """
     remarks: list[str] = []
-    for fit in (_without_empty, _shared_said_once, _with_high_names, _shortened):
+    for fit in (_without_empty, _shared_said_once, _with_stacked_names, _shortened):
         if max(map(width, text_table(rows).split("\n"))) > WIDTH:
             rows = fit(rows, remarks)
     above = "\n".join(shortened(remark, WIDTH) for remark in remarks)
@@ -67,7 +67,8 @@ def _shared_said_once(rows: list[Row], remarks: list[str]) -> list[Row]:
     return rows
 
 
-def _with_high_names(rows: list[Row], _remarks: list[str]) -> list[Row]:
+def _with_stacked_names(rows: list[Row], _remarks: list[str]) -> list[Row]:
+    """Names of columns with one word a line."""
     return [{name.replace(" ", "\n"): value for name, value in row.items()} for row in rows]
 
 
@@ -75,24 +76,25 @@ def _shortened(rows: list[Row], remarks: list[str]) -> list[Row]:
     """Texts at most so long that the table fits, columns left out where they would become too short."""
     cells = {name: [cell_text(row[name]) for row in rows] for name in rows[0]}
     widths = {name: max(map(width, [*name.split("\n"), *column])) for name, column in cells.items()}
-    limits = {name: WIDTH if name.startswith("R@") else 0 for name in cells}  # recalls are not shortened
 
-    def fits(limit: int, names: Sequence[str]) -> bool:
-        columns = (min(widths[name], max(limit, limits[name])) for name in names)
-        return sum(columns) + len("  ") * (len(names) - 1) <= WIDTH
+    def columns(name: str, limit: int) -> int:
+        return widths[name] if name.startswith("R@") else min(widths[name], limit)  # recalls are not shortened
+
+    def fits(names: Sequence[str], limit: int) -> bool:
+        return sum(columns(name, limit) for name in names) + len("  ") * (len(names) - 1) <= WIDTH
 
     names, left_out = list(cells), []
     shortest = _shortest_distinct(cells[names[0]])
     for name in _expendable(names):
-        if not fits(shortest, names):
+        if not fits(names, shortest):
             names.remove(name)
             left_out.append(name.replace("\n", " "))
     if left_out:
         remarks += textwrap.wrap(f"left out, see --format markdown: {', '.join(left_out)}", WIDTH)
-    limit = next((limit for limit in range(WIDTH, shortest, -1) if fits(limit, names)), shortest)
+    limit = next((limit for limit in range(WIDTH, shortest, -1) if fits(names, limit)), shortest)
     return [
         {
-            name: shortened(cells[name][i], limit) if width(cells[name][i]) > max(limit, limits[name]) else row[name]
+            name: row[name] if width(cells[name][i]) <= columns(name, limit) else shortened(cells[name][i], limit)
             for name in names
         }
         for i, row in enumerate(rows)
