@@ -1,67 +1,29 @@
 """Runs as tables: one row a run, and mean ± spread over seeds; text, CSV or Markdown."""
 
 import csv
-import json
-import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
 
-from utils.logs.runs import Recalls, Run, natural, nested
+from utils.logs.characters import natural, printable, width
+from utils.logs.groups import Group, group_runs
+from utils.logs.rankings import GAIN, MEASURES
+from utils.logs.recalls import Recalls
+from utils.logs.runs import Run
+from utils.logs.values import nested
 
 Row = dict[str, object]
 
-# config keys in which runs of one group may differ
-WHERE_WRITTEN = {"seed", "temp_dir"}
-WHERE_READ = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
-WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
-
-
 RANKINGS = ("global", "published", "chamfer_alone", "chamfer", "fused", "weighted")
-MEASURES = ("mAP@R", "R-precision", "MRR", "R@1 over global")  # behind R@K
+SHOWN_PROBLEMS = 5  # of a folder
 
 
-def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Completed runs with recalls that differ only in `seed` and in the files they read and write, two or more each.
-
-    Where a seed occurs twice among them, they must have read the same files too, or files whose paths differ only in
-    the seed: what differs may be the checkpoint, as when a frozen and a finetuned model are evaluated.
-    """
-    completed = [run for run in runs if run.status == "COMPLETED" and run.best and run.config]
-    groups = []
-    for group in _partition(completed, WHERE_WRITTEN | WHERE_READ):
-        seeds = [json.dumps(run.config.get("seed")) for run in group]
-        if len(set(seeds)) == len(seeds):
-            groups.append(group)
-            continue
-        alike = _partition(group, WHERE_WRITTEN)
-        groups += alike + _partition([run for (run, *others) in alike if not others], WHERE_WRITTEN, seed_in_paths=True)
-    return [group for group in groups if len(group) > 1]
-
-
-def _partition(runs: Sequence[Run], ignored: set[str], seed_in_paths: bool = False) -> list[list[Run]]:
-    """Runs of equal configs, but for `ignored` keys, and for a run's seed in its paths when `seed_in_paths`."""
-    groups = defaultdict(list)
-    for run in runs:
-        seed = re.compile(rf"(?<!\d){re.escape(str(run.config.get('seed')))}(?!\d)") if seed_in_paths else None
-        groups[json.dumps([run.experiment, _compared(run.config, ignored, seed)], sort_keys=True)].append(run)
-    return list(groups.values())
-
-
-def _compared(node, ignored: set[str], seed: re.Pattern | None):
-    """A config without `ignored` keys, with one name for what `seed` matches in its texts."""
-    if isinstance(node, dict):
-        return {key: _compared(node[key], ignored, seed) for key in node if key not in ignored}
-    return seed.sub("seed", node) if seed and isinstance(node, str) else node
-
-
-def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
+def run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[Row]:
     """One row per run; recalls in %, None where not known. Groups count from 1."""
     ks = sorted({k for run in runs for k in (*run.best, *run.last)})
-    group_of = {run.folder: number for number, group in enumerate(groups, 1) for run in group}
+    group_of = {run.folder: number for number, group in enumerate(groups, 1) for run in group.runs}
     return [
         {
             "folder": run.folder,
@@ -81,23 +43,29 @@ def run_rows(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[Row]:
     ]
 
 
-def group_rows(groups: Sequence[Sequence[Run]], show: Callable[[float, float], object]) -> list[Row]:
-    """One row per group; `show(mean, sample standard deviation)` makes the cell of a recall that all its runs have."""
+def group_rows(groups: Sequence[Group], show: Callable[[float, float], object]) -> list[Row]:
+    """One row per group; `show(mean, sample standard deviation)` makes the cell of a recall that all its runs have.
+
+    Where seeds were repeated, a column counts the runs that are left out.
+    """
     rows: list[Row] = []
-    ks = sorted({k for group in groups for run in group for k in (*run.best, *run.last)})
+    ks = sorted({k for group in groups for run in group.runs for k in (*run.best, *run.last)})
     for number, group in enumerate(groups, 1):
+        runs = group.runs
         row: Row = {
             "group": number,
-            "n": len(group),
-            "experiment": group[0].experiment,
-            "dataset": nested(group[0].config, "dataset", "name"),
-            "seeds": ", ".join(str(run.config.get("seed")) for run in group),
+            "n": len(runs),
+            "experiment": runs[0].experiment,
+            "dataset": nested(runs[0].config, "dataset", "name"),
+            "seeds": ", ".join(str(run.config.get("seed")) for run in runs),
         }
-        sides: dict[str, list[Recalls]] = {"best": [run.best for run in group], "last": [run.last for run in group]}
+        if any(group.num_repeats for group in groups):
+            row["repeats left out"] = group.num_repeats
+        sides: dict[str, list[Recalls]] = {"best": [run.best for run in runs], "last": [run.last for run in runs]}
         for side, recalls in sides.items():
             for k in ks:
                 values = [recall[k] for recall in recalls if k in recall]
-                row[f"R@{k} {side}"] = show(mean(values), stdev(values)) if len(values) == len(group) else None
+                row[f"R@{k} {side}"] = show(mean(values), stdev(values)) if len(values) == len(runs) else None
         rows.append(row)
     return rows
 
@@ -106,7 +74,7 @@ def ranking_rows(runs: Sequence[Run]) -> list[Row]:
     """One row for each ranking of each evaluation that has several."""
     evaluations = [run for run in runs if len(run.rankings) > 1]
     names = {name for run in evaluations for row in run.rankings.values() for name in row}
-    ordered = sorted(names, key=lambda name: (_place(name, MEASURES), natural(name)))
+    ordered = sorted(names, key=lambda name: (_place(name, (*MEASURES, GAIN)), natural(name)))
     return [
         {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in ordered}}
         for run in evaluations
@@ -124,7 +92,7 @@ def as_csv(runs: Sequence[Run]) -> str:
     groups = group_runs(runs)
     statistics = {}
     for row in group_rows(groups, lambda average, deviation: (average, deviation)):
-        statistics[row["group"]] = {"n": row["n"]} | {
+        statistics[row["group"]] = {name: row[name] for name in ("n", "repeats left out") if name in row} | {
             f"{name} {statistic}": cell[i] if isinstance(cell, tuple) else None
             for name, cell in row.items()
             if name.startswith("R@")
@@ -138,7 +106,9 @@ def as_csv(runs: Sequence[Run]) -> str:
     text = StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: value if value is None else printable(value) for name, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 
@@ -158,18 +128,26 @@ def as_tables(runs: Sequence[Run], table: Callable[[list[Row]], str], heading: s
 
 def unread_lines(runs: Sequence[Run]) -> list[str]:
     """For each run folder of which something could not be read: the folder and why."""
-    return [f"{run.folder}: {'; '.join(run.problems)}" for run in runs if run.problems]
+    lines = []
+    for run in (run for run in runs if run.problems):
+        more = len(run.problems) - SHOWN_PROBLEMS
+        problems = run.problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        lines.append(printable(f"{run.folder}: {'; '.join(problems)}"))
+    return lines
 
 
 def text_table(rows: list[Row]) -> str:
-    """Columns aligned by blanks, numbers to the right."""
-    lines = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    """Columns aligned by blanks, numbers to the right; a column's name may have several lines."""
+    names = [name.split("\n") for name in rows[0]]
+    height = max(map(len, names))
+    lines = [list(line) for line in zip(*([""] * (height - len(name)) + name for name in names), strict=True)]
+    lines += [[cell_text(value) for value in row.values()] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(line, widths, left, strict=True)
+            cell + " " * (columns - width(cell)) if to_left else " " * (columns - width(cell)) + cell
+            for cell, columns, to_left in zip(line, widths, left, strict=True)
         ).rstrip()
         for line in lines
     )
@@ -178,14 +156,15 @@ def text_table(rows: list[Row]) -> str:
 def markdown_table(rows: list[Row]) -> str:
     """A table in Markdown."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[_cell(value).replace("|", "\\|") for value in row.values()] for row in rows]
+    lines += [[cell_text(value).replace("|", "\\|") for value in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as a table shows it, on one line."""
     if isinstance(value, timedelta):
         minutes, seconds = divmod(round(value.total_seconds()), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     if isinstance(value, float):
-        return f"{value:.2f}"
-    return "" if value is None else " ".join(str(value).split())
+        return f"{value:.2f}" if abs(value) < 1e9 else f"{value:g}"
+    return "" if value is None else printable(" ".join(str(value).split()))

@@ -8,9 +8,12 @@ STOP = "2026-01-03T04:05:06.500000"
 
 
 def write(folder: Path, **contents) -> Path:
-    """A run folder with these files, by their stems: text as it is, anything else as JSON."""
+    """A run folder with these files, by their stems: text as it is, anything else as JSON.
+
+    A run that has printed nothing has an empty cout.txt.
+    """
     folder.mkdir(parents=True)
-    for stem, content in contents.items():
+    for stem, content in ({"cout": ""} | contents if "run" in contents else contents).items():
         name = "cout.txt" if stem == "cout" else f"{stem}.json"
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content, sort_keys=True))
     return folder

@@ -1,9 +1,26 @@
-import pytest
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
 
-from tests.utils.logs.folders import entry, write
+import pytest
+from matplotlib.figure import Figure
+
+from tests.utils.logs.folders import entry, scalar, training_run, write
 from utils.errors import InputError
 from utils.logs.plots import epoch_means, plot_runs
 from utils.logs.runs import read_run
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, in order."""
+    saved = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: (saved.append(figure), save(figure, *args, **kwargs))
+    )
+    return saved
 
 
 def test_epoch_means():
@@ -24,3 +41,44 @@ def test_plots_that_cannot_be_drawn(three_runs, tmp_path):
     with pytest.raises(InputError, match="none of the runs has logged"):
         plot_runs([evaluation], tmp_path / "curves.png")
     assert not list(tmp_path.glob("curves*"))
+
+
+def styles(lines):
+    return [(line.get_color(), line.get_marker()) for line in lines]
+
+
+def test_80_runs_are_told_apart(tmp_path, figures):
+    run = read_run(training_run(tmp_path / "1"))
+    plot_runs([replace(run, folder=Path(str(i))) for i in range(85)], tmp_path / "curves.png")
+    (figure,) = figures
+    (legend,) = figure.legends
+    assert len(set(styles(legend.get_lines()[:80]))) == 80
+    loss_panel, recall_panel = figure.axes
+    assert styles(loss_panel.get_lines()[1:160:2]) == styles(legend.get_lines()[:80])
+    assert styles(recall_panel.get_lines()[:160:2]) == styles(legend.get_lines()[:80])
+    assert [text.get_text() for text in legend.get_texts()[-2:]] == ["79", "and 5 more"]
+
+
+def test_the_k_of_most_runs_are_drawn(tmp_path, figures):
+    run = read_run(training_run(tmp_path / "1"))
+    other = replace(run, validations={0: dict.fromkeys(range(2, 50), 50.0), 1: {1: 60.0}})
+    plot_runs([run, run, other], tmp_path / "curves.png")
+    texts = figures[0].axes[1].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == [f"R@{k}" for k in (1, 2, 3, 4, 5, 6, 7, 10)]
+
+
+def test_absurd_curves_and_names(tmp_path, figures):
+    metrics = {
+        "train.loss": scalar([0, 0.5, 1, 1e308, 2], [1e308, 3.4e38, -3.4e38, 1.0, math.nan]),
+        "val.recall@1": scalar([1, 10**400, 1e9], [50.0, 60.0, 70.0]),
+    }
+    run = read_run(write(tmp_path / "1", run=entry(), config={}, metrics=json.dumps(metrics)))
+    names = ("W" * 4000, "$x$ \\frac{", "caf\udce9\x1b[2J")
+    plot_runs([replace(run, folder=Path(name)) for name in names], tmp_path / "curves.png")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "W" * 36 + "…" + "W" * 35,
+        "\\$x\\$ \\frac{",
+        r"caf\udce9\x1b[2J",
+    ]
+    assert list(figures[0].axes[0].get_lines()[1].get_ydata()) == [3.4e38, -3.4e38]

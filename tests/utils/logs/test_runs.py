@@ -1,5 +1,10 @@
+import errno
+import inspect
 import json
+import os
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +134,12 @@ def test_damaged_folders(tmp_path, capsys):
     assert runs["corrupt"].status == runs["empty"].status == "UNREADABLE"
     assert runs["unknown"].status == "UNKNOWN"
     assert (runs["unknown"].best, runs["unknown"].last) == ({1: 81.0, 10: 92.0}, {})
-    assert (runs["strange"].best, runs["strange"].duration, runs["strange"].problems) == ({}, None, [])
+    assert (runs["strange"].best, runs["strange"].duration) == ({}, None)
+    assert runs["strange"].problems == [
+        "info.json: no recall could be read for R@1",
+        "run.json: start_time is no time",
+        "run.json: stop_time is no time",
+    ]
 
     assert main([str(tmp_path), str(tmp_path / "nowhere")]) == 0
     out, err = capsys.readouterr()
@@ -137,7 +147,9 @@ def test_damaged_folders(tmp_path, capsys):
     assert f"- {tmp_path}/empty/1: run.json is missing; config.json is missing\n" in unread
     assert f"- {tmp_path}/corrupt/1: run.json is no valid JSON" in unread
     assert "config.json holds no JSON object; metrics.json is empty\n" in unread
-    assert f"- {tmp_path}/unknown/1: run.json is missing\n" in unread
+    assert (
+        f"- {tmp_path}/unknown/1: run.json is missing; metrics.json: val.recall@1 has no steps and values; " in unread
+    )
     assert f"{tmp_path}/nowhere: no such folder\n" in err
 
 
@@ -151,3 +163,63 @@ def test_runs_are_found_in_natural_order(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     write(tmp_path / "a" / "1", run=entry())
     assert [str(path.relative_to(tmp_path)) for path in find_run_folders(tmp_path)] == ["9", "10", "a/1", "a/2"]
+
+
+def test_runs_are_found_at_any_depth(tmp_path):
+    folder = write(tmp_path / Path(*["d"] * 300) / "1", run=entry())
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        found = find_run_folders(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [folder]
+
+
+def test_folders_that_cannot_be_entered(tmp_path, monkeypatch):
+    for name in ("1", "2"):
+        training_run(tmp_path / name)
+
+    def scandir(path, scandir=os.scandir):
+        if path.name == "1":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [path.name for path in find_run_folders(tmp_path)] == ["1", "2"]
+
+
+def test_links_between_folders_are_not_followed(tmp_path):
+    (tmp_path / "1" / "run.json").mkdir(parents=True)
+    (tmp_path / "1" / "up").symlink_to("..")
+    (tmp_path / "loop").symlink_to("loop")
+    (found,) = find_run_folders(tmp_path)
+    assert read_run(found).problems == ["run.json is no regular file", "config.json is missing"]
+
+
+def test_folders_that_are_none(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    assert find_run_folders(tmp_path / "file") == find_run_folders(tmp_path / "nowhere") == []
+    (loop,) = find_run_folders(tmp_path / "loop")
+    assert read_run(loop).status == "UNREADABLE"
+
+
+def test_durations_that_cannot_be(tmp_path):
+    for name, stop in (("1", "9999-12-31T23:59:59"), ("2", "2026-01-02T02:59:59")):
+        run = read_run(write(tmp_path / name, run=entry(start_time=START, stop_time=stop), config=config()))
+        assert (run.status, run.duration) == ("COMPLETED", None)
+        assert run.problems == [f"run.json: no run can last from 2026-01-02 03:00 to {stop[:16].replace('T', ' ')}"]
+
+
+def test_a_missing_output_is_a_problem_once_a_run_has_begun(tmp_path):
+    for name, status, problems in (("1", "RUNNING", ["cout.txt is missing"]), ("2", "QUEUED", [])):
+        folder = training_run(tmp_path / name, status=status)
+        (folder / "cout.txt").unlink()
+        assert read_run(folder).problems == problems
+
+
+def test_absurd_memory(tmp_path):
+    info = {"recall": {"1": 81.0}, "peak_memory_gb": 1e308}
+    run = read_run(write(tmp_path / "1", run=entry(), config=config(), info=info))
+    assert (run.memory, run.problems) == (None, ["info.json: peak_memory_gb is no number from 0 to 1e+06"])

@@ -5,36 +5,7 @@ import pytest
 
 from tests.utils.logs.folders import config, entry, training_run, write
 from utils.logs.runs import find_run_folders, read_run
-from utils.logs.table import as_csv, as_tables, group_runs, markdown_table, text_table
-
-
-def test_groups_differ_only_in_seed_and_paths(tmp_path):
-    training_run(tmp_path / "1", seed=1, resume="a.pt", dataset={"name": "sop", "train_cache_nn_inds": "a.pkl"})
-    training_run(tmp_path / "2", seed=2, resume="b.pt", dataset={"name": "sop", "train_cache_nn_inds": "b.pkl"})
-    training_run(tmp_path / "3", seed=3, lr=0.2)
-    training_run(tmp_path / "4", seed=4, status="FAILED", dataset={"name": "sop", "train_cache_nn_inds": "b.pkl"})
-    training_run(tmp_path / "5", seed=5, dataset={"name": "other"})
-    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
-    assert [[run.folder.name for run in group] for group in groups] == [["1", "2"]]
-
-
-def test_evaluations_of_different_checkpoints_under_one_seed_are_not_averaged(tmp_path):
-    for name, resume in (("1", "frozen.pt"), ("2", "finetune.pt"), ("3", "finetune.pt")):
-        training_run(tmp_path / name, seed=0, resume=resume, temp_dir=name)
-    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
-    assert [[run.folder.name for run in group] for group in groups] == [["2", "3"]]
-
-
-def test_a_seed_in_a_path_does_not_keep_evaluations_apart(tmp_path):
-    for seed in (1, 2, 12):
-        for name in ("frozen", "finetune"):
-            training_run(tmp_path / f"{seed}{name}", seed=seed, resume=f"logs/{seed}/{name}/resnet18_sop.pt")
-    training_run(tmp_path / "3frozen", seed=3, resume="elsewhere/frozen/resnet18_sop.pt")
-    groups = group_runs([read_run(folder) for folder in find_run_folders(tmp_path)])
-    assert sorted(sorted(run.folder.name for run in group) for group in groups) == [
-        ["12finetune", "1finetune", "2finetune"],
-        ["12frozen", "1frozen", "2frozen"],
-    ]
+from utils.logs.table import as_csv, as_tables, markdown_table, text_table
 
 
 def test_text(three_runs):
@@ -83,10 +54,11 @@ def test_rankings(tmp_path):
     write(tmp_path / "1", run=entry(), config=config(), info=info)
     training_run(tmp_path / "2")
     table = as_tables([read_run(folder) for folder in find_run_folders(tmp_path)], text_table)
-    *_, title, rankings = table.rstrip("\n").split("\n\n")
+    *_, title, rankings, _, unread = table.rstrip("\n").split("\n\n")
     assert title == "Rankings of evaluations, in %, with the 95 % interval of the change"
     header, unknown, first, second = (line.split() for line in rankings.splitlines())
     assert header == ["folder", "ranking", "R@1", "MRR", "R@1", "over", "global"]
     assert first[1:] == ["global", "50.00", "60.00"]
     assert second[1:] == ["fused", "61.25", "70.00", "+11.25", "(+9.00", "to", "+13.50)"]
     assert unknown[1:] == ["b"]
+    assert unread.endswith("/1: info.json: ranking a has no measures; info.json: R@1 of b is no number from 0 to 100")
