@@ -1,7 +1,9 @@
 """Files that are whole or not there at all, and what one process at a time writes."""
 
+import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import InputError
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+\.part")
 
 
 @contextmanager
@@ -34,9 +38,11 @@ def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
             files = []
             for current in targets:
                 current.parent.mkdir(parents=True, exist_ok=True)
+                if current.is_dir():  # it could not be renamed to, when others have been
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 files.append(stack.enter_context(_temporary_file(current)))
             yield files
-            for current, file in zip(targets, files, strict=True):
+            for current, file in zip(targets, files, strict=True):  # noqa: B007 it is named where that fails
                 file.flush()
                 os.fsync(file.fileno())
             for current, file in zip(targets, files, strict=True):
@@ -44,25 +50,35 @@ def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
             for folder in {target.parent for target in targets}:
                 _sync_folder(folder)
     except OSError as error:
-        raise InputError(f"{current} could not be written: {error.strerror or error}; what stood there is kept") from error
+        raise InputError(
+            f"{current} could not be written: {error.strerror or error}; what stood there is kept"
+        ) from error
 
 
 @contextmanager
 def _temporary_file(target: Path) -> Iterator[BinaryIO]:
     """A new file beside `target`, deleted at the end unless it has been renamed.
 
-    It is locked meanwhile. One that is not is left over from a process that was killed, and is deleted.
+    It is locked meanwhile. Those in the folder that are not, whatever their target, are left over from processes that
+    were killed, and are deleted.
     """
     for leftover in target.parent.iterdir():
-        if leftover.name.startswith(".") and leftover.name.endswith(f".{target.name}.part"):
+        if TEMPORARY.fullmatch(leftover.name):
             with suppress(OSError), leftover.open("rb") as file:
                 if _lock(file) is True:
                     leftover.unlink()
-    with _locked_file(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b")) as file:
+    with _new_file(target) as file:
         try:
             yield file
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def _new_file(target: Path) -> BinaryIO:
+    """A locked file beside `target`; again where another process has taken it for a leftover before it was locked."""
+    while True:
+        with suppress(BlockingIOError):
+            return _locked_file(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b"))
 
 
 @contextmanager
@@ -94,8 +110,11 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
 
 def check_room(folder: Path, size: int, what: str) -> None:
     """Raise InputError unless `folder`, or where it is to be made, has `size` bytes free for `what`."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise InputError(f"{folder} cannot take {what}: {error.strerror}; choose another folder") from error
     if free < size:
         raise InputError(
             f"{what} in {folder} needs {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make room, or choose a "
