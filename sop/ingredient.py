@@ -154,7 +154,7 @@ def get_loaders(
 
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
         if image_cache is not None:
-            cache = Path(image_cache) / f"{file.replace('/', '_')}.images"
+            cache = Path(image_cache) / file.replace("/", "_")
             cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache)
             return CachedLoader(cached, batch_size=test_batch_size, **options)
         images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))
