@@ -5,23 +5,28 @@ from pathlib import Path
 from sacred import Experiment
 
 from sop.demo.photos import draw_demo
-from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, is_free, official_md5, read_list, unpack
+from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, official_md5, read_list, unpack
 from sop.preparation.download import download
 from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
+from sop.preparation.settings import check, check_split_files
+from sop.preparation.unfinished import LATER, is_free
 from sop.preparation.verify import verify_images
-from sop.splits import hold_out, read_split, write_split
+from sop.splits import hold_out, read_split, write_splits
 from utils.experiment import reports_errors, set_up
+from utils.files import only_writer
+from utils.settings import check_settings, whole_number
 
 ex = set_up(Experiment("Prepare SOP"))
 
 
-def write_splits(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
+def make_splits(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
     """Write the split files, once both lists have proved well-formed."""
     splits = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
     if val_classes:
         splits[train_file], splits[val_file] = hold_out(splits[train_file], val_classes)
+    with only_writer(folder / ".lock", f"the set of split files in {folder}", LATER):
+        write_splits(folder, splits)
     for file_name, split in splits.items():
-        write_split(folder / file_name, split)
         print(f"{folder / file_name}: {len(split.paths)} images")
 
 
@@ -44,41 +49,49 @@ def config():
 
 @ex.command
 @reports_errors
-def checkpoints(hub_repository, checkpoint_dir, neighbour_dir):
+def checkpoints(_config, hub_repository, checkpoint_dir, neighbour_dir):
     """Fetch the published checkpoints."""
+    check(_config)
     fetch(CHECKPOINTS, hub_repository, Path(checkpoint_dir))
     print("evaluate with", *evaluation_commands(CHECKPOINTS, checkpoint_dir, neighbour_dir), sep="\n  ")
 
 
 @ex.command
 @reports_errors
-def neighbours(hub_repository, checkpoint_dir, neighbour_dir):
+def neighbours(_config, hub_repository, checkpoint_dir, neighbour_dir):
     """Fetch the published neighbour files."""
+    check(_config)
     fetch(NEIGHBOURS, hub_repository, Path(neighbour_dir))
     print("evaluate with", *evaluation_commands(NEIGHBOURS, checkpoint_dir, neighbour_dir), sep="\n  ")
 
 
 @ex.command
 @reports_errors
-def verify(sop_dir, train_file, test_file):
+def verify(_config, sop_dir, train_file, test_file):
     """Open every image that the split files name."""
+    check(_config)
     folder = Path(sop_dir)
     verify_images(folder, [path for name in (train_file, test_file) for path in read_split(folder, name).paths])
 
 
 @ex.command
 @reports_errors
-def demo(demo_dir, demo_products, demo_seed, train_file, test_file, val_file, val_classes):
+def demo(_config, demo_dir, demo_products, demo_seed, train_file, test_file, val_file, val_classes):
     """Draw a small demo set in SOP's layout."""
+    check(_config)
+    check_settings({"val_classes": val_classes}, {"val_classes": whole_number(0, demo_products // 2 - 1)})
+    check_split_files(train_file, test_file, val_file, val_classes)
     draw_demo(Path(demo_dir), demo_products, seed=demo_seed)
-    write_splits(Path(demo_dir), train_file, test_file, val_file, val_classes)
+    make_splits(Path(demo_dir), train_file, test_file, val_file, val_classes)
 
 
 @ex.automain
 @reports_errors
-def main(sop_dir, sop_url, sop_md5, train_file, test_file, val_file, val_classes):
+def main(_config, sop_dir, sop_url, sop_md5, train_file, test_file, val_file, val_classes):
     """Fetch SOP, unpack it and write the split files."""
+    check(_config)
+    check_split_files(train_file, test_file, val_file, val_classes)
     folder = Path(sop_dir)
     if is_free(folder):
         unpack(download(sop_url, folder.parent, sop_md5), folder)
-    write_splits(folder, train_file, test_file, val_file, val_classes)
+    make_splits(folder, train_file, test_file, val_file, val_classes)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from sop.decoding import naming
+from sop.photo import opened
 from sop.splits import Split
 from sop.transforms import Transform, describe
 from utils.errors import InputError
@@ -59,8 +58,7 @@ class ImageSet(Dataset):
 
     def __getitem__(self, item: int | Draw) -> tuple[Any, int, int]:
         index, key = item if isinstance(item, Draw) else (item, None)
-        path = self.folder / self.paths[index]
-        with naming(path), Image.open(path) as photo, _drawing_by(key):
+        with opened(self.folder / self.paths[index]) as photo, _drawing_by(key):
             return self.transform(photo), int(self.labels[index]), index
 
 

@@ -1,9 +1,7 @@
 """From an opened photo to the uint8 pixels of a view of it, by PIL or with nearly the same pixels in less time."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from utils.errors import InputError
+from sop.photo import file_content, to_rgb
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the whole photo
 
@@ -74,31 +72,13 @@ def _decoded_smaller(photo: Image.Image, min_side: int) -> Tensor:
     if isinstance(photo, JpegImageFile) and photo.fp and photo.mode in ("RGB", "L"):
         reduction = next((factor for factor in (8, 4, 2) if min(photo.size) >= factor * min_side), 1)
         width, height = (math.ceil(side / reduction) for side in photo.size)
-        photo.fp.seek(0)
+        content = file_content(photo)
         with suppress(ValueError):  # PIL decides whether a photo is damaged
-            decoded = decode_jpeg(photo.fp.read(), min_height=height, min_width=width)
+            decoded = decode_jpeg(content, min_height=height, min_width=width)
             return torch.from_numpy(decoded).permute(2, 0, 1)
     return to_tensor(to_rgb(photo))
-
-
-def to_rgb(photo: Image.Image) -> Image.Image:
-    """The photo in RGB; one that is so already is not copied."""
-    return photo if photo.mode == "RGB" else photo.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """The uint8 pixels (3, height, width) of an RGB image."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-@contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """Turn what PIL raises for a photo into an InputError that names it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"photo {path} cannot be read ({error}): replace it or take it out of the split file"
-        ) from error

@@ -14,7 +14,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from sop.decoding import View, exact, naming, resized_view, to_rgb, to_tensor
+from sop.decoding import View, exact, resized_view, to_tensor
+from sop.photo import file_content, naming, to_rgb
 from utils.errors import InputError
 
 END = b"\xff\xd9"  # of a JPEG file
@@ -37,8 +38,7 @@ def encoded(photo: Image.Image, view: View) -> EncodedPhoto:
     The EXIF is hidden, by which some decoders turn a photo: nothing else here does.
     """
     if isinstance(photo, JpegImageFile) and photo.fp and photo.mode == "RGB":
-        photo.fp.seek(0)
-        content = photo.fp.read()
+        content = file_content(photo)
         if content.endswith(END):
             unturned = bytearray(EXIF.sub(IGNORED, content))
             return EncodedPhoto(torch.frombuffer(unturned, dtype=torch.uint8), view, str(photo.filename))
@@ -118,5 +118,7 @@ def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> lis
 
 
 def _by_pil(file: Tensor, name: str) -> Tensor:
-    with naming(name), Image.open(io.BytesIO(file.numpy().tobytes())) as photo:
-        return to_tensor(to_rgb(photo))
+    with naming(name):
+        photo = Image.open(io.BytesIO(file.numpy().tobytes()))
+    photo.filename = name
+    return to_tensor(to_rgb(photo))

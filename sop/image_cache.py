@@ -1,11 +1,14 @@
 """Test images kept in a file: decoded and resized once, then read from a memory map (`dataset.image_cache`).
 
-The file holds a SHA-256 sum of all that its pixels follow from, then uint8 pixels (images, 3, side, side).
+The file holds a SHA-256 sum of all that its pixels follow from, then uint8 pixels (images, 3, side, side). Its name has
+the sum's first digits: files of other photos, lists or settings lie beside it.
 """
 
 import hashlib
 import math
-import shutil
+import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,17 @@ from sop.dataset import ImageSet, photo_sum
 from sop.splits import Split
 from sop.transforms import centre_crop, square_size, square_transform, test_transform
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, check_room
 
 SUM_BYTES = hashlib.sha256().digest_size
+DIGITS = 12  # of the sum, in the file's name
 
 
 class CachedImageSet(ImageSet):
-    """What an `ImageSet` with the test transform yields, from the file `cache`; `prepare` comes first."""
+    """What an `ImageSet` with the test transform yields, from a file: `cache`, a dot, digits of the sum, `.images`.
+
+    `prepare` comes first.
+    """
 
     def __init__(
         self, folder: Path | str, split: Split, labels: dict[int, int], crop_size: int, decode: str, cache: Path
@@ -34,35 +41,75 @@ class CachedImageSet(ImageSet):
         self.photos = ImageSet(folder, split, labels, square_transform(crop_size, decode))
         self.cache, self.decode, self.crop = cache, decode, centre_crop(crop_size)
         self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
+        self.sum = b""
         self.pixels: np.memmap | None = None  # opened by the process that reads
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:  # type: ignore[override]
         if self.pixels is None:
-            self.pixels = np.memmap(self.cache, np.uint8, "r", SUM_BYTES, self.shape)
+            self.pixels = self._opened()
+        if self.pixels is None:
+            raise InputError(f"image cache {self.file} is gone, or is another file by now: run the command again")
         pixels = np.array(self.pixels[index, :, self.crop, self.crop])
         return torch.from_numpy(pixels), int(self.labels[index]), index
+
+    @property
+    def file(self) -> Path:
+        """The file of the photos, list and settings that `prepare` has found."""
+        return self.cache.with_name(f"{self.cache.name}.{self.sum.hex()[:DIGITS]}.images")
 
     def prepare(self, batch_size: int | None, num_workers: int) -> None:
         """Make the file, unless there is one of just these photos, list and settings.
 
-        Raises InputError for a photo that is missing or unreadable, and where the file cannot be written.
+        Raises InputError for a photo that is missing or unreadable, or changes meanwhile, and where the file cannot be
+        written.
         """
-        expected, size = self._sum(), math.prod(self.shape)
-        found = _read_sum(self.cache, SUM_BYTES + size)
-        if found == expected:
+        self.pixels, self.sum = None, self._sum()
+        if self._opened() is not None:
             return
-        _check_room(self.cache, size)
-        change = "" if found is None else " anew: photos, list or settings have changed"
-        tqdm.write(f"image cache {self.cache} ({size / 1e9:.1f} GB) is made{change}")
+        size = math.prod(self.shape)
+        check_room(self.file.parent, size, f"image cache {self.file.name}")
+        change = " anew: it was damaged" if self.file.exists() else ""
+        tqdm.write(f"image cache {self.file} ({size / 1e9:.1f} GB) is made{change}")
         loader = DataLoader(self.photos, batch_size, num_workers=num_workers)
         with (
-            atomic_write(self.cache) as file,
+            atomic_write(self.file) as file,
             tqdm(desc="Caching images", total=len(self), unit="image") as progress,
         ):
-            file.write(expected)
+            file.write(bytes(SUM_BYTES))
             for squares, _, _ in loader:
                 file.write(squares.numpy())
                 progress.update(len(squares))
+            if self._sum() != self.sum:
+                raise InputError(f"photos in {self.folder} have changed while they were cached: run the command again")
+            file.seek(0)
+            file.write(self.sum)
+        self._report_others()
+
+    def _opened(self) -> np.memmap | None:
+        """The file's pixels, if it is there, whole, and just the one that is meant; InputError if it cannot be read."""
+        try:
+            with self.file.open("rb") as file:
+                is_whole = os.fstat(file.fileno()).st_size == SUM_BYTES + math.prod(self.shape)
+                if is_whole and file.read(SUM_BYTES) == self.sum:
+                    return np.memmap(file, np.uint8, "r", SUM_BYTES, self.shape)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise InputError(
+                f"image cache {self.file} cannot be read: {error.strerror or error}; choose another folder for "
+                "dataset.image_cache"
+            ) from error
+        return None
+
+    def _report_others(self) -> None:
+        name = re.compile(rf"{re.escape(self.cache.name)}(\.[0-9a-f]{{{DIGITS}}})?\.images")
+        with suppress(OSError), os.scandir(self.cache.parent) as files:  # others may be deleted meanwhile
+            sizes = [file.stat().st_size for file in files if name.fullmatch(file.name) and file.name != self.file.name]
+            if sizes:
+                tqdm.write(
+                    f"image caches of {self.cache.name} for other photos or settings in {self.cache.parent}: "
+                    f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB; those that no run needs any more can be deleted"
+                )
 
     def _sum(self) -> bytes:
         """The sum of the photos' paths, sizes and times, and of what else decides about the pixels."""
@@ -72,36 +119,8 @@ class CachedImageSet(ImageSet):
 
 
 class CachedLoader(DataLoader):
-    """A loader of a `CachedImageSet` that has the file made when images are first asked for, by as many workers."""
-
-    prepared = False
+    """A loader of a `CachedImageSet` that has the file made, by as many workers, where a pass does not find it."""
 
     def __iter__(self):
-        if not self.prepared:
-            self.dataset.prepare(self.batch_size, self.num_workers)
-            self.prepared = True
+        self.dataset.prepare(self.batch_size, self.num_workers)
         return super().__iter__()
-
-
-def _read_sum(cache: Path, size: int) -> bytes | None:
-    """What a file of `size` bytes begins with; empty for a file of another size, None where there is none."""
-    if not cache.is_file():
-        return None
-    with cache.open("rb") as file:
-        return file.read(SUM_BYTES) if cache.stat().st_size == size else b""
-
-
-def _check_room(cache: Path, size: int) -> None:
-    folder = cache.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise InputError(
-            f"dataset.image_cache={folder} cannot be a folder: {error.strerror}; choose another"
-        ) from error
-    if free < size:
-        raise InputError(
-            f"image cache {cache} needs {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: make room, or set "
-            "dataset.image_cache to a folder on another disk"
-        )

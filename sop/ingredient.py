@@ -12,7 +12,7 @@ from sop.dataset import ImageSet
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
-from sop.splits import Split, class_map, read_split
+from sop.splits import Split, class_map, read_split, repeats
 from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError
@@ -170,6 +170,8 @@ def get_loaders(
         raise InputError(f"dataset.test_file={test_files}: give one file, or two, query and gallery")
     train_split = read_split(data_path, train_file)
     test_splits = [read_split(data_path, file) for file in test_files]
+    for line in (*repeats((train_file, train_split)), *repeats(*zip(test_files, test_splits, strict=True))):
+        print(line)
     train_labels, test_labels = class_map(train_split), class_map(*test_splits)
     workers = _usable_workers(num_workers)
     for_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
@@ -182,7 +184,7 @@ def get_loaders(
 
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
         if image_cache is not None:
-            cache = Path(image_cache) / f"{file.replace('/', '_')}.images"
+            cache = Path(image_cache) / file.replace("/", "_")
             cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache)
             return CachedLoader(cached, batch_size=test_batch_size, **options)
         images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))

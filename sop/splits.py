@@ -1,12 +1,18 @@
 """Split files: which photos a set has, and their classes."""
 
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from os.path import normpath
 from pathlib import Path
 from typing import NamedTuple
 
+from sop.lists import malformed, numbered_lines
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write_all
 
-SOP_LISTS = ("Ebay_train.txt", "Ebay_test.txt")
+LINE = re.compile(r"(.+),[ \t]*([0-9]{1,18})[ \t]*", re.DOTALL)
 
 
 class Split(NamedTuple):
@@ -17,32 +23,54 @@ class Split(NamedTuple):
 
 
 def read_split(folder: Path | str, name: str) -> Split:
-    """Read the split file `name` of a dataset folder: one line an image, `path,class`. InputError if it is not so."""
+    """Read the split file `name` of a dataset folder: in UTF-8, one line an image, `path,class`.
+
+    A path may also be absolute, or lead out of the folder. InputError, with the line, for a file that is not so.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"dataset folder {folder} does not exist: run prepare_data.py, or set dataset.data_path")
+    with suppress(OSError):  # it is reported of the file
+        if not folder.is_dir():
+            raise InputError(f"dataset folder {folder} does not exist: run prepare_data.py, or set dataset.data_path")
     file, split = folder / name, Split([], [])
-    if not file.is_file():
-        raise InputError(
-            f"split file {file} does not exist: run prepare_data.py, or set dataset.train_file and .test_file"
-        )
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        path, comma, class_number = line.rpartition(",")
-        if not (path and comma and class_number.strip().isdigit()):
-            raise InputError(f"{file}, line {number}: expected 'path,class number', found {line!r}")
-        split.paths.append(path)
-        split.classes.append(int(class_number))
+    for number, line in numbered_lines(file, "run prepare_data.py, or set dataset.train_file and .test_file"):
+        fields = LINE.fullmatch(line)
+        if not fields:
+            raise malformed(file, number, "'path,class number' with at most 18 digits", line)
+        split.paths.append(fields[1])
+        split.classes.append(int(fields[2]))
     if not split.paths:
         raise InputError(f"split file {file} is empty: run prepare_data.py again")
     return split
 
 
-def write_split(file: Path, split: Split) -> None:
-    """Write a split file, with no newline at the end; InputError for the name of one of SOP's own lists."""
-    if file.name in SOP_LISTS:
-        raise InputError(f"{file} is SOP's own list and was left as it is: choose another train_file or test_file")
-    with atomic_write(file) as content:
-        content.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())
+def write_splits(folder: Path, splits: Mapping[str, Split]) -> None:
+    """Write the split files of a dataset folder, by name, all or none, with no newline at the end."""
+    with atomic_write_all(*(folder / name for name in splits)) as files:
+        for file, split in zip(files, splits.values(), strict=True):
+            file.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())
+
+
+def repeats(*lists: tuple[str, Split]) -> Iterator[str]:
+    """Lines that say how many photos a split file, or two of them, query and gallery, list more than once."""
+    if len(lists) == 2 and lists[0] == lists[1]:
+        yield f"{lists[0][0]} is both query and gallery: its photos find themselves"
+        lists = lists[:1]
+    names, counts = [name for name, _ in lists], [Counter(map(normpath, split.paths)) for _, split in lists]
+    for name, count in zip(names, counts, strict=True):
+        if count.total() > len(count):
+            yield f"{name}: {_photos(sum(times > 1 for times in count.values()))} listed more than once"
+    if len(lists) == 2 and (in_both := counts[0].keys() & counts[1].keys()):
+        yield f"{_photos(len(in_both))} in both {names[0]} and {names[1]}: they find themselves"
+    classes = defaultdict(set)
+    for _, split in lists:
+        for path, number in zip(*split, strict=True):
+            classes[normpath(path)].add(number)
+    if different := [path for path, numbers in classes.items() if len(numbers) > 1]:
+        yield f"{' and '.join(names)}: {_photos(len(different))} listed with different classes, {different[0]} for one"
+
+
+def _photos(count: int) -> str:
+    return "1 photo is" if count == 1 else f"{count} photos are"
 
 
 def hold_out(split: Split, num_classes: int) -> tuple[Split, Split]:

@@ -18,6 +18,7 @@ from tests import ROOT
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from tests.sop.preparation.test_published import BARE, hub
 from utils.experiment import CommandError
+from utils.files import only_writer
 
 HEADER = "image_id class_id super_class_id path\n"
 TRAIN = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24))
@@ -154,7 +155,7 @@ def test_verify(prepare, archive, tmp_path, capsys):
     (tmp_path / "data" / "sop" / "toy_final" / "0_0.JPG").unlink()
     with pytest.raises(CommandError, match="of 44 images 1 are missing and 0 unreadable"):
         prepare(command="verify")
-    assert "0_0.JPG: missing" in capsys.readouterr().out
+    assert "0_0.JPG does not exist" in capsys.readouterr().out
 
 
 def test_verify_before_anything_is_there(prepare):
@@ -211,6 +212,65 @@ def test_a_demo_set_with_classes_held_out(tmp_path):
     ex.run("demo", config_updates=demo)
     found = {name: read_split(tmp_path / "demo", f"{name}.txt").classes for name in ("train", "val", "test")}
     assert found == {"train": [0] * 6, "val": [1] * 6, "test": [2] * 6 + [3] * 6}
+
+
+def test_settings_that_make_no_sense_are_refused_before_anything_is_done(prepare, archive, tmp_path):
+    demo = {"demo_dir": str(tmp_path / "demo"), "demo_products": 4}
+    for command, changes, message in [
+        (None, {"val_classes": "x"}, "val_classes='x' cannot be used: give a whole number from 0"),
+        (None, {"train_file": "Ebay_train.txt"}, "train_file='Ebay_train.txt' cannot be used: give a path below"),
+        (None, {"test_file": "train.txt"}, "test_file='train.txt' cannot be used: train_file is the same file"),
+        (None, {"val_file": "train.txt", "val_classes": 1}, "val_file='train.txt' cannot be used: train_file is the"),
+        (None, {"sop_dir": 5}, "sop_dir=5 cannot be used: give a folder's path that ends in the folder's name"),
+        (None, {"sop_url": ["x"]}, r"sop_url=\['x'\] cannot be used: give an address"),
+        ("verify", {"test_file": "../test.txt"}, "test_file='../test.txt' cannot be used: give a path below"),
+        ("checkpoints", {"hub_repository": "x"}, "hub_repository='x' cannot be used: give owner/name"),
+        ("neighbours", {"neighbour_dir": ""}, "neighbour_dir='' cannot be used: give a folder's path"),
+        ("demo", demo | {"demo_products": -1}, "demo_products=-1 cannot be used: give a whole number from 2 to 1,000"),
+        ("demo", demo | {"val_classes": 2}, "val_classes=2 cannot be used: give a whole number from 0 to 1$"),
+        ("demo", demo | {"train_file": "test.txt"}, "test_file='test.txt' cannot be used: train_file is the same file"),
+    ]:
+        with serving(serve(archive)) as server, pytest.raises(CommandError, match=rf"^{message}"):
+            prepare(command=command, **{"sop_url": f"{server.url}/SOP.zip"} | changes)
+        assert server.requests == []
+    assert names(tmp_path) == []
+
+
+def test_a_second_process_is_refused(prepare, archive, tmp_path):
+    (tmp_path / "SOP.zip").write_bytes(archive)
+    url, folder = (tmp_path / "SOP.zip").as_uri(), tmp_path / "data" / "sop"
+    stores = {"checkpoint_dir": str(tmp_path / "a"), "demo_dir": str(tmp_path / "data" / "sop"), "demo_products": 2}
+    for lock, command in [
+        (tmp_path / "data" / ".SOP.zip.lock", None),
+        (tmp_path / "data" / ".sop.lock", None),
+        (tmp_path / "data" / ".sop.lock", "demo"),
+        (tmp_path / "a" / ".lock", "checkpoints"),
+    ]:
+        refused = rf"(SOP.zip|sop|a) is being written by process {os.getpid()} on .*: run the command again later"
+        with only_writer(lock, "it", ""), pytest.raises(CommandError, match=refused):
+            prepare(url, command, **stores)
+        assert not folder.exists()
+    prepare(url)
+    with (
+        only_writer(folder / ".lock", "it", ""),
+        pytest.raises(CommandError, match=r"set of split files in .*/sop is bei"),
+    ):
+        prepare(url, train_file="learn.txt")
+    assert names(folder) == ["Ebay_test.txt", "Ebay_train.txt", "test.txt", "toy_final", "train.txt"]
+
+
+def test_two_demos_at_once(tmp_path):
+    words = [sys.executable, str(ROOT / "prepare_data.py"), "--unobserved", "demo", "with", "demo_products=60"]
+    processes = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    statuses = [process.returncode for process in processes]
+    assert sum(statuses) <= 1  # 0 where the first ended before the second began
+    for process, status, told in zip(reversed(processes), statuses, errors, strict=True):
+        assert status == 0 or f"data/demo is being written by process {process.pid} on " in told
+    demo = tmp_path / "data" / "demo"
+    assert names(tmp_path / "data") == ["demo"]
+    assert len(list(demo.glob("*/*.JPG"))) == 360
+    assert [len(read_split(demo, name).paths) for name in ("train.txt", "test.txt")] == [180, 180]
 
 
 def test_it_starts_without_torch_and_faiss():

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import InputError
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+\.part")
 
 
 @contextmanager
@@ -35,6 +38,9 @@ def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
         with ExitStack() as stack:
             for folder in {target.parent for target in targets}:
                 folder.mkdir(parents=True, exist_ok=True)
+            for target in targets:
+                if target.is_dir():  # it could not be renamed to, when others have been
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             files = [stack.enter_context(_temporary_file(target)) for target in targets]
             yield files
             for file in files:
@@ -55,18 +61,26 @@ def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
 def _temporary_file(target: Path) -> Iterator[BinaryIO]:
     """A new file beside `target`, deleted at the end unless it has been renamed.
 
-    It is locked meanwhile. One that is not is left over from a process that was killed, and is deleted.
+    It is locked meanwhile. Those in the folder that are not, whatever their target, are left over from processes that
+    were killed, and are deleted.
     """
     for leftover in target.parent.iterdir():
-        if leftover.name.startswith(".") and leftover.name.endswith(f".{target.name}.part"):
+        if TEMPORARY.fullmatch(leftover.name):
             with suppress(OSError), leftover.open("rb") as file:
                 if _lock(file) is True:
                     leftover.unlink()
-    with _locked_file(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b")) as file:
+    with _new_file(target) as file:
         try:
             yield file
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def _new_file(target: Path) -> BinaryIO:
+    """A locked file beside `target`; again where another process has taken it for a leftover before it was locked."""
+    while True:
+        with suppress(BlockingIOError):
+            return _locked_file(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b"))
 
 
 @contextmanager
@@ -125,8 +139,11 @@ def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
 
 def check_room(folder: Path, size: int, what: str) -> None:
     """Raise InputError unless `folder`, or where it is to be made, has `size` bytes free for `what`."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise InputError(f"{folder} cannot take {what}: {error.strerror}; choose another folder") from error
     if free < size:
         raise InputError(
             f"{what} in {folder} needs {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make room, or choose a "

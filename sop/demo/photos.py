@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -12,7 +11,8 @@ from tqdm import tqdm
 
 from sop.demo.drawing import DIFFICULTY, Album, draw_photos
 from sop.demo.shapes import SHAPES, family
-from sop.preparation.archive import TEST_LIST, TRAIN_LIST, is_free
+from sop.preparation.archive import TEST_LIST, TRAIN_LIST
+from sop.preparation.unfinished import is_free, unfinished
 from utils.errors import InputError
 
 SETTINGS_FILE = "demo.json"
@@ -28,7 +28,7 @@ def draw_demo(
     There are `views` photos of each product; the first half of the products are for training, the others for testing.
     The settings give the set, whatever the number of processes (by default one a core). A set of the same settings that
     stands there is kept; what an interrupted call left is started over. Raises InputError for settings that make no
-    set, for a folder that holds anything else, and when the operating system refuses.
+    set, for a folder that holds anything else, while another process draws it, and when the operating system refuses.
     """
     settings = {"num_products": num_products, "views": views, "seed": seed, "size": size}
     for name, smallest in SMALLEST.items():
@@ -39,25 +39,21 @@ def draw_demo(
         print(f"{folder}: the demo set is there already and is kept")
         return
     folder = folder.resolve()
-    unfinished = folder.with_name(f".{folder.name}.drawing")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        for shape in SHAPES:
-            (unfinished / _super_class(shape)).mkdir(parents=True)
-        albums = [
-            Album([unfinished / path for path in photo_paths(product, views)], seed, product, size)
-            for product in range(num_products)
-        ]
-        with _parallel(processes or min(MAX_PROCESSES, os.cpu_count() or 1)) as mapped:
-            for _ in tqdm(mapped(draw_photos, albums), f"Drawing {folder.name}", num_products, unit="product"):
-                pass
-        _write_lists(unfinished, num_products, views)
-        (unfinished / SETTINGS_FILE).write_text(json.dumps(_recorded(settings), indent=1))
-        unfinished.replace(folder)
+        with unfinished(folder, "drawing", num_files=num_products * views + 3) as hidden:  # two lists and the settings
+            for shape in SHAPES:
+                (hidden / _super_class(shape)).mkdir()
+            albums = [
+                Album([hidden / path for path in photo_paths(product, views)], seed, product, size)
+                for product in range(num_products)
+            ]
+            with _parallel(processes or min(MAX_PROCESSES, os.cpu_count() or 1)) as mapped:
+                for _ in tqdm(mapped(draw_photos, albums), f"Drawing {folder.name}", num_products, unit="product"):
+                    pass
+            _write_lists(hidden, num_products, views)
+            (hidden / SETTINGS_FILE).write_text(json.dumps(_recorded(settings), indent=1))
     except OSError as error:
         raise InputError(f"the demo set {folder} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def photo_paths(product: int, views: int) -> list[str]:
@@ -68,7 +64,10 @@ def photo_paths(product: int, views: int) -> list[str]:
 def read_settings(folder: Path) -> dict:
     """The settings of the demo set in a folder; InputError when there is none."""
     try:
-        return json.loads((folder / SETTINGS_FILE).read_text())
+        settings = json.loads((folder / SETTINGS_FILE).read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"{SETTINGS_FILE} holds no settings")
+        return settings
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no demo set: choose another folder for it") from error
 

@@ -12,20 +12,23 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from sop.splits import SOP_LISTS, Split
+from sop.lists import malformed, numbered_lines
+from sop.preparation.unfinished import unfinished
+from sop.splits import Split
 from utils.errors import InputError
 
 SOP_URL = "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip"
 SOP_MD5 = "7f73d41a2f44250d4779881525aea32e"
-OFFICIAL_URLS = {
+OFFICIAL_URLS = (
     SOP_URL,
     SOP_URL.replace("http:", "https:"),
     "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
-}
-TRAIN_LIST, TEST_LIST = SOP_LISTS
+)
+TRAIN_LIST, TEST_LIST = "Ebay_train.txt", "Ebay_test.txt"
 MAX_MEMBERS = 1_000_000  # SOP has 120,053 photos
 MAX_UNPACKED = 16 << 30  # bytes; SOP has 3 GB
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # a file of that name is one on Windows
+IMAGE = re.compile(r"[ \t]*\S+[ \t]+0*([1-9][0-9]{,17})[ \t]+\S+[ \t]+(.*[^ \t])[ \t]*")  # a line of a list
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError, RuntimeError)
 
 Members = dict[PurePosixPath, zipfile.ZipInfo]
@@ -36,37 +39,28 @@ def official_md5(url: str) -> str | None:
     return SOP_MD5 if url in OFFICIAL_URLS else None
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-
-
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the single top folder of SOP's archive as `folder`, whole or not at all.
+    """Unpack the single top folder of SOP's archive as `folder`, whole or not at all, by one process at a time.
 
     What an interrupted call left is started over. InputError for an archive that is not to be trusted, that is damaged
-    or not SOP's, and when the operating system refuses; `folder` is then as it was, and the archive is kept.
+    or not SOP's, while another process makes `folder`, and when the operating system refuses; `folder` is then as it
+    was, and the archive is kept.
     """
     folder = folder.resolve()
-    unfinished = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
         with open_archive(archive) as (content, members):
-            progress = tqdm(_below_top(members, archive).items(), desc=f"Unpacking {archive.name}", unit="file")
-            for path, member in progress:
-                target = unfinished / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(member) as source, target.open("xb") as file:
-                    shutil.copyfileobj(source, file)
-        unfinished.replace(folder)
+            files = _below_top(members, archive)
+            with unfinished(folder, "unpacking", len(files)) as hidden:
+                for path, member in tqdm(files.items(), desc=f"Unpacking {archive.name}", unit="file"):
+                    target = hidden / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with content.open(member) as source, target.open("xb") as file:
+                        shutil.copyfileobj(source, file)
     except OSError as error:
         raise InputError(
             f"{archive} could not be unpacked as {folder}: {error.strerror or error}; the archive is kept, "
             "run the command again"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
@@ -133,18 +127,14 @@ def read_list(file: Path) -> Split:
 
     Class numbers start at 0, class ids at 1. InputError, with the line, when the list is missing or malformed.
     """
-    if not file.is_file():
-        raise InputError(f"{file} does not exist: {file.parent} is not SOP's folder; choose another sop_dir or move it")
     split, form = Split([], []), "image_id class_id super_class_id path"
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        fields = line.strip().split(maxsplit=3)
-        is_image = len(fields) == 4 and fields[1].isdecimal() and int(fields[1]) > 0
-        if is_image != (number > 1):
-            expected = f"'{form}', class ids from 1" if number > 1 else f"the header '{form}'"
-            raise InputError(f"{file}, line {number}: expected {expected}, found {line!r}; unpack the archive again")
-        if is_image:
-            split.paths.append(fields[3])
+    for number, line in numbered_lines(file, f"{file.parent} is not SOP's folder; choose another sop_dir or move it"):
+        fields = IMAGE.fullmatch(line)
+        if bool(fields) != (number > 1):
+            raise malformed(file, number, f"'{form}', class ids from 1" if number > 1 else f"the header '{form}'", line)
+        if fields:
             split.classes.append(int(fields[1]) - 1)
+            split.paths.append(fields[2])
     if not split.paths:
         raise InputError(f"{file} lists no images: unpack the archive again")
     return split

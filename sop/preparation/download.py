@@ -12,8 +12,9 @@ import requests
 from tqdm import tqdm
 
 from sop.preparation.archive import SOP_URL
+from sop.preparation.unfinished import LATER
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, only_writer
 
 CHUNK = 1 << 16  # bytes read at a time; as many are lost when a connection breaks
 ATTEMPTS = 5  # in a row that bring nothing; with pauses of 2, 4, 8 and 16 s half a minute
@@ -25,26 +26,31 @@ def download(url: str, folder: Path, md5: str | None = None) -> Path:
     """Fetch `url` (http, https or file) into `folder` under its own name and return the path.
 
     A whole file that is already there is kept; a partial one is continued when the server says that it still has the
-    same file. Connections that break and answers that say "later" are tried again with growing pauses. InputError when
-    the file cannot be had or written, or has another MD5 than `md5` (None: not checked).
+    same file. Connections that break and answers that say "later" are tried again with growing pauses. One process at a
+    time fetches a file. InputError when it cannot be had or written, when another process is at it, and when it has
+    another MD5 than `md5` (None: not checked).
     """
-    address = urlparse(url)
+    try:
+        address = urlparse(url)
+    except ValueError as error:
+        raise InputError(f"{url} is no address ({error})") from error
     source = Path(unquote(address.path))
     path = folder / source.name
-    if source.name in ("", ".."):
+    if source.name in ("", "..") or "\0" in source.name:
         raise InputError(f"{url} names no file: give the address of the archive itself")
+    if address.scheme not in ("http", "https", "file"):
+        raise InputError(
+            f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
+        )
     try:
-        if path.exists():
-            print(f"{path} is there already")
-            _check_md5(path, md5, "delete it and run the command again")
-        elif address.scheme == "file":
-            _copy(source, path, md5)
-        elif address.scheme in ("http", "https"):
-            _fetch_whole(url, path, md5)
-        else:
-            raise InputError(
-                f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
-            )
+        with only_writer(path.with_name(f".{path.name}.lock"), str(path), LATER):
+            if path.exists():
+                print(f"{path} is there already")
+                _check_md5(path, md5, "delete it and run the command again")
+            elif address.scheme == "file":
+                _copy(source, path, md5)
+            else:
+                _fetch_whole(url, path, md5)
     except OSError as error:
         raise InputError(
             f"{url} could not be brought to {path}: {error.strerror or error}; what has come is kept, "

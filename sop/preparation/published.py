@@ -2,13 +2,15 @@
 
 import shutil
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from huggingface_hub import HfApi
 
 from sop.preparation.archive import is_safe, open_archive
+from sop.preparation.unfinished import LATER
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, only_writer
 
 RERANK = (
     "python eval_rerank.py -F logs/eval_rerank_{backbone}_r50 with temp_dir=logs/eval_rerank_{backbone}_r50 "
@@ -41,19 +43,30 @@ NEIGHBOURS = Published("rrt_sop_caches", ("rrt_r50_sop_nn_inds_test.pkl", "rrt_r
 def fetch(published: Published, repository: str, target: Path) -> None:
     """Bring the published files into the folder `target`, each whole or not at all; those that are there are kept.
 
-    InputError, with what to do by hand, when the hub cannot be reached or does not have them.
+    InputError, with what to do by hand, when the hub cannot be reached or does not have them, and while another process
+    fetches into `target`.
     """
-    missing = [name for name in published.names if not (target / name).exists()]
-    if not missing:
+    if not _missing(published, target):
         print(f"{', '.join(published.names)}: all in {target} already")
         return
-    hub = HfApi()
+    with only_writer(target / ".lock", str(target), LATER):
+        _fetch_missing(published, repository, target)
+
+
+def _fetch_missing(published: Published, repository: str, target: Path) -> None:
+    for leftover in target.glob(".arriving*"):  # of a call that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    hub, missing = HfApi(), _missing(published, target)
     by_hand = f"fetch {', '.join(missing)} by hand from {hub.endpoint}/{repository}/tree/main/{published.folder}"
-    arriving = target / ".arriving"
     try:
-        for path in hub.list_repo_files(repository):
-            if path.startswith(f"{published.folder}/") and is_safe(path) and not (target / Path(path).name).exists():
-                _put(Path(hub.hf_hub_download(repository, path, local_dir=arriving)), target)
+        with TemporaryDirectory(prefix=".arriving", dir=target, ignore_cleanup_errors=True) as arriving:
+            for path in hub.list_repo_files(repository):
+                if (
+                    path.startswith(f"{published.folder}/")
+                    and is_safe(path)
+                    and not (target / Path(path).name).exists()
+                ):
+                    _put(Path(hub.hf_hub_download(repository, path, local_dir=arriving)), target)
     except InputError:
         raise
     except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
@@ -61,11 +74,12 @@ def fetch(published: Published, repository: str, target: Path) -> None:
         raise InputError(
             f"{repository} could not be fetched ({reason}): run the command again, or {by_hand} into {target}"
         ) from error
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
-    lacking = [name for name in missing if not (target / name).exists()]
-    if lacking:
+    if lacking := _missing(published, target):
         raise InputError(f"{repository} does not have {', '.join(lacking)} in {published.folder}/: {by_hand}")
+
+
+def _missing(published: Published, target: Path) -> list[str]:
+    return [name for name in published.names if not (target / name).exists()]
 
 
 def _put(file: Path, target: Path) -> None:

@@ -1,29 +1,24 @@
 """Whether every image can be opened, and which are the same file twice."""
 
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
+from sop.photo import naming, opened, to_rgb
 from utils.errors import InputError
-
-MISSING = "missing"
 
 
 class Opened(NamedTuple):
     """What came of opening one image: the digest of its file, or what is wrong with it."""
 
-    path: str
     digest: bytes | None
-    fault: str | None
+    fault: InputError | None
 
 
 def verify_images(folder: Path, paths: Iterable[str]) -> None:
@@ -35,30 +30,28 @@ def verify_images(folder: Path, paths: Iterable[str]) -> None:
     digests: Counter[bytes] = Counter()
     faults = []
     with ThreadPool(os.cpu_count()) as threads:  # decoding and hashing let other threads run
-        opened = threads.imap(partial(_open, folder), paths, chunksize=16)
-        for path, digest, fault in tqdm(opened, desc="Verifying", total=len(paths), unit="image"):
+        results = threads.imap(_open, [folder / path for path in paths], chunksize=16)
+        for digest, fault in tqdm(results, desc="Verifying", total=len(paths), unit="image"):
             if digest:
                 digests[digest] += 1
             if fault:
                 faults.append(fault)
-                tqdm.write(f"{folder / path}: {fault}")
+                tqdm.write(str(fault))
     copies = [count for count in digests.values() if count > 1]
     print(f"{len(paths)} images, {len(copies)} groups of identical files ({sum(copies)} files)")
     if faults:
-        missing = faults.count(MISSING)
+        missing = sum(isinstance(fault.__cause__, FileNotFoundError) for fault in faults)
         raise InputError(
             f"{folder}: of {len(paths)} images {missing} are missing and {len(faults) - missing} unreadable "
             "(listed above): move the folder away and run prepare_data.py to unpack it again"
         )
 
 
-def _open(folder: Path, path: str) -> Opened:
+def _open(path: Path) -> Opened:
     try:
-        content = (folder / path).read_bytes()
-        with Image.open(io.BytesIO(content)) as photo:
-            photo.convert("RGB")
-        return Opened(path, hashlib.sha256(content).digest(), None)
-    except FileNotFoundError:
-        return Opened(path, None, MISSING)
-    except Exception as error:  # a damaged image can raise anything
-        return Opened(path, None, f"unreadable ({error})")
+        with opened(path) as photo:
+            to_rgb(photo)
+        with naming(path), path.open("rb") as file:
+            return Opened(hashlib.file_digest(file, "sha256").digest(), None)
+    except InputError as fault:
+        return Opened(None, fault)

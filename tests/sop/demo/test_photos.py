@@ -8,7 +8,7 @@ from sop.demo import photos
 from sop.demo.photos import draw_demo
 from sop.demo.shapes import COLOURWAYS, SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST, read_list
-from sop.splits import read_split, write_split
+from sop.splits import read_split, write_splits
 from utils.errors import InputError
 
 SMALL = {"num_products": 9, "views": 3, "seed": 5, "size": 48, "processes": 1}
@@ -55,7 +55,7 @@ def test_every_photo_is_listed_once_and_is_a_jpeg_of_the_asked_size(folder):
 
 
 def test_split_files_are_written_from_it(folder):
-    write_split(folder / "test.txt", read_list(folder / TEST_LIST))
+    write_splits(folder, {"test.txt": read_list(folder / TEST_LIST)})
     split = read_split(folder, "test.txt")
     (folder / "test.txt").unlink()
     assert split.classes == [number for number in range(4, 9) for _ in range(3)]
@@ -108,6 +108,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds no demo set: choose another folder"):
         draw_demo(tmp_path, **SMALL)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
+    for settings in (b"[1]", b"{", b"\xff"):
+        (tmp_path / "demo.json").write_bytes(settings)
+        with pytest.raises(InputError, match="holds no demo set: choose another folder"):
+            draw_demo(tmp_path, **SMALL)
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_products", 1), ("views", 1), ("seed", -1), ("size", 8)])

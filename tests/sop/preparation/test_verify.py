@@ -10,13 +10,8 @@ from utils.errors import InputError
 
 
 @pytest.fixture
-def folder(photos, tmp_path):
-    """The photos of `conftest`: 44, of which the last class has 4 identical ones."""
-    return shutil.copytree(photos, tmp_path / "sop")
-
-
-@pytest.fixture
 def paths(folder) -> list[str]:
+    """44 photos, of which the last class has 4 identical ones."""
     return [path for name in ("train.txt", "test.txt") for path in read_split(folder, name).paths]
 
 
@@ -43,12 +38,12 @@ def test_each_missing_or_unreadable_image_is_listed(folder, paths, capsys):
         "move the folder away and run prepare_data.py to unpack it again"
     )
     printed = capsys.readouterr().out
-    assert f"{folder / missing}: missing\n" in printed
-    assert f"{folder / cut}: unreadable (image file is truncated" in printed
-    assert f"{folder / empty}: unreadable (cannot identify image file" in printed
-    assert f"{folder / text}: unreadable (cannot identify image file" in printed
-    assert f"{folder / directory}: unreadable ([Errno 21] Is a directory" in printed
-    assert printed.count("unreadable (") == 4 and "44 images, 1 groups of identical files (4 files)\n" in printed
+    assert f"photo {folder / missing} does not exist: " in printed
+    assert f"photo {folder / cut} cannot be read (image file is truncated" in printed
+    assert f"photo {folder / empty} cannot be read (cannot identify image file" in printed
+    assert f"photo {folder / text} cannot be read (cannot identify image file" in printed
+    assert f"photo {folder / directory} is a folder, a pipe or a device: " in printed
+    assert printed.count("photo /") == 5 and "44 images, 1 groups of identical files (4 files)\n" in printed
 
 
 def test_images_of_every_mode_are_read(tmp_path, capsys):

@@ -1,0 +1,58 @@
+"""What the settings of prepare_data.py may be."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from sop.preparation.archive import TEST_LIST, TRAIN_LIST, is_safe
+from utils.errors import InputError
+from utils.settings import TEXT, Rule, check_settings, whole_number
+
+
+def _has_name(value: object) -> bool:
+    return TEXT.accepts(value) and Path(str(value)).name not in ("", "..")
+
+
+def _is_split_file(value: object) -> bool:
+    return TEXT.accepts(value) and is_safe(str(value)) and PurePosixPath(str(value)).name not in (TRAIN_LIST, TEST_LIST)
+
+
+def _matching(form: str, allowed: str) -> Rule:
+    """Text of a form, a regular expression."""
+    return Rule(allowed, lambda value: isinstance(value, str) and bool(re.fullmatch(form, value)))
+
+
+ADDRESS = Rule("an address", TEXT.accepts)
+FOLDER = Rule("a folder's path", TEXT.accepts)
+NEW_FOLDER = Rule("a folder's path that ends in the folder's name", _has_name)
+SPLIT_FILE = Rule(f"a path below the dataset's folder, other than {TRAIN_LIST} and {TEST_LIST}", _is_split_file)
+RULES = {
+    "sop_dir": NEW_FOLDER,
+    "sop_url": ADDRESS,
+    "sop_md5": _matching("[0-9a-fA-F]{32}", "32 hexadecimal digits").or_none(),
+    "train_file": SPLIT_FILE,
+    "test_file": SPLIT_FILE,
+    "val_file": SPLIT_FILE,
+    "val_classes": whole_number(0),
+    "hub_repository": _matching(r"[\w.-]+/[\w.-]+", "owner/name"),
+    "checkpoint_dir": FOLDER,
+    "neighbour_dir": FOLDER,
+    "demo_dir": NEW_FOLDER,
+    "demo_products": whole_number(2, 1_000_000),
+    "demo_seed": whole_number(0),
+}
+
+
+def check(config: Mapping[str, object]) -> None:
+    """Raise InputError for the first setting that cannot be used."""
+    check_settings(config, RULES)
+
+
+def check_split_files(train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
+    """Raise InputError where two of the split files that are to be written are one."""
+    files = {"train_file": train_file, "test_file": test_file} | ({"val_file": val_file} if val_classes else {})
+    setting_of: dict[PurePosixPath, str] = {}
+    for name, file in files.items():
+        other = setting_of.setdefault(PurePosixPath(file), name)
+        if other != name:
+            raise InputError(f"{name}={file!r} cannot be used: {other} is the same file, give each one of its own")

@@ -1,0 +1,42 @@
+"""Photos of one's own, and photos loaded in each decode mode."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sop.dataset import Draw, ImageSet
+from sop.encoded import collate
+from sop.splits import Split
+from sop.transforms import test_transform as make_test_transform
+from sop.transforms import train_transform
+from tests.conftest import NEEDS_TORCHCODEC
+
+DECODERS = ["exact", "fast", pytest.param("device", marks=NEEDS_TORCHCODEC)]
+
+
+@pytest.fixture(params=DECODERS)
+def load(request, tmp_path) -> Callable[[str], torch.Tensor]:
+    """The pixels, uint8 (2, 3, 56, 56), of a photo as in testing and in training, in each decode mode."""
+
+    def load(name: str) -> torch.Tensor:
+        items = []
+        for transform in (make_test_transform(56, request.param), train_transform(56, request.param)):
+            images = ImageSet(tmp_path, Split([name], [0]), {0: 0}, transform)
+            if request.param == "device":
+                items.append(collate([images[Draw(0, (0, 0, 0))]])[0].to(torch.device("cpu"))[0])
+            else:
+                items.append(images[Draw(0, (0, 0, 0))][0])
+        pixels = torch.stack(items)
+        assert (pixels.shape, pixels.dtype) == ((2, 3, 56, 56), torch.uint8)
+        return pixels
+
+    return load
+
+
+@pytest.fixture
+def folder(photos, tmp_path) -> Path:
+    """A copy of the photos, to be changed."""
+    return shutil.copytree(photos, tmp_path / "photos")
