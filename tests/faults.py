@@ -153,5 +153,5 @@ def fill_disk(monkeypatch, suffix: str, after: int) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """What stands in a folder, hidden or not."""
-    return sorted(path.name for path in folder.iterdir())
+    """What stands in a folder, hidden or not; nothing where there is none."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []

@@ -217,17 +217,17 @@ def test_a_demo_set_with_classes_held_out(tmp_path):
 def test_settings_that_make_no_sense_are_refused_before_anything_is_done(prepare, archive, tmp_path):
     demo = {"demo_dir": str(tmp_path / "demo"), "demo_products": 4}
     for command, changes, message in [
-        (None, {"val_classes": "x"}, "val_classes='x' cannot be used: give a whole number from 0"),
-        (None, {"train_file": "Ebay_train.txt"}, "train_file='Ebay_train.txt' cannot be used: give a path below"),
+        (None, {"val_classes": "x"}, "val_classes='x': give a whole number from 0"),
+        (None, {"train_file": "Ebay_train.txt"}, "train_file='Ebay_train.txt': give a path below"),
         (None, {"test_file": "train.txt"}, "test_file='train.txt' cannot be used: train_file is the same file"),
         (None, {"val_file": "train.txt", "val_classes": 1}, "val_file='train.txt' cannot be used: train_file is the"),
-        (None, {"sop_dir": 5}, "sop_dir=5 cannot be used: give a folder's path that ends in the folder's name"),
-        (None, {"sop_url": ["x"]}, r"sop_url=\['x'\] cannot be used: give an address"),
-        ("verify", {"test_file": "../test.txt"}, "test_file='../test.txt' cannot be used: give a path below"),
-        ("checkpoints", {"hub_repository": "x"}, "hub_repository='x' cannot be used: give owner/name"),
-        ("neighbours", {"neighbour_dir": ""}, "neighbour_dir='' cannot be used: give a folder's path"),
-        ("demo", demo | {"demo_products": -1}, "demo_products=-1 cannot be used: give a whole number from 2 to 1,000"),
-        ("demo", demo | {"val_classes": 2}, "val_classes=2 cannot be used: give a whole number from 0 to 1$"),
+        (None, {"sop_dir": 5}, "sop_dir=5: give a folder's path that ends in the folder's name"),
+        (None, {"sop_url": ["x"]}, r"sop_url=\['x'\]: give an address"),
+        ("verify", {"test_file": "../test.txt"}, "test_file='../test.txt': give a path below"),
+        ("checkpoints", {"hub_repository": "x"}, "hub_repository='x': give owner/name"),
+        ("neighbours", {"neighbour_dir": ""}, "neighbour_dir='': give a folder's path"),
+        ("demo", demo | {"demo_products": -1}, "demo_products=-1: give a whole number from 2 to 1,000"),
+        ("demo", demo | {"val_classes": 2}, "val_classes=2: give a whole number from 0 to 1$"),
         ("demo", demo | {"train_file": "test.txt"}, "test_file='test.txt' cannot be used: train_file is the same file"),
     ]:
         with serving(serve(archive)) as server, pytest.raises(CommandError, match=rf"^{message}"):

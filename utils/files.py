@@ -90,8 +90,8 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
     Raises InputError where another process holds it, with that process, `what` it writes and some `advice`, and where
     the operating system refuses.
     """
-    is_new = not lock.parent.exists()
     try:
+        is_new = not lock.parent.exists()
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = _locked_file(lambda: lock.open("a+b"))
         file.truncate(0)

@@ -1,6 +1,5 @@
 """Views of training images that a frozen backbone embeds once."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,7 +102,7 @@ def test_refused(images):
 
 
 def test_more_than_the_memory(images, monkeypatch):
-    monkeypatch.setattr("utils.embedding.os", SimpleNamespace(sysconf=lambda name: 500))
+    monkeypatch.setattr("utils.memory.memory_limit", lambda: 250_000)
     model = published_model(6, arch="resnet18", freeze_backbone=True)
     with pytest.raises(InputError, match=r"48 images take 0\.000393 GB, but .* 0\.00025 GB of memory.* frozen_views"):
         EmbeddedViews(triplets(images), 2, lambda views: embed_views(model, views, torch.float32))
