@@ -1,6 +1,5 @@
 """Views of training images that a frozen backbone embeds once."""
 
-
 import numpy as np
 import pytest
 import torch
