@@ -44,11 +44,9 @@ def to_rgb(photo: Image.Image) -> Image.Image:
 
     InputError, with the photo's name, for one that is damaged, and for greys whose white is not known.
     """
-    name, size = getattr(photo, "filename", ""), photo.size
+    name = getattr(photo, "filename", "")
     with naming(name):
         photo.load()
-        if photo.size != size:
-            raise ValueError(f"{photo.size} pixels where its header says {size}")
         if photo.mode in GREYS_OF_16_BITS and _white_is_65535(photo):
             photo = Image.fromarray(((np.asarray(photo, np.uint32) + 128) // 257).astype(np.uint8))
         elif photo.mode in GREYS_OF_16_BITS + GREYS_OF_32_BITS:
