@@ -21,10 +21,10 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 @contextmanager
-def opened(path: Path | str) -> Iterator[ImageFile]:
+def opened(path: Path) -> Iterator[ImageFile]:
     """A photo as PIL opens it: its pixels are read later. InputError, with its name, for what is none."""
     with naming(path):
-        if not stat.S_ISREG(Path(path).stat().st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"photo {path} is a folder, a pipe or a device: take it out of the split file")
         photo = Image.open(path)
         photo.getbands()  # fails where a damaged header names an unknown mode

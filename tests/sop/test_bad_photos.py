@@ -94,7 +94,7 @@ def test_more_pixels_than_a_photo_has(tmp_path, load, monkeypatch):
 
 def test_many_pixels_are_refused_outside_of_tests_too(tmp_path):
     (tmp_path / "photo").write_bytes(saved(Image.new("1", (10000, 9000)), "PNG"))
-    code = "import sys; from sop.photo import opened\nwith opened(sys.argv[1]): pass"
+    code = "import sys; from pathlib import Path; from sop.photo import opened\nwith opened(Path(sys.argv[1])): pass"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, tmp_path / "photo"], cwd=ROOT, capture_output=True, text=True
     )
