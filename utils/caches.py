@@ -63,8 +63,17 @@ def _bytes_of(text: str = "", encoding: str = "latin1") -> bytes:
 class _ArrayUnpickler(pickle._Unpickler):
     """Knows the names in a pickled array, and nothing else.
 
-    It is Python's own unpickler, which takes memory as it reads, where C's takes what nine bytes tell it to.
+    It is Python's own unpickler, which takes memory as it reads, where C's takes what nine bytes tell it to. Only for
+    a bytearray it makes room beforehand, and not here.
     """
+
+    dispatch = pickle._Unpickler.dispatch.copy()
+
+    def load_bytearray8(self) -> None:
+        """Of protocol 5: a length in eight bytes, then as many bytes."""
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
 
     def find_class(self, module: str, name: str):
         if module in MODULES and name == "_reconstruct":

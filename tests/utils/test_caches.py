@@ -168,17 +168,21 @@ def test_queries_among_their_own_neighbours(tmp_path, capsys):
         load_neighbours(tmp_path / "nn.pkl", 200, 200, is_self_search=True)
 
 
-def test_nine_bytes_take_no_memory(tmp_path):
-    """C's unpickler makes room for as many objects as the highest number that one is remembered by."""
-    (tmp_path / "bomb.pkl").write_bytes(b"\x80\x02Nr\x00\x00\x00\x10.")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02Nr\x00\x00\x00\x10.",  # C's unpickler makes room for as many objects as this one's number
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"abc.",  # a bytearray, its length, and not its bytes
+        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",  # bytes
+    ],
+)
+def test_a_few_bytes_take_no_memory(tmp_path, content):
+    (tmp_path / "bomb.pkl").write_bytes(content)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(
-        resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 2**30, limits[1])
-    )
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 2**30, limits[1]))
     try:
-        with pytest.raises(
-            InputError, match=r"bomb\.pkl is not a pickled numpy array of numbers \(it holds a NoneType"
-        ):
+        with pytest.raises(InputError, match=r"bomb\.pkl is not a pickled numpy array of numbers"):
             pickle_load(tmp_path / "bomb.pkl")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
