@@ -10,7 +10,7 @@ from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_fi
 from utils.evaluation import evaluate_global
 from utils.experiment import reports_errors, set_up
 from utils.losses import Contrastive
-from utils.run import TRAINING_RULES, begin_run, note_files, run_training
+from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
 from utils.settings import FLAG, number
 from utils.steps import global_step
 from utils.training import TrainingState, parameter_groups
@@ -31,7 +31,9 @@ def config():
     temperature = 0.05
     resume = None  # checkpoint to take the weights from
     micro_batch = None  # images that the network holds at a time; None: the whole batch
-    temp_dir = "logs/temp"  # where the checkpoint is written
+    temp_dir = "logs/temp"  # where the checkpoint and last.pt are written
+    continue_run = None  # True: go on from temp_dir's last.pt; False: start anew; None: refused where one is unfinished
+    save_minutes = 10  # between two last.pt while an epoch lasts
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
@@ -43,7 +45,7 @@ RULES = {
     "dataset": DATASET_RULES,
     "model": MODEL_RULES,
 }
-begin, train = ex.capture(begin_run), ex.capture(run_training)
+begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_training))
 
 
 @ex.capture
@@ -63,12 +65,19 @@ def main(_run, temperature, micro_batch, resume, seed):
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(device=device)
         torch.manual_seed(seed)
-        model, origin = load_model(loaders.num_classes, resume, device, training=True)
-        note_files(_run, resume, *input_files(training=True))
+        note_files(_run, *input_files(training=True))
+        training = look_for_run()
+        if training.earlier is None:
+            model, origin = load_model(loaders.num_classes, resume, device, training=True)
+            note_files(_run, resume)
+        else:
+            model, origin = load_model(loaders.num_classes, None, device, pretrained=False)
         state = new_state(model, dtype, origin)
+        training.restore(state)
         step = global_step(model, Contrastive(temperature), dtype, micro_batch)
         torch.manual_seed(seed)
         return train(
+            training=training,
             state=state,
             step=step,
             loader=loaders.train,

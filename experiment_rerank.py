@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
 from utils.experiment import reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
-from utils.run import TRAINING_RULES, begin_run, note_files, run_training
+from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
 from utils.settings import TEXT, whole_number
 from utils.steps import rerank_step
 from utils.training import TrainingState, parameter_groups
@@ -35,7 +35,9 @@ def config():
     cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"  # neighbour file of the test images, for validation
     frozen_views = None  # of a frozen backbone: random views of each image, embedded once; None: a new one every time
     micro_batch = None  # images that the network holds at a time; None: the whole batch
-    temp_dir = "logs/temp"  # where the checkpoint is written
+    temp_dir = "logs/temp"  # where the checkpoint and last.pt are written
+    continue_run = None  # True: go on from temp_dir's last.pt; False: start anew; None: refused where one is unfinished
+    save_minutes = 10  # between two last.pt while an epoch lasts
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
@@ -47,7 +49,7 @@ RULES = {
     "dataset": DATASET_RULES,
     "model": MODEL_RULES,
 }
-begin, train = ex.capture(begin_run), ex.capture(run_training)
+begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_training))
 
 
 @ex.capture
@@ -72,15 +74,22 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
         loaders, recall_ks = get_loaders(device=device)
         neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
-        model, origin = load_model(loaders.num_classes, resume, device, training=True)
-        note_files(_run, resume, cache_nn_inds, *input_files(training=True))
+        note_files(_run, cache_nn_inds, *input_files(training=True))
+        training = look_for_run()
+        if training.earlier is None:
+            model, origin = load_model(loaders.num_classes, resume, device, training=True)
+            note_files(_run, resume)
+        else:
+            model, origin = load_model(loaders.num_classes, None, device, pretrained=False)
         state = new_state(model, dtype, origin._replace(matcher_trained=True))
+        training.restore(state)
         step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
         train_loader = loaders.train
         if frozen_views is not None:
             train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
         torch.manual_seed(seed)
         return train(
+            training=training,
             state=state,
             step=step,
             loader=train_loader,

@@ -159,15 +159,16 @@ def answer_settings(_config) -> dict[str, Any]:
 
 
 def load_model(
-    num_classes: int, resume: Path | str | None, device: torch.device, training: bool = False
+    num_classes: int, resume: Path | str | None, device: torch.device, training: bool = False, **changes
 ) -> tuple[RerankingResNet, Origin]:
     """The configured network on `device`, with the weights of the checkpoint `resume` when there is one.
 
-    Its origin is that of the checkpoint, with the settings that the network has now.
+    Without one, settings of `get_model` may be changed. The origin is that of the checkpoint, with the settings that
+    the network has now.
     """
     origin = Origin({}, matcher_trained=False)
     if resume is None:
-        model = get_model(num_classes)
+        model = get_model(num_classes, **changes)
     else:
         model = get_model(num_classes, pretrained=False)
         origin = load_weights(resume, model, training, answer_settings())

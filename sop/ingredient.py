@@ -175,7 +175,8 @@ def get_loaders(
     train_labels, test_labels = class_map(train_split), class_map(*test_splits)
     workers = _usable_workers(num_workers)
     for_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
-    options: dict = {"num_workers": workers, "pin_memory": pin_memory and for_cuda}
+    # torch's own random numbers are the network's: a run that is continued draws them as if it had not stopped
+    options: dict = {"num_workers": workers, "pin_memory": pin_memory and for_cuda, "generator": torch.Generator()}
     if decode == "device":
         if image_cache is not None:
             raise InputError(f"dataset.image_cache={image_cache} keeps decoded images: set decode to 'exact' or 'fast'")

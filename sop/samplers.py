@@ -15,10 +15,11 @@ class EpochSampler(Sampler[list[Draw]]):
     """Yields an epoch's batches as lists of `Draw`; `set_epoch` chooses the epoch, as in torch's DistributedSampler."""
 
     def __init__(self, seed: int):
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.start = seed, 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many of its batches are left out at its start."""
+        self.epoch, self.start = epoch, start
 
     def batches(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """The image indices of each batch of an epoch."""
@@ -26,8 +27,9 @@ class EpochSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         position = 0
-        for batch in self.batches(np.random.default_rng((self.seed, self.epoch))):
-            yield [Draw(index, (self.seed, self.epoch, position + i)) for i, index in enumerate(batch.tolist())]
+        for number, batch in enumerate(self.batches(np.random.default_rng((self.seed, self.epoch)))):
+            if number >= self.start:
+                yield [Draw(index, (self.seed, self.epoch, position + i)) for i, index in enumerate(batch.tolist())]
             position += len(batch)
 
 

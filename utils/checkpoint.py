@@ -51,6 +51,11 @@ UNKNOWN = Origin({}, None)
 
 def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler, origin: Origin = UNKNOWN) -> None:
     """Write model, optimiser and scheduler states, and their origin, whole or not at all."""
+    save_tensors(path, checkpoint_content(model, optimizer, scheduler, origin))
+
+
+def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: Origin = UNKNOWN) -> dict[str, Any]:
+    """What a checkpoint holds."""
     content = {
         "state": state_dict_to_cpu(model.state_dict()),
         "optim": optimizer.state_dict(),
@@ -58,7 +63,7 @@ def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler, or
     }
     if origin != UNKNOWN:
         content["origin"] = origin._asdict()
-    save_tensors(path, content)
+    return content
 
 
 def save_tensors(path: Path | str, content: dict) -> None:
@@ -81,7 +86,7 @@ def load_weights(
     Raises InputError for a file that is missing, damaged, no checkpoint, or of another architecture, for weights that
     are not finite, and where the model `settings` are not those that the checkpoint says it was trained with.
     """
-    content = _read(path)
+    content = read_tensors(path)
     state, expected, origin = _state(content, path), model.state_dict(), _origin(content)
     differing = [name for name in settings if origin.model.get(name, settings[name]) != settings[name]]
     if differing:
@@ -114,8 +119,8 @@ def load_weights(
     return origin
 
 
-def _read(path: Path | str) -> object:
-    """What a checkpoint file holds: tensors and plain values."""
+def read_tensors(path: Path | str) -> object:
+    """What a file of `save_tensors` holds: tensors and plain values; InputError for anything else."""
     try:
         with open_file(path) as file:
             if file.read(4) == b"PK\3\4":  # by which torch tells its present format from its former one

@@ -1,15 +1,9 @@
 """What is Sacred's in the five commands: its settings, its run folders, and how errors and signals end a command."""
 
 import json
-import multiprocessing.util
-import os
 import re
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
@@ -24,6 +18,7 @@ from utils.errors import InputError, ReportedError
 from utils.files import atomic_write
 from utils.memory import peak_memory
 from utils.settings import SEED, check_settings
+from utils.signals import ended_by_signals
 
 SETTINGS.CAPTURE_MODE = "sys"
 
@@ -35,10 +30,6 @@ class CommandError(SacredError):
 
     def __init__(self, message: str):
         super().__init__(message, print_traceback=False)
-
-
-class Interrupted(SystemExit, KeyboardInterrupt):
-    """Ends a command without a traceback and with a signal's exit code; Sacred records the run as interrupted."""
 
 
 def set_up(ex: Experiment) -> Experiment:
@@ -66,44 +57,19 @@ def note_memory(_run: Run) -> None:
 def reports_errors(main: Callable) -> Callable:
     """Turn an error of ours that ends a command into one message; `--debug` and `--pdb` still show where it arose.
 
-    SIGTERM and SIGINT end it without a traceback, and with exit code 128 + the signal's number.
+    Signals end it without a traceback, too; Sacred then records the run as interrupted.
     """
 
     @wraps(main)
     def reporting(*args, **kwargs):
         try:
-            with _interrupted_by(signal.SIGINT, signal.SIGTERM):
+            with ended_by_signals():
                 return main(*args, **kwargs)
         except ReportedError as error:
             message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
             raise CommandError(message.strip()) from error  # without the traceback of a loader's worker
 
     return reporting
-
-
-@contextmanager
-def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Have signals end the block as an interrupt, in the main thread."""
-
-    process = os.getpid()
-
-    def interrupt(number: int, frame) -> None:
-        for handled in signals:
-            signal.signal(handled, signal.SIG_DFL)  # a second one ends the process at once
-        if os.getpid() == process:  # not a worker, which has the handler, too
-            print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
-        raise Interrupted(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    multiprocessing.util.get_temp_dir()  # workers share this process's, which it deletes at its end, and make none
-    before = [signal.signal(handled, interrupt) for handled in signals]
-    try:
-        yield
-    finally:
-        for handled, handler in zip(signals, before, strict=True):
-            signal.signal(handled, handler)
 
 
 class RunFolder(FileStorageObserver):

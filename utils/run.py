@@ -3,20 +3,32 @@
 import hashlib
 import itertools
 import platform
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import torch
 from torch.backends import cudnn
 
-from utils.errors import listing
+from utils.continuing import (
+    LAST,
+    RunFiles,
+    check_continues,
+    describe,
+    is_finished,
+    read_last,
+    restore,
+    restore_random_state,
+)
+from utils.errors import InputError, listing
 from utils.files import check_room, only_writer
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
-from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
+from utils.settings import FLAG, SEED, TEXT, Rule, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit
 
@@ -36,6 +48,8 @@ TRAINING_RULES: Rules = {
     "scheduler_gamma": number(0),
     "micro_batch": whole_number(1).or_none(),
     "resume": TEXT.or_none(),
+    "continue_run": Rule("True, False or None", lambda value: value is None or isinstance(value, bool)),
+    "save_minutes": number(0),
 }
 
 
@@ -102,22 +116,81 @@ def keep_earlier(file: Path) -> None:
         print(f"{file} is of an earlier run and was moved to {kept}")
 
 
+class Training(NamedTuple):
+    """What a training has found in its `temp_dir`, and the files that it writes there."""
+
+    files: RunFiles
+    earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
+
+    def restore(self, state: TrainingState) -> None:
+        """Take the run up where it was left."""
+        if self.earlier is not None:
+            restore(state, self.earlier)
+            done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
+            print(f"the run in {self.files.last.parent} is continued after {done}")
+
+
+def open_training(
+    _run, _config: dict, temp_dir: str, epochs: int, continue_run: bool | None, save_minutes: float, cpu: bool
+) -> Training:
+    """Look for a run to continue in `temp_dir`, before weights are loaded and after `note_files`.
+
+    InputError where there is an unfinished one and `continue_run` does not say what to do, or where the one to be
+    continued has other settings or files.
+    """
+    checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
+    device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
+    about = describe(_config, [*_run.info["md5"].values()], device)
+    earlier = None if continue_run is False else read_last(Path(temp_dir))
+    if earlier is not None and continue_run is None and not is_finished(earlier):
+        raise InputError(
+            f"temp_dir={temp_dir} holds a run that stopped after {earlier['epoch']} of {earlier['about']['epochs']} "
+            "epochs: set continue_run=True to go on, or continue_run=False to start anew and keep its files under "
+            "other names"
+        )
+    if continue_run and earlier is not None:
+        check_continues(earlier, about)
+        if epochs < earlier["epoch"]:
+            raise InputError(f"epochs={epochs}, but {earlier['epoch']} are trained already: give as many or more")
+        about["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
+    else:
+        if continue_run:
+            print(f"continue_run=True, but there is no {LAST} in {temp_dir}: the run starts anew")
+        earlier, about["run_id"] = None, uuid.uuid4().hex
+        for file in (checkpoint, Path(temp_dir) / LAST):
+            keep_earlier(file)
+    _run.info["run_id"] = about["run_id"]
+    about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
+    return Training(RunFiles(checkpoint, about, save_minutes), earlier)
+
+
+def best_recalls(state: TrainingState) -> dict[str, float]:
+    """The recalls by K of the last validation that was as good as the best."""
+    validations: dict[float, dict[str, float]] = {}
+    for name, value, epoch in state.scalars:
+        if name.startswith("val.recall@"):
+            validations.setdefault(epoch, {})[name.removeprefix("val.recall@")] = value
+    return next((recalls for recalls in reversed(validations.values()) if recalls.get("1") == state.best), {})
+
+
 def run_training(
     _run,
-    _config: dict,
     epochs: int,
     cudnn_flag: str,
-    temp_dir: str,
+    training: Training,
     state: TrainingState,
     step: Step,
     loader,
     validate: Callable[[], tuple],
 ) -> float:
-    """`utils.training.fit`, logged to the run. The best state, its artifact: `<temp_dir>/<arch>_<dataset name>.pt`."""
-    checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
-    keep_earlier(checkpoint)
+    """`utils.training.fit`, logged to the run; its artifact is the best state."""
+    files = training.files
     weights = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-    check_room(checkpoint.parent, 2 * 3 * weights, "the checkpoint")  # twice, while it is replaced; AdamW's two moments
+    # the checkpoint and `last.pt`, twice while they are replaced, with AdamW's two moments
+    check_room(files.checkpoint.parent, 4 * 3 * weights, "checkpoints")
+    if training.earlier is not None:
+        restore_random_state(training.earlier)
+        _run.info["recall"] = best_recalls(state)
     best = fit(
         state,
         step,
@@ -126,9 +199,9 @@ def run_training(
         epochs,
         log=_run,
         report=partial(report_recalls, _run),
-        checkpoint=checkpoint,
+        files=files,
         autotune=cudnn_flag == "benchmark",
     )
-    note_files(_run, checkpoint)
-    _run.add_artifact(str(checkpoint))
+    note_files(_run, files.checkpoint)
+    _run.add_artifact(str(files.checkpoint))
     return best

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params, save_checkpoint
+from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params
+from utils.continuing import RunFiles
 from utils.embedding import device_of, short_of_memory
 from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
+from utils.signals import deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
 __all__ = [  # the evaluations are handed on under their published names
@@ -43,7 +44,9 @@ class TrainingState:
     scaler: torch.amp.GradScaler  # of float16's losses; idle in other formats
     epoch: int = 0  # epochs trained: the number of the one that comes next
     iteration: int = 0  # iterations trained of that one
+    is_validated: bool = False  # as it is after so many epochs
     best: float | None = None  # the highest R@1 of a validation so far
+    scalars: list[tuple[str, float, float]] = field(default_factory=list)  # logged so far: name, value, step
     origin: Origin = UNKNOWN  # what its checkpoints say of themselves
 
     @classmethod
@@ -63,36 +66,57 @@ def fit(
     epochs: int,
     log,
     report: Callable[[dict[int, float], int, str, bool], None],
-    checkpoint: Path,
+    files: RunFiles,
     autotune: bool,
 ) -> float:
-    """Validate, then train and validate until `epochs` are trained; returns the best R@1.
+    """Validate, then train and validate until `epochs` are trained, from wherever `state` is; returns the best R@1.
 
     `validate()` returns what the metric functions do. `log.log_scalar(name, value, step)` takes train.loss, train.acc
-    and val.recall@K, the latter at the number of epochs trained; `report(recalls, columns, title, improved)` is called
-    after each validation. Whenever R@1 is not below the best so far, the states are saved as `checkpoint`. `autotune`
-    has cuDNN try its algorithms while training.
+    and val.recall@K, the latter at the number of epochs trained, also those that the state has from before.
+    `report(recalls, columns, title, improved)` is called after each validation. Whenever R@1 is not below the best so
+    far, `files` takes the checkpoint; after each epoch, and while it lasts, it takes what the run is continued from. A
+    signal that comes while training is raised when the iteration has ended and is saved. `autotune` has cuDNN try its
+    algorithms while training. Raises InputError at the end for files that could not be written.
     """
     print(f"trainable parameters: {num_of_trainable_params(state.model):,}")
+    for scalar in state.scalars:
+        log.log_scalar(*scalar)
+    scalars = RecordedScalars(state.scalars, log)
     while True:
-        cudnn.benchmark = False
-        recalls, _, positions = validate()
-        for k, recall in recalls.items():
-            log.log_scalar(f"val.recall@{k}", recall, state.epoch)
-        improved = state.best is None or recalls[1] >= state.best
-        title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
-        report(recalls, positions.shape[1], title, improved)
-        if improved:
-            state.best = recalls[1]
-            save_checkpoint(checkpoint, state.model, state.optimizer, state.scheduler, state.origin)
+        if not state.is_validated:
+            cudnn.benchmark = False
+            recalls, _, positions = validate()
+            for k, recall in recalls.items():
+                scalars.log_scalar(f"val.recall@{k}", recall, state.epoch)
+            improved = state.best is None or recalls[1] >= state.best
+            title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
+            report(recalls, positions.shape[1], title, improved)
+            state.is_validated = True
+            if improved:
+                state.best = recalls[1]
+                files.save_best(state)
+            files.save_last(state)
         if state.epoch >= epochs:
+            files.check()
             return state.best  # type: ignore[return-value]
         cudnn.benchmark = autotune
-        train_epoch(state, step, loader, log)
+        train_epoch(state, step, loader, scalars, files)
 
 
-def train_epoch(state: TrainingState, step: Step, loader, log=None) -> None:
-    """One epoch of steps; steps the scheduler at its end.
+@dataclass
+class RecordedScalars:
+    """A log that also keeps what it takes."""
+
+    rows: list[tuple[str, float, float]]
+    log: Any
+
+    def log_scalar(self, name: str, value: float, step: float) -> None:
+        self.rows.append((name, value, step))
+        self.log.log_scalar(name, value, step)
+
+
+def train_epoch(state: TrainingState, step: Step, loader, log=None, files: RunFiles | None = None) -> None:
+    """One epoch of steps, from the iteration where `state` is; steps the scheduler at its end.
 
     `loader` yields images (B, 3, H, W), or what becomes such on the device, labels (B,) and positions (B,). Iteration i
     is logged at epoch + i / len(loader). Raises DivergedError for a loss that is not finite.
@@ -100,11 +124,13 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None) -> None:
     model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
     sampler: Any = getattr(loader, "batch_sampler", None)
     if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(state.epoch)
+        sampler.set_epoch(state.epoch, state.iteration)
     device, scalars = device_of(model), PendingScalars(log, state.epoch)
+    title = f"Training   [{state.epoch:03d}]"
     with (
         short_of_memory("dataset.batch_size or set micro_batch"),
-        tqdm(loader, desc=f"Training   [{state.epoch:03d}]", unit="batch") as progress,
+        tqdm(loader, title, len(loader), initial=state.iteration, unit="batch") as progress,
+        deferred_signals() as signal_has_come,
     ):
         for images, labels, positions in progress:
             optimizer.zero_grad()
@@ -114,12 +140,21 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None) -> None:
             scaler.update()
             scalars.add(loss, accuracy, positions)
             state.iteration += 1
-            if state.iteration % FETCH_EVERY == 0 or state.iteration == len(loader):
+            is_last, is_stopping = state.iteration == len(loader), signal_has_come()
+            saves = files is not None and not is_last and (is_stopping or files.is_due())
+            if state.iteration % FETCH_EVERY == 0 or is_last or saves:
                 loss_value, accuracy_value = scalars.fetch(state.iteration, len(loader))
                 rate = optimizer.param_groups[0]["lr"]
                 progress.set_postfix(loss=f"{loss_value:.4f}", acc=f"{accuracy_value:.4f}", lr=f"{rate:.1e}")
-    state.scheduler.step()
-    state.epoch, state.iteration = state.epoch + 1, 0
+            if files is not None and saves:
+                files.save_last(state)
+            if is_stopping and not is_last:
+                break
+        else:
+            state.scheduler.step()
+            state.epoch, state.iteration, state.is_validated = state.epoch + 1, 0, False
+            if files is not None and (signal_has_come() or files.is_due()):
+                files.save_last(state)
 
 
 @dataclass

@@ -39,7 +39,7 @@ def begin(folder: Path, body: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_a_command_without_a_traceback(tmp_path, number):
     (tmp_path / "tmp").mkdir()
     command = begin(tmp_path, "time.sleep(60)")

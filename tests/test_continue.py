@@ -1,0 +1,185 @@
+"""Trainings that are stopped anywhere and continued: to the last bit what they would have been."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import experiment_global
+import experiment_rerank
+from tests import ROOT
+from tests.test_commands import flags
+from utils import pickle_save
+from utils.experiment import CommandError
+from utils.training import PendingScalars
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+@pytest.fixture(scope="session")
+def neighbours(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("neighbours")
+    for name, n in (("train", 24), ("test", 20)):
+        pickle_save(folder / f"{name}.pkl", np.array([[j for j in range(n) if j != i] for i in range(n)]))
+    return folder
+
+
+def command_of(kind: str, tiny, neighbours: Path, folder: Path, **changes):
+    """A command and its settings: 3 epochs of 4 iterations."""
+    data: dict = {"batch_size": 6, "num_iterations": 4}
+    model: dict = {"dropout": 0.3, "ert_dropout": 0.3} if "micro" not in kind else {}
+    settings: dict[str, dict]
+    common = {"epochs": 3, "temp_dir": folder, "save_minutes": 0, "scheduler_tau": [1]} | changes
+    if kind.startswith("global"):
+        settings = {
+            "global": {"model": model},
+            "global micro_batch": {"micro_batch": 2},
+            "global bf16": {"precision": "bf16", "model": model | {"set_bn_eval": False}},
+        }
+        return experiment_global.ex, tiny(**common | settings[kind], dataset=data | {"sampler": "random_id"})
+    data |= {"sampler": "triplet", "train_cache_nn_inds": str(neighbours / "train.pkl"), "batch_size": 18}
+    settings = {
+        "rerank": {"model": model},
+        "rerank frozen_views": {"frozen_views": 2, "model": model | {"freeze_backbone": True}},
+        "rerank fp16": {"precision": "fp16", "model": model},
+        "rerank micro_batch": {"micro_batch": 3},
+    }
+    return experiment_rerank.ex, tiny(
+        **common | settings[kind], cache_nn_inds=str(neighbours / "test.pkl"), dataset=data
+    )
+
+
+def killed_after(iterations: int, monkeypatch) -> None:
+    """The run dies in the iteration that follows so many."""
+    really_add, done = PendingScalars.add, 0
+
+    def add(scalars, *values):
+        nonlocal done
+        if done == iterations:
+            raise Killed
+        done += 1
+        really_add(scalars, *values)
+
+    monkeypatch.setattr(PendingScalars, "add", add)
+
+
+def outcome(run, checkpoint: Path):
+    scalars = {name: (series["steps"], series["values"]) for name, series in run.metrics.items()}
+    return scalars, run.info["recall"], run.result, checkpoint.read_bytes()
+
+
+KINDS = [
+    "global",
+    "global micro_batch",
+    "global bf16",
+    "rerank",
+    "rerank frozen_views",
+    "rerank fp16",
+    "rerank micro_batch",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny, observed, neighbours, tmp_path, monkeypatch, kind):
+    ex, settings = command_of(kind, tiny, neighbours, tmp_path / "whole")
+    whole = outcome(observed(ex, **settings), tmp_path / "whole" / "resnet18_sop.pt")
+    length = len(whole[0]["train.loss"][0])
+    settings["temp_dir"] = str(tmp_path / "killed")
+    for survived in (length // 2 + 1, 1):  # killed again while continued
+        with monkeypatch.context() as patch:
+            killed_after(survived, patch)
+            with pytest.raises(Killed):
+                observed(ex, **settings)
+        settings["continue_run"] = True
+    run = observed(ex, **settings)
+    assert outcome(run, tmp_path / "killed" / "resnet18_sop.pt") == whole
+    assert "is continued after" in run.printed
+    assert run.info["continues"] == str(run.folder.parent.parent / "sacred2" / "1")
+
+
+def test_a_run_that_has_ended_takes_more_epochs(tiny, observed, neighbours, tmp_path):
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "whole")
+    whole = outcome(observed(ex, **settings), tmp_path / "whole" / "resnet18_sop.pt")
+    settings |= {"temp_dir": str(tmp_path / "grown"), "epochs": 1}
+    first = observed(ex, **settings)
+    assert (
+        outcome(observed(ex, **settings | {"continue_run": True}), tmp_path / "grown" / "resnet18_sop.pt")[:3]
+        == (outcome(first, tmp_path / "grown" / "resnet18_sop.pt")[:3])
+    )
+    grown = observed(ex, **settings | {"epochs": 3, "continue_run": True})
+    assert outcome(grown, tmp_path / "grown" / "resnet18_sop.pt") == whole
+    assert grown.info["run_id"] == first.info["run_id"]
+    with pytest.raises(CommandError, match=r"epochs=2, but 3 are trained already: give as many or more"):
+        observed(ex, **settings | {"epochs": 2, "continue_run": True})
+
+
+def test_what_an_unfinished_run_is_protected_from(tiny, observed, neighbours, tmp_path, monkeypatch):
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        killed_after(6, patch)
+        with pytest.raises(Killed):
+            observed(ex, **settings)
+    last = (tmp_path / "run" / "last.pt").read_bytes()
+    with pytest.raises(CommandError, match=r"stopped after \d of 3 epochs: set continue_run=True to go on, or contin"):
+        observed(ex, **settings)
+    for changes, message in (
+        ({"lr": 0.5}, r"lr=0\.5, not 0\.0001"),
+        ({"model": settings["model"] | {"dropout": 0.1}}, r"model\.dropout=0\.1, not 0\.3"),
+        ({"seed": 3}, r"seed=3, not \d+"),
+    ):
+        with pytest.raises(CommandError, match=rf"not the run that last\.pt is of: {message}"):
+            observed(ex, **settings | changes, continue_run=True)
+    moved = tmp_path / "moved.pkl"
+    moved.write_bytes((neighbours / "test.pkl").read_bytes())
+    observed(ex, **settings | {"cache_nn_inds": str(moved), "epochs": 4}, continue_run=True)
+    (tmp_path / "run" / "last.pt").write_bytes(last)
+    pickle_save(moved, np.array([[(i + j) % 20 for j in range(1, 9)] for i in range(20)]))
+    with pytest.raises(CommandError, match=r"the split or neighbour files hold something else"):
+        observed(ex, **settings | {"cache_nn_inds": str(moved)}, continue_run=True)
+    run = observed(ex, **settings, continue_run=False)
+    assert (tmp_path / "run" / "last.1.pt").read_bytes() == last
+    assert run.metrics["train.loss"]["steps"][0] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no run", {"model": 3}, {}, [1, 2]])
+def test_a_last_file_that_is_none(tiny, observed, neighbours, tmp_path, content):
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path)
+    if isinstance(content, bytes):
+        (tmp_path / "last.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "last.pt")
+    for choice in (None, True):
+        with pytest.raises(CommandError, match=r"last\.pt (holds no run to continue|could not be read)"):
+            observed(ex, **settings, continue_run=choice)
+
+
+def test_continuing_what_never_began(tiny, observed, neighbours, tmp_path):
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path)
+    run = observed(ex, **settings | {"epochs": 0, "continue_run": True})
+    assert f"there is no last.pt in {tmp_path}: the run starts anew" in run.printed
+
+
+def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
+    _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=60, epochs=1000)
+    log = tmp_path / "log"
+    command = [sys.executable, ROOT / "experiment_rerank.py", "-F", log, "with", *flags(settings)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "last.pt").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert "Traceback" not in errors
+    assert json.loads((log / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    logged = sum(name == "train.loss" for name, _, _ in last["scalars"])
+    assert logged == 4 * last["epoch"] + last["iteration"] > 0

@@ -1,0 +1,66 @@
+"""Signals that end a command: at once, or, while a block defers them, where the work is saved."""
+
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
+
+
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """Ends a command without a traceback, with exit code 128 + the signal's number."""
+
+
+class _Asked:
+    """The signal that has come, and whether it waits for a block to end the command."""
+
+    number: int | None = None
+    deferred = False
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """In the block, `ENDING` signals raise Interrupted; a second one ends the process at once.
+
+    Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame) -> None:
+        for handled in ENDING:
+            signal.signal(handled, signal.SIG_DFL)
+        if os.getpid() != process:  # a worker, which has the handler, too
+            raise Interrupted(128 + number)
+        print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
+        _Asked.number = number
+        if not _Asked.deferred:
+            raise Interrupted(128 + number)
+
+    multiprocessing.util.get_temp_dir()  # workers share this process's, which it deletes at its end, and make none
+    _Asked.number = None
+    before = [signal.signal(handled, end) for handled in ENDING]
+    try:
+        yield
+    finally:
+        for handled, handler in zip(ENDING, before, strict=True):
+            signal.signal(handled, handler)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """In the block a signal is only noted; the function that it gives says whether one has come. Then the block's end
+    raises Interrupted."""
+    _Asked.deferred = True
+    try:
+        yield lambda: _Asked.number is not None
+    finally:
+        _Asked.deferred = False
+    if _Asked.number is not None:
+        raise Interrupted(128 + _Asked.number)
