@@ -23,7 +23,7 @@ from sop.preparation.archive import read_list, unpack
 from sop.splits import class_map, read_split
 from utils.caches import load_neighbours, pickle_save
 from utils.checkpoint import Origin, load_weights, save_checkpoint
-from utils.continuing import RunFiles, check_continues, describe, read_last, restore
+from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore
 from utils.errors import InputError
 from utils.evaluation import Labels
 from utils.features import kept_features
@@ -151,7 +151,7 @@ def make_checkpoint(folder: Path) -> list[Path]:
 def make_last(folder: Path) -> list[Path]:
     state = tiny_state()
     state.best, state.scalars = 1.0, [("train.loss", 0.5, 0.0)]
-    RunFiles(folder / "c.pt", ABOUT).save_last(state)
+    TrainingFiles(folder / "c.pt", ABOUT).save_last(state)
     return [folder / "last.pt"]
 
 

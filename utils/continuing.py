@@ -47,7 +47,7 @@ EXPECTED = {  # the parts of `last.pt` and their types
 EXPECTED_ABOUT = {"settings": str, "sums": list, "device": str, "epochs": int, "run_id": str, "folder": str | None}
 
 
-class RunFiles:
+class TrainingFiles:
     """The files that a training writes into its folder.
 
     One that cannot be written is kept as it was, which is said, and is tried again with the next.

@@ -16,7 +16,7 @@ from torch.backends import cudnn
 
 from utils.continuing import (
     LAST,
-    RunFiles,
+    TrainingFiles,
     check_continues,
     describe,
     is_finished,
@@ -119,7 +119,7 @@ def keep_earlier(file: Path) -> None:
 class Training(NamedTuple):
     """What a training has found in its `temp_dir`, and the files that it writes there."""
 
-    files: RunFiles
+    files: TrainingFiles
     earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
 
     def restore(self, state: TrainingState) -> None:
@@ -161,7 +161,7 @@ def open_training(
             keep_earlier(file)
     _run.info["run_id"] = about["run_id"]
     about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
-    return Training(RunFiles(checkpoint, about, save_minutes), earlier)
+    return Training(TrainingFiles(checkpoint, about, save_minutes), earlier)
 
 
 def best_recalls(state: TrainingState) -> dict[str, float]:

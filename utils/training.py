@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params
-from utils.continuing import RunFiles
+from utils.continuing import TrainingFiles
 from utils.embedding import device_of, short_of_memory
 from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
@@ -66,7 +66,7 @@ def fit(
     epochs: int,
     log,
     report: Callable[[dict[int, float], int, str, bool], None],
-    files: RunFiles,
+    files: TrainingFiles,
     autotune: bool,
 ) -> float:
     """Validate, then train and validate until `epochs` are trained, from wherever `state` is; returns the best R@1.
@@ -115,7 +115,7 @@ class RecordedScalars:
         self.log.log_scalar(name, value, step)
 
 
-def train_epoch(state: TrainingState, step: Step, loader, log=None, files: RunFiles | None = None) -> None:
+def train_epoch(state: TrainingState, step: Step, loader, log=None, files: TrainingFiles | None = None) -> None:
     """One epoch of steps, from the iteration where `state` is; steps the scheduler at its end.
 
     `loader` yields images (B, 3, H, W), or what becomes such on the device, labels (B,) and positions (B,). Iteration i

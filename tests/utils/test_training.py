@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tests.models.test_resnet import new
 from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
-from utils.continuing import RunFiles
+from utils.continuing import TrainingFiles
 from utils.embedding import short_of_memory
 from utils.errors import DivergedError, InputError
 from utils.steps import in_two_passes
@@ -115,7 +115,7 @@ def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
         epochs=3,
         log=(log := Log()),
         report=lambda *told: reports.append(told),
-        files=RunFiles(tmp_path / "c.pt"),
+        files=TrainingFiles(tmp_path / "c.pt"),
         autotune=False,
     )
     assert scales == [2**16, 2**15, 2**15, 2**14, 2**14, 2**13]
