@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-gpu demo demo-long bench bench-gpu reproduce install
+.PHONY: test test-gpu soak demo demo-long bench bench-gpu reproduce install
 
 test: install
 	$(BIN)/ruff check .
@@ -15,6 +15,10 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
+
+# Kills, signals, full disks, commands at once, and thousands of damaged files: under an hour on two cores
+soak: install
+	$(BIN)/python -m tests.soak
 
 bench: install
 	$(BIN)/python -m benchmarks.run

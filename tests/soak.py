@@ -1,0 +1,246 @@
+"""`make soak`: runs that are killed, signalled, cut short or started twice, and 10,000 damaged files a reader."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tests import ROOT
+from tests.conftest import TINY, draw_photo
+from tests.fuzz import READERS
+from utils import pickle_save
+from utils.logs.table import text_table
+
+KILLS = 20
+FUZZED = 10_000
+Outcome = tuple[bool, str]  # whether it passed, and what failed
+
+
+class Workshop:
+    """A folder with photos and neighbour files, and the commands that train on them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.number = folder, 0
+        for name, classes in (("train", range(6)), ("test", range(6, 11))):
+            lines = []
+            for number in classes:
+                for i in range(4):
+                    draw_photo(folder / "sop" / "toy_final" / f"{number}_{i}.JPG", number, i)
+                    lines.append(f"toy_final/{number}_{i}.JPG,{number}")
+            (folder / "sop" / f"{name}.txt").write_text("\n".join(lines))
+            neighbours = [[j for j in range(len(lines)) if j != i] for i in range(len(lines))]
+            pickle_save(folder / f"{name}.pkl", np.array(neighbours))
+
+    def new_folder(self) -> Path:
+        self.number += 1
+        return self.folder / f"run{self.number}"
+
+    def command(self, script: str, folder: Path, *settings: str) -> list[str]:
+        """A command that writes into a folder: its results, and its run folders into `log`."""
+        flags = [f"{key}={value}" for key, value in TINY.items() if not isinstance(value, dict)]
+        flags += [f"{part}.{key}={value}" for part in ("dataset", "model") for key, value in TINY[part].items()]  # type: ignore[attr-defined]
+        flags += [f"dataset.data_path={self.folder / 'sop'}", f"temp_dir={folder / 'out'}", *settings]
+        return [sys.executable, str(ROOT / script), "-F", str(folder / "log"), "with", *flags]
+
+    def training(self, kind: str, folder: Path, *settings: str) -> list[str]:
+        """A training of 3 epochs of 4 iterations, saved after each iteration."""
+        common = ("epochs=3", "save_minutes=0", "scheduler_tau=[1]", "dataset.num_workers=1", *settings)
+        if kind.startswith("global"):
+            extra = {"global": "model.dropout=0.3", "global bf16": "precision=bf16"}[kind]
+            data = ("dataset.sampler=random_id", "dataset.batch_size=6", "dataset.num_iterations=4")
+            return self.command("experiment_global.py", folder, *common, *data, extra)
+        extras = {
+            "rerank": ("model.ert_dropout=0.3",),
+            "rerank fp16": ("precision=fp16",),
+            "rerank micro_batch": ("micro_batch=3",),
+            "rerank frozen_views": ("model.freeze_backbone=True", "frozen_views=2"),
+        }[kind]
+        data = ("dataset.sampler=triplet", "dataset.batch_size=18", f"cache_nn_inds={self.folder / 'test.pkl'}")
+        data += (f"dataset.train_cache_nn_inds={self.folder / 'train.pkl'}",)
+        return self.command("experiment_rerank.py", folder, *common, *data, *extras)
+
+
+KINDS = ("global", "rerank", "rerank frozen_views", "global bf16", "rerank fp16", "rerank micro_batch")
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def result(folder: Path) -> tuple:
+    """What a training has come to: its checkpoint, scalars and recalls."""
+    last = max((path for path in (folder / "log").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    scalars = {
+        name: (series["steps"], series["values"])
+        for name, series in json.loads((last / "metrics.json").read_text()).items()
+    }
+    info = json.loads((last / "info.json").read_text())
+    return (folder / "out" / "resnet18_sop.pt").read_bytes(), scalars, info["recall"]
+
+
+def is_clean(folder: Path) -> bool:
+    """Whether no temporary file and no process of a run is left."""
+    left = [path for path in folder.rglob("*") if path.name.endswith(".part")]
+    return not left and str(folder) not in run(["ps", "-eo", "args"]).stdout
+
+
+def finished(workshop: Workshop, kind: str, folder: Path) -> bool:
+    return run(workshop.training(kind, folder, "continue_run=True")).returncode == 0
+
+
+def kills(workshop: Workshop) -> Iterator[Outcome]:
+    """SIGKILL at a random moment, of every other run also while it is continued; the next run cleans up."""
+    rng = random.Random(0)
+    whole: dict[str, tuple] = {}
+    lengths: dict[str, float] = {}
+    for number in range(KILLS):
+        kind = KINDS[number % len(KINDS)]
+        if kind not in whole:
+            folder, began = workshop.new_folder(), time.monotonic()
+            done = run(workshop.training(kind, folder))
+            if done.returncode:
+                yield False, f"{kind}: {done.stderr[-300:]}"
+                continue
+            whole[kind], lengths[kind] = result(folder), time.monotonic() - began
+        folder = workshop.new_folder()
+        for _ in range(1 + number % 2):
+            process = subprocess.Popen(
+                workshop.training(kind, folder, "continue_run=True"),
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                process.wait(rng.uniform(0.3, 1) * lengths[kind])
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        passed = finished(workshop, kind, folder) and result(folder) == whole[kind] and is_clean(folder)
+        yield passed, f"{kind}, kill number {number}"
+
+
+def signals(workshop: Workshop) -> Iterator[Outcome]:
+    """Each signal ends a run with its exit code and the status INTERRUPTED; continued, it comes to the same."""
+    for kind in ("global", "rerank"):
+        folder = workshop.new_folder()
+        run(workshop.training(kind, folder))
+        whole = result(folder)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            folder = workshop.new_folder()
+            process = subprocess.Popen(workshop.training(kind, folder), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            while not (folder / "out" / "last.pt").exists() and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(number)
+            errors = process.communicate()[1]
+            status = json.loads((folder / "log" / "1" / "run.json").read_text())["status"]
+            ended = process.returncode == 128 + number and status == "INTERRUPTED" and "Traceback" not in errors
+            passed = ended and is_clean(folder) and finished(workshop, kind, folder) and result(folder) == whole
+            yield passed, f"{kind}, {number.name}: exit code {process.returncode}, {status}"
+
+
+def faults(workshop: Workshop) -> Iterator[Outcome]:
+    """A disk that takes no checkpoint, a photo that vanishes, a folder that is a file."""
+
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+
+    folder = workshop.new_folder()
+    done = run(workshop.training("global", folder), preexec_fn=limit_files)
+    trained = "Validation [002]" in done.stdout
+    yield trained and done.returncode == 1 and "could not be written" in done.stderr, f"full disk: {done.stderr[-300:]}"
+    photo = workshop.folder / "sop" / "toy_final" / "3_1.JPG"
+    content = photo.read_bytes()
+    photo.unlink()
+    done = run(workshop.training("global", workshop.new_folder()))
+    photo.write_bytes(content)
+    yield done.returncode == 1 and "3_1.JPG" in done.stderr, f"vanished photo: {done.stderr[-300:]}"
+    folder = workshop.new_folder()
+    folder.mkdir()
+    (folder / "out").write_text("")
+    done = run(workshop.training("global", folder))
+    yield done.returncode == 1 and "cannot be written" in done.stderr, f"temp_dir is a file: {done.stderr[-300:]}"
+
+
+def at_once(workshop: Workshop) -> Iterator[Outcome]:
+    """Two commands in one folder: one is refused, or both give what each gives by itself."""
+    folder = workshop.new_folder()
+    pair = [
+        subprocess.Popen(workshop.training("global", folder), cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    errors = [process.communicate()[1] for process in pair]
+    codes = sorted(process.returncode for process in pair)
+    yield codes == [0, 1] and any("is being written by process" in text for text in errors), f"one temp_dir: {codes}"
+    by_itself = workshop.new_folder()
+    run(workshop.command("eval_global.py", by_itself))
+    expected = (by_itself / "out" / "nn_inds.pkl").read_bytes()
+    for setting in ("features", "dataset.image_cache"):
+        shared, folders = workshop.new_folder(), [workshop.new_folder(), workshop.new_folder()]
+        pair = [
+            subprocess.Popen(
+                workshop.command("eval_global.py", folder, f"{setting}={shared}"), cwd=ROOT, stderr=subprocess.DEVNULL
+            )
+            for folder in folders
+        ]
+        codes = [process.wait() for process in pair]
+        same = all((folder / "out" / "nn_inds.pkl").read_bytes() == expected for folder in folders)
+        yield codes == [0, 0] and same, f"one {setting}: {codes}"
+    demo = workshop.new_folder() / "demo"
+    settings = ["--unobserved", "demo", "with", f"demo_dir={demo}", "demo_products=8"]
+    command = [sys.executable, str(ROOT / "prepare_data.py"), *settings]
+    pair = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    codes = [process.wait() for process in pair]
+    yield 0 in codes and len(list(demo.rglob("*.JPG"))) == 48, f"one demo_dir: {codes}"
+
+
+def fuzzing(name: str) -> Iterator[Outcome]:
+    """Damaged files, in a process that may crash."""
+    script = (
+        "import json, sys, tempfile; from pathlib import Path; from tests.fuzz import fuzz\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        f"    outcomes, wrong = fuzz({name!r}, Path(folder), {FUZZED}, seed=1)\n"
+        "print('\\n' + json.dumps([dict(outcomes), wrong]))\n"
+    )
+    done = run([sys.executable, "-c", script])
+    if done.returncode:
+        yield False, f"{name}: the process ended with {done.returncode}: {done.stderr[-300:]}"
+        return
+    outcomes, wrong = json.loads(done.stdout.splitlines()[-1])
+    yield from ((True, "") for _ in range(outcomes.get("good", 0) + outcomes.get("clear error", 0)))
+    yield from ((False, failure) for failure in wrong)
+
+
+def main() -> int:
+    """Run all, print one table; the exit code is 1 where something has failed."""
+    rows, failures = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        workshop = Workshop(Path(folder))
+        trials: dict[str, Callable[[], Iterator[Outcome]]] = {
+            "killed and continued": lambda: kills(workshop),
+            "signals": lambda: signals(workshop),
+            "faults": lambda: faults(workshop),
+            "two commands at once": lambda: at_once(workshop),
+        }
+        trials |= {f"damaged files: {name}": lambda name=name: fuzzing(name) for name in READERS}  # type: ignore[misc]
+        for title, trial in trials.items():
+            began, outcomes = time.monotonic(), list(trial())
+            failed = [why for passed, why in outcomes if not passed]
+            failures += failed
+            row = {"trial": title, "passed": len(outcomes) - len(failed), "failed": len(failed)}
+            rows.append(row | {"minutes": round((time.monotonic() - began) / 60, 1)})
+            print(f"{title}: {row['passed']} passed, {row['failed']} failed", flush=True)
+    print(text_table(rows))
+    print(*failures[:20], sep="\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
