@@ -33,24 +33,22 @@ def neighbours(photos, tmp_path_factory):
 
 
 def command_of(kind: str, tiny, neighbours: Path, folder: Path, **changes):
-    """A command and its settings: 3 epochs of 4 iterations."""
-    data: dict = {"batch_size": 6, "num_iterations": 4}
+    """A command and its settings: 2 epochs of 3 iterations."""
+    data: dict = {"batch_size": 6, "num_iterations": 3}
     model: dict = {"dropout": 0.3, "ert_dropout": 0.3} if "micro" not in kind else {}
     settings: dict[str, dict]
-    common = {"epochs": 3, "temp_dir": folder, "save_minutes": 0, "scheduler_tau": [1]} | changes
+    common = {"epochs": 2, "temp_dir": folder, "scheduler_tau": [1]} | changes
     if kind.startswith("global"):
         settings = {
-            "global": {"model": model},
             "global micro_batch": {"micro_batch": 2},
             "global bf16": {"precision": "bf16", "model": model | {"set_bn_eval": False}},
         }
         return experiment_global.ex, tiny(**common | settings[kind], dataset=data | {"sampler": "random_id"})
-    data |= {"sampler": "triplet", "train_cache_nn_inds": str(neighbours / "train.pkl"), "batch_size": 18}
+    data |= {"sampler": "triplet", "train_cache_nn_inds": str(neighbours / "train.pkl"), "batch_size": 24}
     settings = {
         "rerank": {"model": model},
         "rerank frozen_views": {"frozen_views": 2, "model": model | {"freeze_backbone": True}},
         "rerank fp16": {"precision": "fp16", "model": model},
-        "rerank micro_batch": {"micro_batch": 3},
     }
     return experiment_rerank.ex, tiny(
         **common | settings[kind], cache_nn_inds=str(neighbours / "test.pkl"), dataset=data
@@ -92,7 +90,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tiny, observed, neighbours, 
     ex, settings = command_of(kind, tiny, neighbours, tmp_path / "whole")
     whole = outcome(observed(ex, **settings), tmp_path / "whole" / "resnet18_sop.pt")
     length = len(whole[0]["train.loss"][0])
-    settings["temp_dir"] = str(tmp_path / "killed")
+    settings |= {"temp_dir": str(tmp_path / "killed"), "save_minutes": 0}
     for survived in (length // 2 + 1, 1):  # killed again while continued
         with monkeypatch.context() as patch:
             killed_after(survived, patch)
@@ -114,21 +112,21 @@ def test_a_run_that_has_ended_takes_more_epochs(tiny, observed, neighbours, tmp_
         outcome(observed(ex, **settings | {"continue_run": True}), tmp_path / "grown" / "resnet18_sop.pt")[:3]
         == (outcome(first, tmp_path / "grown" / "resnet18_sop.pt")[:3])
     )
-    grown = observed(ex, **settings | {"epochs": 3, "continue_run": True})
+    grown = observed(ex, **settings | {"epochs": 2, "continue_run": True})
     assert outcome(grown, tmp_path / "grown" / "resnet18_sop.pt") == whole
     assert grown.info["run_id"] == first.info["run_id"]
-    with pytest.raises(CommandError, match=r"epochs=2, but 3 are trained already: give as many or more"):
-        observed(ex, **settings | {"epochs": 2, "continue_run": True})
+    with pytest.raises(CommandError, match=r"epochs=1, but 2 are trained already: give as many or more"):
+        observed(ex, **settings | {"epochs": 1, "continue_run": True})
 
 
 def test_what_an_unfinished_run_is_protected_from(tiny, observed, neighbours, tmp_path, monkeypatch):
-    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run")
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=0)
     with monkeypatch.context() as patch:
-        killed_after(6, patch)
+        killed_after(4, patch)
         with pytest.raises(Killed):
             observed(ex, **settings)
     last = (tmp_path / "run" / "last.pt").read_bytes()
-    with pytest.raises(CommandError, match=r"stopped after \d of 3 epochs: set continue_run=True to go on, or contin"):
+    with pytest.raises(CommandError, match=r"stopped after \d of 2 epochs: set continue_run=True to go on, or contin"):
         observed(ex, **settings)
     for changes, message in (
         ({"lr": 0.5}, r"lr=0\.5, not 0\.0001"),
@@ -139,7 +137,7 @@ def test_what_an_unfinished_run_is_protected_from(tiny, observed, neighbours, tm
             observed(ex, **settings | changes, continue_run=True)
     moved = tmp_path / "moved.pkl"
     moved.write_bytes((neighbours / "test.pkl").read_bytes())
-    observed(ex, **settings | {"cache_nn_inds": str(moved), "epochs": 4}, continue_run=True)
+    observed(ex, **settings | {"cache_nn_inds": str(moved), "epochs": 3}, continue_run=True)
     (tmp_path / "run" / "last.pt").write_bytes(last)
     pickle_save(moved, np.array([[(i + j) % 20 for j in range(1, 9)] for i in range(20)]))
     with pytest.raises(CommandError, match=r"the split or neighbour files hold something else"):
@@ -182,4 +180,4 @@ def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
     assert json.loads((log / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     logged = sum(name == "train.loss" for name, _, _ in last["scalars"])
-    assert logged == 4 * last["epoch"] + last["iteration"] > 0
+    assert logged == 3 * last["epoch"] + last["iteration"] > 0
