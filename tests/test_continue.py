@@ -74,15 +74,7 @@ def outcome(run, checkpoint: Path):
     return scalars, run.info["recall"], run.result, checkpoint.read_bytes()
 
 
-KINDS = [
-    "global",
-    "global micro_batch",
-    "global bf16",
-    "rerank",
-    "rerank frozen_views",
-    "rerank fp16",
-    "rerank micro_batch",
-]
+KINDS = ["global micro_batch", "rerank frozen_views"]  # more in `make soak`
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +147,7 @@ def test_a_last_file_that_is_none(tiny, observed, neighbours, tmp_path, content)
     else:
         torch.save(content, tmp_path / "last.pt")
     for choice in (None, True):
-        with pytest.raises(CommandError, match=r"last\.pt (holds no run to continue|could not be read)"):
+        with pytest.raises(CommandError, match=r"last\.pt (holds no run to continue|could not be read|was refused)"):
             observed(ex, **settings, continue_run=choice)
 
 

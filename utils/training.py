@@ -129,7 +129,7 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
     title = f"Training   [{state.epoch:03d}]"
     with (
         short_of_memory("dataset.batch_size or set micro_batch"),
-        tqdm(loader, title, len(loader), initial=state.iteration, unit="batch") as progress,
+        tqdm(loader, title, initial=state.iteration, unit="batch") as progress,
         deferred_signals() as signal_has_come,
     ):
         for images, labels, positions in progress:
