@@ -6,7 +6,9 @@ for, and no code run. `python -m tests.soak` has 10,000 files read by each, `tes
 
 import pickle
 import random
+import shutil
 import signal
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -203,6 +205,11 @@ def make_archive(folder: Path) -> list[Path]:
     return [folder / "sop.zip"]
 
 
+def unpack_archive(folder: Path) -> None:
+    shutil.rmtree(folder / "unpacked", ignore_errors=True)
+    unpack(folder / "sop.zip", folder / "unpacked" / "sop")
+
+
 def make_run_folder(folder: Path) -> list[Path]:
     example = Path(__file__).parent.parent / "logs" / "example_demo_global"
     for name in ("run.json", "config.json", "info.json", "metrics.json", "cout.txt"):
@@ -229,7 +236,7 @@ READERS = {
     "last.pt": Reader(make_last, continue_last),
     "scores.npz": Reader(make_scores, load_scores),
     "features": Reader(make_features, features_of),
-    "archives": Reader(make_archive, lambda folder: unpack(folder / "sop.zip", folder / "unpacked" / "sop")),
+    "archives": Reader(make_archive, unpack_archive),
     "Sacred folders": Reader(make_run_folder, read_run_folder),
 }
 
@@ -265,7 +272,7 @@ def fuzz(name: str, folder: Path, count: int, seed: int = 0) -> tuple[Counter[st
         path = rng.choice(sorted(originals))
         path.write_bytes(mutated(originals[path], rng))
         try:
-            with in_time():
+            with in_time(), warnings.catch_warnings(action="ignore"):
                 reader.read(folder)
             outcome = "good"
         except InputError:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -160,14 +159,16 @@ def test_continuing_what_never_began(tiny, observed, neighbours, tmp_path):
 def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
     _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=60, epochs=1000)
     log = tmp_path / "log"
-    command = [sys.executable, ROOT / "experiment_rerank.py", "-F", log, "with", *flags(settings)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "last.pt").exists():
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGUSR1)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGUSR1
+    command = [sys.executable, "-u", ROOT / "experiment_rerank.py", "-F", log, "with", *flags(settings)]
+    with (tmp_path / "errors").open("w+") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
+        assert process.stdout
+        next(line for line in process.stdout if line.startswith("Validation [000]"))
+        process.send_signal(signal.SIGUSR1)
+        process.communicate(timeout=60)
+        file.seek(0)
+        errors = file.read()
+    assert process.returncode == 128 + signal.SIGUSR1, errors[-1500:]
     assert "Traceback" not in errors
     assert json.loads((log / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)

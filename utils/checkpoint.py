@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.files import atomic_write, check_stored_zip, open_file
+from utils.signals import deferred_signals
 
 SETTINGS = {  # which setting decides whether a tensor exists, and its shape
     r"remap_local\.": "model.num_local_features",
@@ -68,7 +69,7 @@ def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: Origin = 
 
 def save_tensors(path: Path | str, content: dict) -> None:
     """Write tensors and plain values as torch.save does, whole or not at all; InputError when it cannot be written."""
-    with atomic_write(path) as file:
+    with deferred_signals(), atomic_write(path) as file:  # torch would hide what a signal raises
         try:
             torch.save(content, file)
         except RuntimeError as error:

@@ -16,10 +16,10 @@ class Interrupted(SystemExit, KeyboardInterrupt):
 
 
 class _Asked:
-    """The signal that has come, and whether it waits for a block to end the command."""
+    """The signal that has come, and how many blocks it waits for before it ends the command."""
 
     number: int | None = None
-    deferred = False
+    deferred_by = 0
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def ended_by_signals() -> Iterator[None]:
             raise Interrupted(128 + number)
         print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
         _Asked.number = number
-        if not _Asked.deferred:
+        if not _Asked.deferred_by:
             raise Interrupted(128 + number)
 
     multiprocessing.util.get_temp_dir()  # workers share this process's, which it deletes at its end, and make none
@@ -55,12 +55,12 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """In the block a signal is only noted; the function that it gives says whether one has come. Then the block's end
-    raises Interrupted."""
-    _Asked.deferred = True
+    """In the block a signal is only noted; the function that it gives says whether one has come. Then the block's end,
+    of nested ones the outermost's, raises Interrupted."""
+    _Asked.deferred_by += 1
     try:
         yield lambda: _Asked.number is not None
     finally:
-        _Asked.deferred = False
-    if _Asked.number is not None:
+        _Asked.deferred_by -= 1
+    if _Asked.number is not None and not _Asked.deferred_by:
         raise Interrupted(128 + _Asked.number)
