@@ -55,7 +55,7 @@ class Workshop:
         common = ("epochs=3", "save_minutes=0", "scheduler_tau=[1]", "dataset.num_workers=1", *settings)
         if kind.startswith("global"):
             extra = {"global": "model.dropout=0.3", "global bf16": "precision=bf16"}[kind]
-            data = ("dataset.sampler=random_id", "dataset.batch_size=6", "dataset.num_iterations=4")
+            data: tuple[str, ...] = ("dataset.sampler=random_id", "dataset.batch_size=6", "dataset.num_iterations=4")
             return self.command("experiment_global.py", folder, *common, *data, extra)
         extras = {
             "rerank": ("model.ert_dropout=0.3",),
@@ -173,15 +173,15 @@ def faults(workshop: Workshop) -> Iterator[Outcome]:
 def at_once(workshop: Workshop) -> Iterator[Outcome]:
     """Two commands in one folder: one is refused, or both give what each gives by itself."""
     folder = workshop.new_folder()
-    pair = [
-        subprocess.Popen(workshop.training("global", folder), cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in "ab"
-    ]
-    errors = [process.communicate()[1] for process in pair]
-    codes = sorted(process.returncode for process in pair)
+    command = workshop.training("global", folder)
+    trainings = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in trainings]
+    codes = sorted(process.returncode for process in trainings)
     yield codes == [0, 1] and any("is being written by process" in text for text in errors), f"one temp_dir: {codes}"
     by_itself = workshop.new_folder()
     run(workshop.command("eval_global.py", by_itself))
     expected = (by_itself / "out" / "nn_inds.pkl").read_bytes()
+    pair: list[subprocess.Popen]
     for setting in ("features", "dataset.image_cache"):
         shared, folders = workshop.new_folder(), [workshop.new_folder(), workshop.new_folder()]
         pair = [

@@ -17,7 +17,7 @@ from utils.continuing import TrainingFiles
 from utils.embedding import device_of, short_of_memory
 from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
-from utils.signals import deferred_signals
+from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
 __all__ = [  # the evaluations are handed on under their published names
@@ -75,8 +75,9 @@ def fit(
     and val.recall@K, the latter at the number of epochs trained, also those that the state has from before.
     `report(recalls, columns, title, improved)` is called after each validation. Whenever R@1 is not below the best so
     far, `files` takes the checkpoint; after each epoch, and while it lasts, it takes what the run is continued from. A
-    signal that comes while training is raised when the iteration has ended and is saved. `autotune` has cuDNN try its
-    algorithms while training. Raises InputError at the end for files that could not be written.
+    signal is raised when the iteration has ended and is saved; while validating, at once, with the epoch saved.
+    `autotune` has cuDNN try its algorithms while training. Raises InputError at the end for files that could not be
+    written.
     """
     print(f"trainable parameters: {num_of_trainable_params(state.model):,}")
     for scalar in state.scalars:
@@ -85,17 +86,22 @@ def fit(
     while True:
         if not state.is_validated:
             cudnn.benchmark = False
-            recalls, _, positions = validate()
-            for k, recall in recalls.items():
-                scalars.log_scalar(f"val.recall@{k}", recall, state.epoch)
-            improved = state.best is None or recalls[1] >= state.best
-            title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
-            report(recalls, positions.shape[1], title, improved)
-            state.is_validated = True
-            if improved:
-                state.best = recalls[1]
-                files.save_best(state)
-            files.save_last(state)
+            try:
+                recalls, _, positions = validate()
+            except Interrupted:
+                files.save_last(state)
+                raise
+            with deferred_signals():
+                for k, recall in recalls.items():
+                    scalars.log_scalar(f"val.recall@{k}", recall, state.epoch)
+                improved = state.best is None or recalls[1] >= state.best
+                title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
+                report(recalls, positions.shape[1], title, improved)
+                state.is_validated = True
+                if improved:
+                    state.best = recalls[1]
+                    files.save_best(state)
+                files.save_last(state)
         if state.epoch >= epochs:
             files.check()
             return state.best  # type: ignore[return-value]
