@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.logs.characters import printable
 from utils.logs.fitting import fitted_table
+from utils.logs.groups import join_continued
 from utils.logs.runs import find_run_folders, read_run
 from utils.logs.table import as_csv, as_tables, markdown_table, unread_lines
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders: dict[str, Path] = {}  # by their real paths: one may be named twice
     for path in (path for paths in found.values() for path in paths):
         folders.setdefault(os.path.realpath(path), path)
-    runs = [read_run(folder) for folder in folders.values()]
+    runs = join_continued([read_run(folder) for folder in folders.values()])
     if runs and options.format == "csv":
         print(as_csv(runs), end="")
         for line in unread_lines(runs):

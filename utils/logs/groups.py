@@ -4,13 +4,13 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from utils.logs.runs import Run
 
 # config keys in which runs of one group may differ
-WHERE_WRITTEN = {"temp_dir"}
+WHERE_WRITTEN = {"temp_dir", "continue_run", "save_minutes"}
 WHERE_READ = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
 WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
 
@@ -23,6 +23,26 @@ class Group:
 
     runs: list[Run]
     num_repeats: int
+
+
+def join_continued(runs: Sequence[Run]) -> list[Run]:
+    """Each run once: of one that was stopped and continued the last part, which has all scalars, with the durations
+    and problems of all. Parts have one `run_id`, and began at different times."""
+    parts: dict[object, list[Run]] = defaultdict(list)
+    for run in runs:
+        parts[run.run_id if isinstance(run.run_id, str) else run.folder].append(run)
+    joined = []
+    for same in parts.values():
+        starts = {run.start for run in same if run.start}
+        if len(same) == 1 or len(starts) < len(same):
+            joined += same
+            continue
+        *earlier, latest = sorted(same, key=_start)
+        durations = [run.duration for run in same if run.duration is not None]
+        problems = [f"{run.folder}: {problem}" for run in earlier for problem in run.problems]
+        duration = sum(durations, timedelta()) if len(durations) == len(same) else None
+        joined.append(replace(latest, duration=duration, problems=latest.problems + problems))
+    return joined
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

@@ -33,6 +33,7 @@ class Run:
     experiment: object
     script: object
     config: dict
+    run_id: object  # of a training: the parts of one that was continued share it
     start: datetime | None
     duration: timedelta | None
     memory: float | None  # the process's peak, in GB
@@ -94,6 +95,7 @@ def read_run(folder: Path, now: datetime | None = None) -> Run:
         experiment=nested(entry, "experiment", "name"),
         script=nested(entry, "experiment", "mainfile"),
         config=config,
+        run_id=nested(info, "run_id"),
         start=start,
         duration=_duration(files, start, stop or beat),
         memory=noted_number(files, "info.json: peak_memory_gb", nested(info, "peak_memory_gb"), 0, LARGEST_MEMORY),

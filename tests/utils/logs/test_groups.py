@@ -3,7 +3,7 @@ import json
 from io import StringIO
 
 from tests.utils.logs.folders import STOP, entry, training_run
-from utils.logs.groups import group_runs
+from utils.logs.groups import group_runs, join_continued
 from utils.logs.runs import find_run_folders, read_run
 from utils.logs.table import as_csv, as_tables, group_rows, text_table
 
@@ -74,3 +74,20 @@ def test_a_seed_in_a_path_does_not_keep_evaluations_apart(tmp_path):
         ["12finetune", "1finetune", "2finetune"],
         ["12frozen", "1frozen", "2frozen"],
     ]
+
+
+def test_a_run_that_was_continued_is_one(tmp_path):
+    times = (("01", "02", "INTERRUPTED"), ("05", "06", "RUNNING"), ("08", "10", "COMPLETED"))
+    for number, (begun, ended, status) in enumerate(times, 1):
+        folder = training_run(tmp_path / str(number))
+        hours = {"start_time": f"2026-01-02T{begun}:00:00", "heartbeat": f"2026-01-02T{ended}:00:00"}
+        (folder / "run.json").write_text(json.dumps(entry(status, **hours)))
+        (folder / "info.json").write_text(json.dumps({"run_id": "a", "recall": {"1": 80.0}}))
+    (tmp_path / "1" / "metrics.json").write_text("{")
+    training_run(tmp_path / "4", seed=2)
+    whole, other = join_continued([read_run(folder) for folder in find_run_folders(tmp_path)])
+    assert (whole.folder.name, whole.status, str(whole.duration)) == ("3", "COMPLETED", "4:00:00")
+    assert [problem.split(": ")[0] for problem in whole.problems] == [str(tmp_path / "1")]
+    assert other.folder.name == "4"
+    copied = [read_run(tmp_path / "3"), read_run(tmp_path / "3")]
+    assert len(join_continued(copied)) == 2  # of a folder that was copied nothing is added up
