@@ -73,7 +73,7 @@ def main(_run, temperature, micro_batch, resume, seed):
         else:
             model, origin = load_model(loaders.num_classes, None, device, pretrained=False)
         state = new_state(model, dtype, origin)
-        training.restore(state)
+        training.begin(state)
         step = global_step(model, Contrastive(temperature), dtype, micro_batch)
         torch.manual_seed(seed)
         return train(

@@ -82,7 +82,7 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
         else:
             model, origin = load_model(loaders.num_classes, None, device, pretrained=False)
         state = new_state(model, dtype, origin._replace(matcher_trained=True))
-        training.restore(state)
+        training.begin(state)
         step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
         train_loader = loaders.train
         if frozen_views is not None:

@@ -122,8 +122,11 @@ class Training(NamedTuple):
     files: TrainingFiles
     earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
 
-    def restore(self, state: TrainingState) -> None:
-        """Take the run up where it was left."""
+    def begin(self, state: TrainingState) -> None:
+        """Take the run up where it was left; InputError where there is no room for what it will write."""
+        weights = sum(tensor.nbytes for tensor in state.model.state_dict().values())
+        # the checkpoint and `last.pt`, twice while they are replaced, with AdamW's two moments
+        check_room(self.files.checkpoint.parent, 4 * 3 * weights, "the checkpoint")
         if self.earlier is not None:
             restore(state, self.earlier)
             done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
@@ -185,9 +188,6 @@ def run_training(
 ) -> float:
     """`utils.training.fit`, logged to the run; its artifact is the best state."""
     files = training.files
-    weights = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-    # the checkpoint and `last.pt`, twice while they are replaced, with AdamW's two moments
-    check_room(files.checkpoint.parent, 4 * 3 * weights, "checkpoints")
     if training.earlier is not None:
         restore_random_state(training.earlier)
         _run.info["recall"] = best_recalls(state)
