@@ -11,6 +11,7 @@ from PIL import Image
 from torch.backends import cudnn
 
 from sop.encoded import jpeg_decoder
+from utils import pickle_save
 from utils.errors import InputError
 from utils.experiment import RunFolder
 from utils.precision import set_precision
@@ -65,6 +66,15 @@ def photos(tmp_path_factory) -> Path:
                 draw_photo(folder / path, number, 0 if number == 10 else i)
                 lines.append(f"{path},{number}")
         (folder / f"{name}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def neighbours(photos, tmp_path_factory):
+    """Neighbour files of training and test images: all the others, in order."""
+    folder = tmp_path_factory.mktemp("neighbours")
+    for name, n in (("train", 24), ("test", 20)):
+        pickle_save(folder / f"{name}.pkl", np.array([[j for j in range(n) if j != i] for i in range(n)]))
     return folder
 
 

@@ -30,15 +30,6 @@ from utils.experiment import CommandError, set_up
 from utils.files import only_writer
 
 
-@pytest.fixture(scope="session")
-def neighbours(photos, tmp_path_factory):
-    """Neighbour files of training and test images: all the others, in order."""
-    folder = tmp_path_factory.mktemp("neighbours")
-    for name, n in (("train", 24), ("test", 20)):
-        pickle_save(folder / f"{name}.pkl", np.array([[j for j in range(n) if j != i] for i in range(n)]))
-    return folder
-
-
 def steps(metrics, name):
     return metrics[name]["steps"]
 

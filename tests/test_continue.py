@@ -23,14 +23,6 @@ class Killed(BaseException):
     """What no code of ours catches."""
 
 
-@pytest.fixture(scope="session")
-def neighbours(photos, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("neighbours")
-    for name, n in (("train", 24), ("test", 20)):
-        pickle_save(folder / f"{name}.pkl", np.array([[j for j in range(n) if j != i] for i in range(n)]))
-    return folder
-
-
 def command_of(kind: str, tiny, neighbours: Path, folder: Path, **changes):
     """A command and its settings: 2 epochs of 3 iterations."""
     data: dict = {"batch_size": 6, "num_iterations": 3}

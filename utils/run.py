@@ -28,7 +28,7 @@ from utils.errors import InputError, listing
 from utils.files import check_room, only_writer
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
-from utils.settings import FLAG, SEED, TEXT, Rule, Rules, check_settings, list_of, number, one_of, whole_number
+from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit
 
@@ -48,7 +48,7 @@ TRAINING_RULES: Rules = {
     "scheduler_gamma": number(0),
     "micro_batch": whole_number(1).or_none(),
     "resume": TEXT.or_none(),
-    "continue_run": Rule("True, False or None", lambda value: value is None or isinstance(value, bool)),
+    "continue_run": FLAG.or_none(),
     "save_minutes": number(0),
 }
 
