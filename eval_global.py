@@ -56,7 +56,7 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
         loaders, recall_ks = get_loaders(training=False, device=device)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
         neighbours = len(query.dataset) * min(max(recall_ks), len((gallery or query).dataset))
-        check_room(Path(temp_dir), neighbours * BYTES_A_NEIGHBOUR, "the result")
+        check_room({Path(temp_dir): neighbours * BYTES_A_NEIGHBOUR}, "the result")
         torch.manual_seed(seed)
         if resume is None:
             print("no checkpoint was given (resume=FILE): evaluating the initial model")

@@ -86,7 +86,7 @@ def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, 
         if num_candidates > neighbours.shape[1]:
             print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")
         neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
-        check_room(Path(temp_dir), neighbours.numel() * BYTES_A_CANDIDATE, "the result")
+        check_room({Path(temp_dir): neighbours.numel() * BYTES_A_CANDIDATE}, "the result")
         torch.manual_seed(seed)
         model, origin = load_model(loaders.num_classes, resume, device)
         note_files(_run, resume, cache_nn_inds, *input_files())

@@ -1,13 +1,14 @@
 """Test images kept in a file: decoded and resized once, then read from a memory map (`dataset.image_cache`).
 
-The file holds a SHA-256 sum of all that its pixels follow from, then uint8 pixels (images, 3, side, side). Its name has
-the sum's first digits: files of other photos, lists or settings lie beside it.
+The file holds a SHA-256 sum of all that its pixels follow from, uint8 pixels (images, 3, side, side), and a CRC-32 of
+each image's. Its name has the sum's first digits: files of other photos, lists or settings lie beside it.
 """
 
 import hashlib
 import math
 import os
 import re
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sop.splits import Split
 from sop.transforms import centre_crop, square_size, square_transform, test_transform
 from utils.errors import InputError
 from utils.files import atomic_write, check_room
+from utils.signals import end_with_parent
 
 SUM_BYTES = hashlib.sha256().digest_size
 DIGITS = 12  # of the sum, in the file's name
@@ -42,15 +44,17 @@ class CachedImageSet(ImageSet):
         self.cache, self.decode, self.crop = cache, decode, centre_crop(crop_size)
         self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
         self.sum = b""
+        self.size = SUM_BYTES + math.prod(self.shape) + 4 * len(self)
         self.pixels: np.memmap | None = None  # opened by the process that reads
+        self.checks = np.empty(0, np.uint32)  # the CRCs, in little-endian order
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:  # type: ignore[override]
-        if self.pixels is None:
-            self.pixels = self._opened()
-        if self.pixels is None:
+        if self.pixels is None and not self._open():
             raise InputError(f"image cache {self.file} is gone, or is another file by now: run the command again")
-        pixels = np.array(self.pixels[index, :, self.crop, self.crop])
-        return torch.from_numpy(pixels), int(self.labels[index]), index
+        square = np.array(self.pixels[index])  # type: ignore[index]
+        if zlib.crc32(square.data) != self.checks[index]:
+            raise InputError(f"image cache {self.file} is damaged at photo {self.paths[index]}: delete it")
+        return torch.from_numpy(square[:, self.crop, self.crop].copy()), int(self.labels[index]), index
 
     @property
     def file(self) -> Path:
@@ -64,34 +68,39 @@ class CachedImageSet(ImageSet):
         written.
         """
         self.pixels, self.sum = None, self._sum()
-        if self._opened() is not None:
+        if self._open():
             return
-        size = math.prod(self.shape)
-        check_room(self.file.parent, size, f"image cache {self.file.name}")
+        check_room({self.file.parent: self.size}, f"image cache {self.file.name}")
         change = " anew: it was damaged" if self.file.exists() else ""
-        tqdm.write(f"image cache {self.file} ({size / 1e9:.1f} GB) is made{change}")
-        loader = DataLoader(self.photos, batch_size, num_workers=num_workers)
+        tqdm.write(f"image cache {self.file} ({self.size / 1e9:.1f} GB) is made{change}")
+        loader = DataLoader(self.photos, batch_size, num_workers=num_workers, worker_init_fn=end_with_parent)
         with (
             atomic_write(self.file) as file,
             tqdm(desc="Caching images", total=len(self), unit="image") as progress,
         ):
             file.write(bytes(SUM_BYTES))
+            checks: list[int] = []
             for squares, _, _ in loader:
                 file.write(squares.numpy())
+                checks += map(zlib.crc32, squares.numpy())
                 progress.update(len(squares))
+            file.write(np.array(checks, "<u4").tobytes())
             if self._sum() != self.sum:
                 raise InputError(f"photos in {self.folder} have changed while they were cached: run the command again")
             file.seek(0)
             file.write(self.sum)
         self._report_others()
 
-    def _opened(self) -> np.memmap | None:
-        """The file's pixels, if it is there, whole, and just the one that is meant; InputError if it cannot be read."""
+    def _open(self) -> bool:
+        """Open the file, if it is there, whole, and just the one that is meant; InputError if it cannot be read."""
         try:
             with self.file.open("rb") as file:
-                is_whole = os.fstat(file.fileno()).st_size == SUM_BYTES + math.prod(self.shape)
+                is_whole = os.fstat(file.fileno()).st_size == self.size
                 if is_whole and file.read(SUM_BYTES) == self.sum:
-                    return np.memmap(file, np.uint8, "r", SUM_BYTES, self.shape)
+                    self.pixels = np.memmap(file, np.uint8, "r", SUM_BYTES, self.shape)
+                    file.seek(SUM_BYTES + math.prod(self.shape))
+                    self.checks = np.frombuffer(file.read(4 * len(self)), "<u4")
+                    return True
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -99,7 +108,7 @@ class CachedImageSet(ImageSet):
                 f"image cache {self.file} cannot be read: {error.strerror or error}; choose another folder for "
                 "dataset.image_cache"
             ) from error
-        return None
+        return False
 
     def _report_others(self) -> None:
         name = re.compile(rf"{re.escape(self.cache.name)}(\.[0-9a-f]{{{DIGITS}}})?\.images")
@@ -114,7 +123,7 @@ class CachedImageSet(ImageSet):
     def _sum(self) -> bytes:
         """The sum of the photos' paths, sizes and times, and of what else decides about the pixels."""
         photos = photo_sum(self.folder, self.paths)
-        settings = (self.shape, self.decode, PIL.__version__, torch.__version__)
+        settings = ("with CRC-32", self.shape, self.decode, PIL.__version__, torch.__version__)
         return hashlib.sha256(repr((photos, settings)).encode()).digest()
 
 

@@ -5,9 +5,9 @@ for, and no code run. `python -m tests.soak` has 10,000 files read by each, `tes
 """
 
 import pickle
-import random
 import shutil
 import signal
+import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -18,11 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+from sop.dataset import ImageSet
+from sop.image_cache import CachedImageSet
 from sop.preparation.archive import read_list, unpack
 from sop.splits import class_map, read_split
+from tests.conftest import draw_photo
 from utils.caches import load_neighbours, pickle_save
 from utils.checkpoint import Origin, load_weights, save_checkpoint
 from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore
@@ -38,6 +43,7 @@ from utils.training import TrainingState
 
 SECONDS = 10  # for one file
 MEMORY = 1 << 30  # bytes above what was held before
+RUNNING = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}  # audit events
 NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 SNIPPETS = (
     *(b"\0", b"\xff" * 8, b"cos\nsystem\n", b"r\0\0\0\x10", b"X\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 7, b"PK\3\4"),
@@ -56,33 +62,26 @@ SNIPPETS = (
         b",",
     ),
 )
+LENGTHS = st.sampled_from((0, 1, 2, 4, 8, 64, 1024, 1 << 30))
+PLACES = st.integers(0, 1 << 20)
+NEW_BYTES = (
+    st.binary(max_size=64)
+    | st.sampled_from(SNIPPETS)
+    | st.builds(int.to_bytes, st.sampled_from(NUMBERS), st.just(8), st.sampled_from(("little", "big")))
+)
+# places and lengths of what goes, and what comes: new bytes, or the place and the length of others of the file
+CHANGES = st.lists(st.tuples(PLACES, LENGTHS, NEW_BYTES | st.tuples(PLACES, LENGTHS)), min_size=1, max_size=16)
 
 
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """The content with a few random changes."""
+def changed(content: bytes, changes: list) -> bytes:
+    """The content after some of `CHANGES`; places go round."""
     result = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        place, length = rng.randrange(len(result) + 1), rng.choice((1, 1, 2, 4, 8, 64, 1024))
-        kind = rng.randrange(8)
-        if kind == 0 and result:
-            result[place % len(result)] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            result[place : place + length] = rng.randbytes(length)
-        elif kind == 2:
-            del result[place : place + length]
-        elif kind == 3:
-            del result[place:]
-        elif kind == 4:
-            result[place:place] = result[place : place + length]
-        elif kind == 5:
-            result[place:place] = rng.choice(SNIPPETS)
-        elif kind == 6:
-            size = rng.choice((1, 2, 4, 8))
-            number = rng.choice(NUMBERS) % (1 << 8 * size)
-            result[place : place + size] = number.to_bytes(size, rng.choice(("little", "big")))
-        else:
-            other = rng.randrange(len(result) + 1)
-            result[place : place + length] = result[other : other + length]
+    for place, length, new in changes:
+        if isinstance(new, tuple):
+            start = new[0] % (len(result) + 1)
+            new = result[start : start + new[1]]
+        place %= len(result) + 1
+        result[place : place + length] = new
     return bytes(result)
 
 
@@ -224,6 +223,28 @@ def read_run_folder(folder: Path) -> None:
         text.encode()
 
 
+def image_cache(folder: Path) -> CachedImageSet:
+    split = read_split(folder, "train.txt")
+    return CachedImageSet(folder, split, class_map(split), 28, "exact", folder / "cache")
+
+
+def make_image_cache(folder: Path) -> list[Path]:
+    for number in range(4):
+        draw_photo(folder / f"{number}.JPG", number, 0)
+    (folder / "train.txt").write_text("\n".join(f"{i}.JPG,{i}" for i in range(4)))
+    images = image_cache(folder)
+    images.prepare(4, 0)
+    return [images.file]
+
+
+def read_image_cache(folder: Path) -> None:
+    """The pixels must be the right ones."""
+    images = image_cache(folder)
+    images.prepare(4, 0)
+    plain = ImageSet(folder, read_split(folder, "train.txt"), {i: i for i in range(4)}, images.transform)
+    assert all(torch.equal(images[i][0], plain[i][0]) for i in range(4))
+
+
 READERS = {
     "split files": Reader(make_splits, read_splits),
     "neighbour files": Reader(
@@ -236,54 +257,76 @@ READERS = {
     "last.pt": Reader(make_last, continue_last),
     "scores.npz": Reader(make_scores, load_scores),
     "features": Reader(make_features, features_of),
+    "image cache": Reader(make_image_cache, read_image_cache),
     "archives": Reader(make_archive, unpack_archive),
     "Sacred folders": Reader(make_run_folder, read_run_folder),
 }
 
 
-class Hang(BaseException):
-    """A reader took longer than `SECONDS`."""
+class Hostile(BaseException):
+    """What a reader must not do; no code of ours catches it."""
 
 
 @contextmanager
-def in_time() -> Iterator[None]:
+def watched() -> Iterator[None]:
+    """In the block, Hostile is raised for code that is run, and after `SECONDS`."""
+
     def ring(number, frame):
-        raise Hang
+        raise Hostile(f"hangs over {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS)
+    Watch.is_on = True
     try:
         yield
     finally:
+        Watch.is_on = False
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(name: str, folder: Path, count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
-    """Damage the files of a reader `count` times: how often each outcome came, and what went wrong, with its number."""
-    reader, outcomes, wrong = READERS[name], Counter[str](), []
+class Watch:
+    """Whether code that is run is noticed."""
+
+    is_on = False
+
+
+@sys.addaudithook
+def notice(event: str, arguments) -> None:
+    if Watch.is_on and event in RUNNING:
+        raise Hostile(f"runs code: {event} {arguments}")
+
+
+def fuzz(name: str, folder: Path, count: int) -> Counter[str]:
+    """Damage the files of a reader `count` times, always the same ones: how often each outcome came.
+
+    Raises what a reader raised or did wrong, with the changes to the file that are simplest.
+    """
+    reader, outcomes = READERS[name], Counter[str]()
     originals = {path: path.read_bytes() for path in reader.make(folder)}
     reader.read(folder)
     held = peak_memory()
-    for number in range(count):
-        rng = random.Random(f"{name} {seed} {number}")
-        for path, content in originals.items():
-            path.write_bytes(content)
-        path = rng.choice(sorted(originals))
-        path.write_bytes(mutated(originals[path], rng))
+
+    @settings(
+        max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.sampled_from(sorted(originals)), CHANGES)
+    def read(path, changes):
+        nonlocal held
+        for original, content in originals.items():
+            original.write_bytes(content)
+        path.write_bytes(changed(originals[path], changes))
         try:
-            with in_time(), warnings.catch_warnings(action="ignore"):
+            with watched(), warnings.catch_warnings(action="ignore"):
                 reader.read(folder)
-            outcome = "good"
+            outcomes["good"] += 1
         except InputError:
-            outcome = "clear error"
-        except Hang:
-            outcome = "hang"
-        except Exception as error:
-            outcome = f"traceback: {type(error).__name__}"
-        if peak_memory() > held + MEMORY:
-            outcome, held = "memory", peak_memory()
-        outcomes[outcome] += 1
-        if outcome not in ("good", "clear error"):
-            wrong.append(f"{name}, number {number} of seed {seed}, {path.name}: {outcome}")
-    return outcomes, wrong
+            outcomes["clear error"] += 1
+        except Hostile as error:
+            error.add_note(f"{path.name}, {changes}")
+            raise
+        taken, held = peak_memory() - held, max(held, peak_memory())
+        assert taken < MEMORY, f"{taken / 1e9} GB more"
+
+    read()
+    return outcomes

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -137,18 +137,26 @@ def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
         raise zipfile.BadZipFile(f"it is damaged in {damaged}")
 
 
-def check_room(folder: Path, size: int, what: str) -> None:
-    """Raise InputError unless `folder`, or where it is to be made, has `size` bytes free for `what`."""
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(existing).free
-    except OSError as error:
-        raise InputError(f"{folder} cannot take {what}: {error.strerror}; choose another folder") from error
-    if free < size:
-        raise InputError(
-            f"{what} in {folder} needs {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make room, or choose a "
-            "folder on another disk"
-        )
+def check_room(folders: Mapping[Path, int], what: str) -> None:
+    """Raise InputError unless the folders, or where they are to be made, have so many bytes free for `what`.
+
+    Folders on one disk share its room.
+    """
+    disks: dict[int, tuple[list[str], int, int]] = {}  # folders, bytes needed and free
+    for folder, size in folders.items():
+        try:
+            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            disk, free = existing.stat().st_dev, shutil.disk_usage(existing).free
+        except OSError as error:
+            raise InputError(f"{folder} cannot take {what}: {error.strerror}; choose another folder") from error
+        names, needed, _ = disks.get(disk, ([], 0, 0))
+        disks[disk] = [*names, str(folder)], needed + size, free
+    for names, needed, free in disks.values():
+        if free < needed:
+            raise InputError(
+                f"{what} in {' and '.join(names)} needs {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make "
+                "room, or choose a folder on another disk"
+            )
 
 
 def _locked_file(open_file: Callable[[], BinaryIO]) -> BinaryIO:

@@ -47,6 +47,16 @@ def test_what_becomes_of_the_file_in_training_is_noticed_at_the_next_pass(photos
     assert capsys.readouterr().out == f"image cache {cache_in(tmp_path)} (0.0 GB) is made{anew}\n"
 
 
+def test_a_flipped_bit(photos, tmp_path):
+    batches(loaders_of(photos, image_cache=tmp_path).query)
+    cache = cache_in(tmp_path)
+    content = bytearray(cache.read_bytes())
+    content[SUM_BYTES + 7 * 3 * 37 * 37 + 1] ^= 1
+    cache.write_bytes(content)
+    with pytest.raises(InputError, match=rf"image cache {cache} is damaged at photo toy_final/7_3\.JPG: delete it"):
+        batches(loaders_of(photos, image_cache=tmp_path).query)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", [cut, overwrite_sum, replace, Path.unlink])
 def test_who_opens_another_file_than_was_prepared_says_so(photos, tmp_path, workers, damage):
@@ -95,7 +105,7 @@ def test_photos_that_change_while_they_are_cached(folder, tmp_path, monkeypatch)
 
 
 def test_no_room(photos, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=20 * 3 * 37 * 37 - 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=20 * (3 * 37 * 37 + 4) + SUM_BYTES - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
         InputError, match=r"image cache test\.txt\.\S+\.images in \S+/cache needs \S+ GB, but \S+ GB are"
@@ -106,7 +116,7 @@ def test_no_room(photos, tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up(photos, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes of a file; the cache has 82,172
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes of a file; the cache has 82,252
     try:
         with pytest.raises(InputError, match=r"test\.txt\.\S+\.images could not be written: File too large"):
             batches(loaders_of(photos, image_cache=tmp_path).query)

@@ -82,7 +82,7 @@ def test_the_file_begins_with_a_sum_that_is_written_last(photos, tmp_path, monke
     content = cache_in(tmp_path).read_bytes()
     assert content[:6].hex() == cache_in(tmp_path).name.split(".")[2]
     assert content[:SUM_BYTES] == loader.dataset.sum
-    squares = np.frombuffer(content, np.uint8, offset=SUM_BYTES).reshape(20, 3, 37, 37)
+    squares = np.frombuffer(content, np.uint8, 20 * 3 * 37 * 37, SUM_BYTES).reshape(20, 3, 37, 37)
     assert np.array_equal(squares[4], loader.dataset.photos[4][0])
 
 

@@ -229,9 +229,11 @@ def test_a_file_where_a_folder_must_be(tmp_path):
 def test_room(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: {tmp_path: usage}[folder])
-    check_room(tmp_path / "not" / "made", 2_000_000_000, "a cache")
+    check_room({tmp_path / "not" / "made": 2_000_000_000}, "a cache")
     with pytest.raises(InputError, match=rf"^a cache in {tmp_path}/not/made needs 3 GB, but 2 GB are free: make room"):
-        check_room(tmp_path / "not" / "made", 3_000_000_000, "a cache")
+        check_room({tmp_path / "not" / "made": 3_000_000_000}, "a cache")
+    with pytest.raises(InputError, match=rf"^it in {tmp_path} and {tmp_path}/made needs 3 GB, but 2 GB are free"):
+        check_room({tmp_path: 2_000_000_000, tmp_path / "made": 1_000_000_000}, "it")
 
 
 def test_room_in_a_folder_that_cannot_be_seen(tmp_path, monkeypatch):
@@ -242,4 +244,4 @@ def test_room_in_a_folder_that_cannot_be_seen(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=rf"^{tmp_path} cannot take a cache: Permission denied; choose another folder$"
     ):
-        check_room(tmp_path, 1, "a cache")
+        check_room({tmp_path: 1}, "a cache")
