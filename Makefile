@@ -29,6 +29,7 @@ test-gpu:
 
 bench-gpu:
 	$(PYTHON) -m benchmarks.run --device cuda
+	$(PYTHON) -m benchmarks.saving --device cuda
 
 # SOP, the published weights and neighbours, the three published evaluations, and one table of both
 reproduce: install

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,10 +56,40 @@ class ImageSet(Dataset):
         """What the pixels follow from, in words and sums; InputError where a photo is missing."""
         return {"photos": photo_sum(self.folder, self.paths), "transform": describe(self.transform)}
 
+    def unreadable(self) -> list[str]:
+        """The paths of photos that were replaced by others."""
+        return []
+
     def __getitem__(self, item: int | Draw) -> tuple[Any, int, int]:
         index, key = item if isinstance(item, Draw) else (item, None)
         with opened(self.folder / self.paths[index]) as photo, _drawing_by(key):
             return self.transform(photo), int(self.labels[index]), index
+
+
+class SparingImageSet(ImageSet):
+    """Training images: one that cannot be read is replaced by another of its class, which the key of the draw chooses.
+
+    InputError where no image of the class can be read.
+    """
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.is_unreadable = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # the loader's workers write, too
+
+    def __getitem__(self, draw: Draw) -> tuple[Any, int, int]:  # type: ignore[override]
+        try:
+            return super().__getitem__(draw)
+        except InputError as error:
+            self.is_unreadable[draw.image] = True
+            others = np.flatnonzero(self.labels == self.labels[draw.image])
+            for other in np.random.default_rng(draw.key).permutation(others[others != draw.image]).tolist():
+                with suppress(InputError):
+                    return super().__getitem__(Draw(other, draw.key))
+                self.is_unreadable[other] = True
+            raise InputError(f"{error}; no other photo of its class can be read") from error
+
+    def unreadable(self) -> list[str]:
+        return [self.paths[image] for image in self.is_unreadable.nonzero().flatten().tolist()]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from sacred import Ingredient
 from torch.utils.data import DataLoader
 
-from sop.dataset import ImageSet
+from sop.dataset import ImageSet, SparingImageSet
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
@@ -17,6 +17,7 @@ from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError
 from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
+from utils.signals import end_with_parent
 
 data_ingredient = Ingredient("dataset")
 
@@ -36,6 +37,7 @@ DATASET_RULES: Rules = {
     "crop_size": whole_number(32, 4096),  # the trunk halves it five times
     "decode": one_of(*DECODERS),
     "image_cache": TEXT.or_none(),
+    "skip_unreadable": FLAG,
     "recalls": list_of(whole_number(1, 1_000_000)),
     "num_identities": whole_number(1),
     "num_iterations": whole_number(1).or_none(),
@@ -64,6 +66,7 @@ def config():
     crop_size = 224
     decode = "exact"  # PIL's pixels; nearly the same: 'fast', JPEGs at half their size or less; 'device', by the GPU
     image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
+    skip_unreadable = False  # True: another of its class for a training photo that cannot be read; these are listed
     recalls = [1, 10, 100, 1000]
     num_identities = _quotient(batch_size, sample_per_id)  # classes in a batch of 'random_id'
     num_iterations = _quotient(
@@ -151,6 +154,7 @@ def get_loaders(
     val_file=None,
     decode="exact",
     image_cache=None,
+    skip_unreadable=False,
     training=True,
     device: torch.device | None = None,
 ) -> tuple[Loaders, list[int]]:
@@ -176,10 +180,19 @@ def get_loaders(
     workers = _usable_workers(num_workers)
     for_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
     # torch's own random numbers are the network's: a run that is continued draws them as if it had not stopped
-    options: dict = {"num_workers": workers, "pin_memory": pin_memory and for_cuda, "generator": torch.Generator()}
+    options: dict = {
+        "num_workers": workers,
+        "pin_memory": pin_memory and for_cuda,
+        "generator": torch.Generator(),
+        "worker_init_fn": end_with_parent,
+    }
     if decode == "device":
         if image_cache is not None:
             raise InputError(f"dataset.image_cache={image_cache} keeps decoded images: set decode to 'exact' or 'fast'")
+        if training and skip_unreadable:
+            raise InputError(
+                "dataset.skip_unreadable needs photos that the loader decodes: set dataset.decode to 'exact' or 'fast'"
+            )
         jpeg_decoder()
         options["collate_fn"] = collate
 
@@ -209,7 +222,9 @@ def get_loaders(
 
     train = None
     if training:
-        images = ImageSet(data_path, train_split, train_labels, train_transform(crop_size, decode))
+        images = (SparingImageSet if skip_unreadable else ImageSet)(
+            data_path, train_split, train_labels, train_transform(crop_size, decode)
+        )
         train = DataLoader(images, batch_sampler=make_sampler(images), persistent_workers=workers > 0, **options)
     loaders = Loaders(
         train=train,

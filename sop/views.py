@@ -38,12 +38,13 @@ class EmbeddedViews:
         """`embed` makes maps of the images that a loader yields. InputError for fewer than 1 view."""
         if views < 1:
             raise InputError(f"frozen_views={views}: give 1 or more, or None for a new view at every draw")
-        images: ImageSet = loader.dataset  # type: ignore[assignment]
+        self.dataset: ImageSet = loader.dataset  # type: ignore[assignment]
         self.batch_sampler: EpochSampler = loader.batch_sampler  # type: ignore[assignment]
         self.views, self.length = views, len(loader)
-        self.labels = torch.from_numpy(images.labels)
-        all_views = ViewSet(images, views, self.batch_sampler.seed)
-        options = {name: getattr(loader, name) for name in ("num_workers", "pin_memory", "collate_fn")}
+        self.labels = torch.from_numpy(self.dataset.labels)
+        all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
+        shared = ("num_workers", "pin_memory", "collate_fn", "worker_init_fn")
+        options = {name: getattr(loader, name) for name in shared}
         self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
 
     def __len__(self) -> int:

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch.backends import cudnn
 
+from models.ingredient import get_model
 from sop.encoded import jpeg_decoder
+from tests.reference import META
 from utils import pickle_save
 from utils.errors import InputError
 from utils.experiment import RunFolder
@@ -78,6 +80,16 @@ def neighbours(photos, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A model as it is before training, for 6 classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "initial.pt"
+    model = get_model(6, **{**META["default"], **TINY["model"]})
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
 @pytest.fixture
 def tiny(photos):
     """Config updates for a tiny run on the photos, with nested changes merged in."""
@@ -126,3 +138,4 @@ def seeded_and_in_float32():
     torch.manual_seed(0)
     set_precision("fp32", torch.device("cpu"))
     cudnn.benchmark = cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)

@@ -1,9 +1,12 @@
 """Trainings that are stopped anywhere and continued: to the last bit what they would have been."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,11 @@ import torch
 import experiment_global
 import experiment_rerank
 from tests import ROOT
+from tests.faults import names
 from tests.test_commands import flags
 from utils import pickle_save
 from utils.experiment import CommandError
+from utils.files import only_writer
 from utils.training import PendingScalars
 
 
@@ -142,6 +147,25 @@ def test_a_last_file_that_is_none(tiny, observed, neighbours, tmp_path, content)
             observed(ex, **settings, continue_run=choice)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_vanishes(tiny, observed, neighbours, photos, tmp_path, workers):
+    shutil.copytree(photos, tmp_path / "sop")
+    changes = {"scheduler_tau": [1], "epochs": 4, "seed": 3}
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", **changes)
+    settings["dataset"] |= {"data_path": str(tmp_path / "sop"), "num_workers": workers}
+    observed(ex, **settings | {"epochs": 1})
+    (tmp_path / "sop" / "toy_final" / "3_1.JPG").unlink()
+    with pytest.raises(CommandError, match=r"3_1\.JPG does not exist"):
+        observed(ex, **settings | {"continue_run": True})
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert sum(name == "train.loss" for name, _, _ in last["scalars"]) == 3 * last["epoch"] + last["iteration"]
+    settings["dataset"]["skip_unreadable"] = True
+    run = observed(ex, **settings | {"continue_run": True})
+    assert "1 training photos could not be read" in run.printed
+    assert run.info["unreadable"] == ["toy_final/3_1.JPG"]
+    assert len(run.metrics["train.loss"]["values"]) == 12
+
+
 def test_continuing_what_never_began(tiny, observed, neighbours, tmp_path):
     ex, settings = command_of("rerank", tiny, neighbours, tmp_path)
     run = observed(ex, **settings | {"epochs": 0, "continue_run": True})
@@ -166,3 +190,35 @@ def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     logged = sum(name == "train.loss" for name, _, _ in last["scalars"])
     assert logged == 3 * last["epoch"] + last["iteration"] > 0
+
+
+def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_path):
+    _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=0, epochs=1000)
+    settings["dataset"]["num_workers"] = 1
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "experiment_rerank.py", "-u", "with", *flags(settings)],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def children() -> list[str]:
+        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+    def wait_until(is_so) -> None:
+        end = time.monotonic() + 60
+        while not is_so():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    wait_until(lambda: (tmp_path / "run" / "last.pt").exists() and any((tmp_path / "tmp").glob("*/*")))
+    workers = children()
+    assert workers
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    assert names(tmp_path / "tmp") == []
+    with only_writer(tmp_path / "run" / ".lock", "", ""):
+        pass

@@ -87,6 +87,7 @@ def test_defaults_of_the_ingredients():
         "crop_size": 224,
         "decode": "exact",
         "image_cache": None,
+        "skip_unreadable": False,
         "recalls": [1, 10, 100, 1000],
         "num_identities": 64,
         "num_iterations": 465,
@@ -185,6 +186,7 @@ def test_query_and_gallery_files_share_one_class_map(photos):
         ({"sampler": "triplet", "train_cache_nn_inds": "none.pkl"}, r"none\.pkl could not be read: No such file"),
         ({"decode": "gpu"}, r"dataset\.decode='gpu' is unknown: choose from 'exact', 'fast', 'device'"),
         ({"decode": "device", "image_cache": "dir"}, r"image_cache=dir keeps decoded images: set decode to 'exact'"),
+        ({"decode": "device", "skip_unreadable": True}, r"skip_unreadable needs photos that the loader decodes: set"),
         ({"test_file": ["a", "b", "c"]}, r"dataset\.test_file=.*give one file, or two"),
     ],
 )

@@ -28,6 +28,7 @@ FREE_SETTINGS = {  # those that do not alter a run, and paths: what the files ho
     "dataset.test_cache_nn_inds",
     "dataset.image_cache",
     "dataset.num_workers",
+    "dataset.skip_unreadable",
     "dataset.pin_memory",
 }
 EXPECTED = {  # the parts of `last.pt` and their types

@@ -1,5 +1,6 @@
 """Descriptors and maps of all images of a loader, in one number format."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import DeviceError, InputError
 from utils.features import kept_features
 from utils.memory import check_memory
 
@@ -16,6 +17,8 @@ GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
 CHECKED_AT_ONCE = 1024  # images: of maps of 128 x 7 x 7, 26 MB
+FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")  # in what torch says
+NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
 
 
 def embed(
@@ -79,7 +82,7 @@ def _embed_images(
     features: list[Tensor] = []
     start = 0
     with (
-        short_of_memory("dataset.test_batch_size"),
+        reporting_device_errors("dataset.test_batch_size"),
         tqdm(total=len(loader.dataset), desc=f"Extracting {title} features", unit="image") as progress,
     ):
         for images, batch_labels, _ in loader:
@@ -108,19 +111,31 @@ def pieces_for(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def short_of_memory(setting: str) -> Iterator[None]:
-    """Turn what torch raises for want of CUDA memory or of shared memory into an InputError naming `setting`."""
+def reporting_device_errors(setting: str) -> Iterator[None]:
+    """Turn what torch raises for want of CUDA memory or of shared memory into an InputError naming `setting`, and what
+    it raises for a GPU that fails into a DeviceError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({error})") from error
     except RuntimeError as error:
-        if "shared memory" not in str(error) and "unable to write to file </torch" not in str(error):
-            raise
-        raise InputError(
-            f"shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
-            f"{setting}, or enlarge it (docker run --shm-size=8g)"
-        ) from error
+        told = str(error)
+        if FAILED_GPU.search(told):
+            raise DeviceError(
+                f"the GPU has failed ({told.splitlines()[0]}): look at nvidia-smi and the system's log; a training "
+                "goes on from its last.pt with continue_run=True"
+            ) from error
+        if NO_SHARED_MEMORY.search(told):
+            raise InputError(
+                "shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
+                f"{setting}, or enlarge it (docker run --shm-size=8g)"
+            ) from error
+        if "DataLoader worker" in told:
+            raise InputError(
+                f"a worker of the loader was ended ({told}): where memory is short, lower dataset.num_workers or "
+                f"{setting}"
+            ) from error
+        raise
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -11,6 +11,10 @@ class InputError(ReportedError, ValueError):
     """Something outside the program is not as it must be."""
 
 
+class DeviceError(ReportedError, RuntimeError):
+    """A GPU has failed; nothing more can be had from it."""
+
+
 class DivergedError(ReportedError, ArithmeticError):
     """Training has left the finite numbers."""
 

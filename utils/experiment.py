@@ -21,6 +21,7 @@ from utils.settings import SEED, check_settings
 from utils.signals import ended_by_signals
 
 SETTINGS.CAPTURE_MODE = "sys"
+SETTINGS.DISCOVER_SOURCES = "sys"  # all modules of the project, not only those that the command itself imports
 
 
 class CommandError(SacredError):

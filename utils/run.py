@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ RULES: Rules = {
     "precision": one_of(*DTYPES, None),
     "seed": SEED,
 }
+SHOWN = 10  # unreadable photos in the terminal
 TRAINING_RULES: Rules = {
     "epochs": whole_number(0),
     "lr": number(0),
@@ -62,13 +64,15 @@ def begin_run(
     The device is `cuda:0`, or the CPU when asked for or without CUDA. Settings are checked first, those of an
     ingredient by the `rules` under its name, the command's own by those under "". Sets cuDNN's flag, notes versions and
     keeps freed memory. InputError for a setting that cannot be used, and for a `temp_dir` that cannot be written or
-    that another process writes to.
+    that another process writes to. On a GPU "deterministic" is asked of all of torch; it warns where it cannot.
     """
     check_settings(_config, RULES | rules[""])
     for name in rules.keys() - {""}:
         check_settings(_config[name], rules[name], f"{name}.")
     with only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir"):
         setattr(cudnn, cudnn_flag, True)
+        if any(repository["dirty"] for repository in _run.experiment_info["repositories"]):
+            print("the working tree has changes that are not committed: the run folder's _sources are what runs")
         _run.info["versions"] = {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -79,6 +83,9 @@ def begin_run(
         device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
         _run.info["versions"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         if device.type == "cuda":
+            if cudnn_flag == "deterministic":
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds in any order
+                torch.use_deterministic_algorithms(True, warn_only=True)
             _run.post_run_hooks.append(partial(note_cuda_memory, _run))
         elif not cpu:
             print("no CUDA device was found: running on the CPU")
@@ -124,9 +131,10 @@ class Training(NamedTuple):
 
     def begin(self, state: TrainingState) -> None:
         """Take the run up where it was left; InputError where there is no room for what it will write."""
-        weights = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-        # the checkpoint and `last.pt`, twice while they are replaced, with AdamW's two moments
-        check_room(self.files.checkpoint.parent, 4 * 3 * weights, "the checkpoint")
+        size = 3 * sum(tensor.nbytes for tensor in state.model.state_dict().values())  # with AdamW's two moments
+        # the checkpoint and `last.pt`, twice while they are replaced, and the run folder's copy
+        folders = {Path(self.files.about["folder"]): size} if self.files.about["folder"] else {}
+        check_room({self.files.checkpoint.parent: 4 * size} | folders, "the checkpoint")
         if self.earlier is not None:
             restore(state, self.earlier)
             done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
@@ -176,6 +184,17 @@ def best_recalls(state: TrainingState) -> dict[str, float]:
     return next((recalls for recalls in reversed(validations.values()) if recalls.get("1") == state.best), {})
 
 
+def report_unreadable(run, paths: list[str]) -> None:
+    """Print which photos could not be read, and note all in `info['unreadable']`."""
+    if paths:
+        run.info["unreadable"] = paths
+        more = f" and {len(paths) - SHOWN} more (info.json lists all)" if len(paths) > SHOWN else ""
+        print(
+            f"dataset.skip_unreadable: {len(paths)} training photos could not be read, and others of their classes "
+            f"took their places: {', '.join(paths[:SHOWN])}{more}"
+        )
+
+
 def run_training(
     _run,
     epochs: int,
@@ -191,17 +210,20 @@ def run_training(
     if training.earlier is not None:
         restore_random_state(training.earlier)
         _run.info["recall"] = best_recalls(state)
-    best = fit(
-        state,
-        step,
-        loader,
-        validate,
-        epochs,
-        log=_run,
-        report=partial(report_recalls, _run),
-        files=files,
-        autotune=cudnn_flag == "benchmark",
-    )
+    try:
+        best = fit(
+            state,
+            step,
+            loader,
+            validate,
+            epochs,
+            log=_run,
+            report=partial(report_recalls, _run),
+            files=files,
+            autotune=cudnn_flag == "benchmark",
+        )
+    finally:
+        report_unreadable(_run, loader.dataset.unreadable())
     note_files(_run, files.checkpoint)
     _run.add_artifact(str(files.checkpoint))
     return best

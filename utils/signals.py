@@ -1,14 +1,19 @@
 """Signals that end a command: at once, or, while a block defers them, where the work is saved."""
 
+import ctypes
 import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
+
+
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
 class Interrupted(SystemExit, KeyboardInterrupt):
@@ -43,7 +48,7 @@ def ended_by_signals() -> Iterator[None]:
         if not _Asked.deferred_by:
             raise Interrupted(128 + number)
 
-    multiprocessing.util.get_temp_dir()  # workers share this process's, which it deletes at its end, and make none
+    multiprocessing.util.get_temp_dir()  # of this process and its workers; deleted at its end
     _Asked.number = None
     before = [signal.signal(handled, end) for handled in ENDING]
     try:
@@ -64,3 +69,19 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         _Asked.deferred_by -= 1
     if _Asked.number is not None and not _Asked.deferred_by:
         raise Interrupted(128 + _Asked.number)
+
+
+def end_with_parent(worker: int) -> None:
+    """Have Linux end this process, a loader's worker, with the one that has started it, however that ends.
+
+    Else it would look for itself after some seconds, and hold its parent's locks until then.
+    """
+
+    def end(number: int, frame) -> None:
+        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # the parent's, who cannot any more
+        os._exit(1)
+
+    with suppress(AttributeError):  # of other systems
+        prctl = ctypes.CDLL(None).prctl
+        signal.signal(signal.SIGUSR2, end)
+        prctl(PR_SET_PDEATHSIG, signal.SIGUSR2)

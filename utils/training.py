@@ -1,7 +1,7 @@
 """The engine of training: all that a run is, `fit`, and one epoch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params
 from utils.continuing import TrainingFiles
-from utils.embedding import device_of, short_of_memory
-from utils.errors import DivergedError
+from utils.embedding import device_of, reporting_device_errors
+from utils.errors import DivergedError, InputError
 from utils.evaluation import evaluate_global, evaluate_rerank
 from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
@@ -88,7 +88,7 @@ def fit(
             cudnn.benchmark = False
             try:
                 recalls, _, positions = validate()
-            except Interrupted:
+            except (Interrupted, InputError):
                 files.save_last(state)
                 raise
             with deferred_signals():
@@ -133,34 +133,54 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
         sampler.set_epoch(state.epoch, state.iteration)
     device, scalars = device_of(model), PendingScalars(log, state.epoch)
     title = f"Training   [{state.epoch:03d}]"
+
+    def save() -> None:
+        if files is not None:
+            scalars.fetch(state.iteration, len(loader))
+            files.save_last(state)
+
     with (
-        short_of_memory("dataset.batch_size or set micro_batch"),
-        tqdm(loader, title, initial=state.iteration, unit="batch") as progress,
+        reporting_device_errors("dataset.batch_size or set micro_batch"),
+        tqdm(batches_on(device, loader, save), title, len(loader), initial=state.iteration, unit="batch") as progress,
         deferred_signals() as signal_has_come,
     ):
         for images, labels, positions in progress:
             optimizer.zero_grad()
-            batch = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            loss, accuracy = step(*batch, scaler.scale)
+            loss, accuracy = step(images, labels, scaler.scale)
             scaler.step(optimizer)
             scaler.update()
             scalars.add(loss, accuracy, positions)
             state.iteration += 1
             is_last, is_stopping = state.iteration == len(loader), signal_has_come()
-            saves = files is not None and not is_last and (is_stopping or files.is_due())
-            if state.iteration % FETCH_EVERY == 0 or is_last or saves:
+            if state.iteration % FETCH_EVERY == 0 or is_last:
                 loss_value, accuracy_value = scalars.fetch(state.iteration, len(loader))
                 rate = optimizer.param_groups[0]["lr"]
                 progress.set_postfix(loss=f"{loss_value:.4f}", acc=f"{accuracy_value:.4f}", lr=f"{rate:.1e}")
-            if files is not None and saves:
-                files.save_last(state)
-            if is_stopping and not is_last:
-                break
+            if not is_last and (is_stopping or (files is not None and files.is_due())):
+                save()
+                if is_stopping:
+                    break
         else:
             state.scheduler.step()
             state.epoch, state.iteration, state.is_validated = state.epoch + 1, 0, False
             if files is not None and (signal_has_come() or files.is_due()):
                 files.save_last(state)
+
+
+def batches_on(device: torch.device, loader, save: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A loader's batches, images and labels on a device; where the next one cannot be had, `save` comes before the
+    error."""
+    batches = iter(loader)
+    while True:
+        try:
+            images, labels, positions = next(batches)
+            batch = images.to(device, non_blocking=True), labels.to(device, non_blocking=True), positions
+        except StopIteration:
+            return
+        except Exception:
+            save()
+            raise
+        yield batch
 
 
 @dataclass
@@ -177,11 +197,12 @@ class PendingScalars:
         self.positions.append(positions)
 
     def fetch(self, end: int, iterations: int) -> tuple[float, float]:
-        """Log those of the iterations before `end`, of so many in the epoch; the last ones.
+        """Log those of the iterations before `end`, of so many in the epoch; the last ones, NaN where there are none.
 
         Raises DivergedError for a loss that is not finite.
         """
-        start, rows = end - len(self.values), torch.stack(self.values).tolist()
+        loss = accuracy = math.nan
+        start, rows = end - len(self.values), torch.stack(self.values).tolist() if self.values else []
         for iteration, (loss, accuracy), positions in zip(range(start, end), rows, self.positions, strict=True):
             if not math.isfinite(loss):
                 raise DivergedError(

@@ -1,10 +1,15 @@
+import shutil
+
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sop.dataset import Draw, ImageSet
+from sop.dataset import Draw, ImageSet, SparingImageSet
 from sop.samplers import RandomSampler
 from sop.splits import class_map, read_split
 from sop.transforms import train_transform
+from utils.errors import InputError
 
 
 def image_set(photos, transform=None):
@@ -37,3 +42,38 @@ def test_the_same_pixels_with_any_number_of_workers(photos):
         batches = list(DataLoader(images, batch_sampler=sampler, num_workers=workers))
         epochs.append(torch.cat([pixels for pixels, _, _ in batches]))
     assert torch.equal(*epochs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_photos_are_replaced_within_their_class(photos, tmp_path, workers):
+    shutil.copytree(photos, tmp_path / "sop")
+    good, split = image_set(photos), read_split(photos, "train.txt")
+    (tmp_path / "sop" / split.paths[5]).unlink()  # of class 1: images 4 to 7
+    (tmp_path / "sop" / split.paths[6]).write_bytes(b"no photo")
+    images = SparingImageSet(tmp_path / "sop", split, class_map(split), train_transform(32))
+    taken = set()
+    for epoch in range(20):
+        batches = (RandomSampler(24, 8, seed=1), RandomSampler(24, 8, seed=1))
+        for batch in batches:
+            batch.set_epoch(epoch)
+        draws = [draw for batch in batches[0] for draw in batch]
+        found = DataLoader(images, batch_sampler=batches[1], num_workers=workers)
+        items = [item for batch in found for item in zip(*batch, strict=True)]
+        for draw, (pixels, label, image) in zip(draws, items, strict=True):
+            assert label == good.labels[draw.image]
+            if draw.image not in (5, 6):
+                assert image == draw.image
+            else:
+                taken.add(int(image))
+            assert torch.equal(pixels, good[Draw(int(image), draw.key)][0])
+    assert taken == {4, 7}
+    assert images.unreadable() == [split.paths[5], split.paths[6]]
+
+
+def test_a_class_without_a_readable_photo(photos, tmp_path):
+    split = read_split(photos, "train.txt")
+    images = SparingImageSet(tmp_path, split, class_map(split), train_transform(32))
+    with pytest.raises(InputError, match=r"0_2\.JPG does not exist: .*; no other photo of its class can be read"):
+        images[Draw(2, (0, 0, 0))]
+    assert images.unreadable() == list(split.paths[:4])
+    assert np.array_equal(images.labels, image_set(photos).labels)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sacred import Experiment
 
+import eval_global
 from tests import ROOT
 from tests.faults import names
 from utils.experiment import CommandError, RunFolder, reports_errors, set_up
@@ -143,3 +144,32 @@ def test_a_seed_that_cannot_be_used(tmp_path, ex, seed):
     with pytest.raises(CommandError, match=r"^seed=.*: give a whole number from 0 to 4,294,967,295$"):
         ex.run(config_updates={"seed": seed})
     assert not (tmp_path / "log").exists()
+
+
+SOURCES = """
+import sys
+import eval_rerank
+kept = {source.filename for source in eval_rerank.ex.sources}
+used = {module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None)}
+print(sorted(file for file in used - kept if file.startswith(sys.argv[1]) and "site-packages" not in file), len(kept))
+"""
+
+
+def test_the_run_folder_holds_every_module_that_ran(tiny, observed, tmp_path):
+    listed = subprocess.run([sys.executable, "-c", SOURCES, f"{ROOT}/"], cwd=ROOT, capture_output=True, text=True)
+    missing, number = listed.stdout.strip().rsplit(" ", 1)
+    assert missing == "[]" and int(number) > 40, listed.stderr
+    run = observed(eval_global.ex, **tiny(temp_dir=tmp_path / "out"))
+    kept = dict(run.run["experiment"]["sources"])
+    for name in ("eval_global.py", "models/encoder_layer.py", "sop/photo.py", "utils/knn.py"):
+        assert (run.folder.parent / kept[name]).read_text() == (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("is_dirty", [False, True])
+def test_a_dirty_working_tree_is_said(tiny, observed, tmp_path, monkeypatch, is_dirty):
+    for source in eval_global.ex.sources:
+        monkeypatch.setattr(source, "repo", source.repo or "repository")
+        monkeypatch.setattr(source, "is_dirty", is_dirty)
+    run = observed(eval_global.ex, **tiny(temp_dir=tmp_path / "out"))
+    assert ("the working tree has changes that are not committed" in run.printed) == is_dirty
+    assert all(repository["dirty"] == is_dirty for repository in run.run["experiment"]["repositories"])

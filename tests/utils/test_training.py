@@ -7,8 +7,8 @@ from tests.models.test_resnet import new
 from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.continuing import TrainingFiles
-from utils.embedding import short_of_memory
-from utils.errors import DivergedError, InputError
+from utils.embedding import reporting_device_errors
+from utils.errors import DivergedError, InputError, ReportedError
 from utils.steps import in_two_passes
 from utils.training import TrainingState, fit, parameter_groups, train_global, train_rerank
 
@@ -144,21 +144,33 @@ def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
             RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)"),
             r"\(/dev/shm\) is too small",
         ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            r"a worker of the loader was ended \(.* Killed\.\): where memory is short, lower dataset\.num_workers or",
+        ),
+        (
+            RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
+            r"the GPU has failed \(CUDA error: an illegal memory access was encountered\): .* continue_run=True$",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "the GPU has failed"),
     ],
 )
-def test_short_of_memory(error, message):
-    def batches():
-        raise error
-        yield
+def test_errors_of_devices(error, message):
+    class Loader:
+        def __len__(self):
+            return 1
 
-    loader, model = batches(), torch.nn.Linear(1, 1)
+        def __iter__(self):
+            raise error
+
+    loader, model = Loader(), torch.nn.Linear(1, 1)
     optimizer = SGD(model.parameters(), lr=0.1)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ReportedError, match=message):
         train_global(model, loader, None, optimizer, MultiStepLR(optimizer, [1]), 0)
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="size mismatch"), short_of_memory("x"):
+    with pytest.raises(RuntimeError, match="size mismatch"), reporting_device_errors("x"):
         raise RuntimeError("size mismatch")
 
 
