@@ -34,6 +34,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
+    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
     seed = 0
 
 

@@ -10,6 +10,7 @@ from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_fi
 from utils.evaluation import evaluate_global
 from utils.experiment import reports_errors, set_up
 from utils.losses import Contrastive
+from utils.processes import rank
 from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
 from utils.settings import FLAG, number
 from utils.steps import global_step
@@ -37,6 +38,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
+    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
     seed = 364086339
 
 
@@ -75,7 +77,7 @@ def main(_run, temperature, micro_batch, resume, seed):
         state = new_state(model, dtype, origin)
         training.begin(state)
         step = global_step(model, Contrastive(temperature), dtype, micro_batch)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + rank())  # another dropout in each process
         return train(
             training=training,
             state=state,

@@ -13,6 +13,7 @@ from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
 from utils.experiment import reports_errors, set_up
 from utils.losses import BinaryCrossEntropyWithLogits
+from utils.processes import rank
 from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
 from utils.settings import TEXT, whole_number
 from utils.steps import rerank_step
@@ -41,6 +42,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
+    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
     seed = 459858808
 
 
@@ -87,7 +89,7 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
         train_loader = loaders.train
         if frozen_views is not None:
             train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + rank())  # another dropout in each process
         return train(
             training=training,
             state=state,

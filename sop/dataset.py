@@ -1,13 +1,14 @@
 """The image sets that split files name."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from sop.photo import opened
@@ -90,6 +91,12 @@ class SparingImageSet(ImageSet):
 
     def unreadable(self) -> list[str]:
         return [self.paths[image] for image in self.is_unreadable.nonzero().flatten().tolist()]
+
+
+def collate_share(collate: Callable[[list], tuple], items: list) -> tuple[Any, Tensor, Tensor]:
+    """What `collate` makes of a process's share of a batch, which may be empty."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    return collate(items) if items else (torch.empty(0, 3, 1, 1, dtype=torch.uint8), nothing, nothing)
 
 
 @contextmanager

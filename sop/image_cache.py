@@ -24,6 +24,7 @@ from sop.splits import Split
 from sop.transforms import centre_crop, square_size, square_transform, test_transform
 from utils.errors import InputError
 from utils.files import atomic_write, check_room
+from utils.processes import first_on_machine
 from utils.signals import end_with_parent
 
 SUM_BYTES = hashlib.sha256().digest_size
@@ -131,5 +132,6 @@ class CachedLoader(DataLoader):
     """A loader of a `CachedImageSet` that has the file made, by as many workers, where a pass does not find it."""
 
     def __iter__(self):
-        self.dataset.prepare(self.batch_size, self.num_workers)
+        with first_on_machine():
+            self.dataset.prepare(self.batch_size, self.num_workers)
         return super().__iter__()

@@ -1,14 +1,15 @@
 """The `dataset` ingredient: from config to loaders."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from sacred import Ingredient
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
-from sop.dataset import ImageSet, SparingImageSet
+from sop.dataset import ImageSet, SparingImageSet, collate_share
 from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
@@ -16,6 +17,7 @@ from sop.splits import Split, class_map, read_split, repeats
 from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError
+from utils.processes import own_part
 from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
 from utils.signals import end_with_parent
 
@@ -200,9 +202,9 @@ def get_loaders(
         if image_cache is not None:
             cache = Path(image_cache) / file.replace("/", "_")
             cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache)
-            return CachedLoader(cached, batch_size=test_batch_size, **options)
+            return CachedLoader(cached, batch_size=test_batch_size, sampler=own_part(len(cached)), **options)
         images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))
-        return DataLoader(images, batch_size=test_batch_size, **options)
+        return DataLoader(images, batch_size=test_batch_size, sampler=own_part(len(images)), **options)
 
     def make_sampler(images: ImageSet) -> EpochSampler:
         check_settings({"sampler": sampler}, {"sampler": DATASET_RULES["sampler"]}, "dataset.")
@@ -225,7 +227,9 @@ def get_loaders(
         images = (SparingImageSet if skip_unreadable else ImageSet)(
             data_path, train_split, train_labels, train_transform(crop_size, decode)
         )
-        train = DataLoader(images, batch_sampler=make_sampler(images), persistent_workers=workers > 0, **options)
+        collated = partial(collate_share, options.get("collate_fn", default_collate))
+        sampled = {"batch_sampler": make_sampler(images), "persistent_workers": workers > 0}
+        train = DataLoader(images, **options | sampled | {"collate_fn": collated})
     loaders = Loaders(
         train=train,
         num_classes=len(train_labels),

@@ -7,12 +7,18 @@ from torch.utils.data import Sampler
 
 from sop.dataset import Draw
 from utils.errors import InputError
+from utils.processes import share
 
 HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours, as many as published
 
 
 class EpochSampler(Sampler[list[Draw]]):
-    """Yields an epoch's batches as lists of `Draw`; `set_epoch` chooses the epoch, as in torch's DistributedSampler."""
+    """Yields an epoch's batches as lists of `Draw`; `set_epoch` chooses the epoch, as in torch's DistributedSampler.
+
+    Of a job of several processes each draws the same batches, and gets its share of each.
+    """
+
+    group = 1  # images that stay together in a share
 
     def __init__(self, seed: int):
         self.seed, self.epoch, self.start = seed, 0, 0
@@ -26,6 +32,15 @@ class EpochSampler(Sampler[list[Draw]]):
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.whole_batches():
+            yield batch[self.share(len(batch))]
+
+    def share(self, images: int) -> slice:
+        """This process's part of a batch of so many images."""
+        return share(images, self.group)
+
+    def whole_batches(self) -> Iterator[list[Draw]]:
+        """The batches that all processes take together."""
         position = 0
         for number, batch in enumerate(self.batches(np.random.default_rng((self.seed, self.epoch)))):
             if number >= self.start:
@@ -97,6 +112,8 @@ class TripletSampler(EpochSampler):
     `neighbours` (n, K) of another class. Anchors that are alone in their class are skipped; those whose neighbours all
     share their class take a random image of another class. The last, partial batch is kept.
     """
+
+    group = 3
 
     def __init__(self, labels: np.ndarray, neighbours: np.ndarray, batch_size: int, seed: int):
         super().__init__(seed)

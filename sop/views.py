@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from sop.dataset import Draw, ImageSet
 from sop.samplers import EpochSampler
 from utils.errors import InputError
+from utils.processes import own_part
 
 LOADED_AT_ONCE = 256  # images that a worker loads at a time
 
@@ -45,14 +46,15 @@ class EmbeddedViews:
         all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
         shared = ("num_workers", "pin_memory", "collate_fn", "worker_init_fn")
         options = {name: getattr(loader, name) for name in shared}
-        self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
+        self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, sampler=own_part(len(all_views)), **options))
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         images = len(self.labels)
-        for batch in self.batch_sampler:
-            positions = torch.tensor([draw.image for draw in batch])
-            views = np.random.default_rng(batch[0].key).integers(self.views, size=len(batch))
+        for batch in self.batch_sampler.whole_batches():
+            own = self.batch_sampler.share(len(batch))
+            positions = torch.tensor([draw.image for draw in batch[own]], dtype=torch.int64)
+            views = np.random.default_rng(batch[0].key).integers(self.views, size=len(batch))[own]
             yield self.maps[torch.from_numpy(views) * images + positions], self.labels[positions], positions

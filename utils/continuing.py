@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils.checkpoint import Origin, checkpoint_content, read_tensors, save_tensors, state_dict_to_cpu
 from utils.errors import InputError
+from utils.processes import is_first, rank
 
 LAST = "last.pt"
 FREE_SETTINGS = {  # those that do not alter a run, and paths: what the files hold is compared
     "continue_run",
     "save_minutes",
+    "timeout_minutes",
     "epochs",
     "temp_dir",
     "resume",
@@ -63,14 +66,17 @@ class TrainingFiles:
 
     def save_best(self, state) -> None:
         """Write the checkpoint."""
-        self._save(self.checkpoint, checkpoint_content(state.model, state.optimizer, state.scheduler, state.origin))
+        if is_first():
+            self._save(self.checkpoint, checkpoint_content(state.model, state.optimizer, state.scheduler, state.origin))
 
     def is_due(self) -> bool:
         """Whether `last.pt` is as old as it may get."""
-        return time.monotonic() - self.saved_at >= self.save_seconds
+        return is_first() and time.monotonic() - self.saved_at >= self.save_seconds
 
     def save_last(self, state) -> None:
         """Write `last.pt`, and a checkpoint that could not be written before."""
+        if not is_first():
+            return
         for path, content in list(self.unsaved.items()):
             if path != self.last:
                 self._save(path, content)
@@ -148,7 +154,11 @@ def restore(state, content: dict) -> None:
 
 
 def restore_random_state(content: dict) -> None:
-    """Draw as the run would have drawn on."""
+    """Draw as the run would have drawn on; of several processes the first does, and each other one draws its own."""
+    if not is_first():
+        key = (torch.initial_seed(), rank(), content["epoch"], content["iteration"])
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        return
     torch.set_rng_state(content["random_state"][0])
     if torch.cuda.is_initialized() and len(content["random_state"]) > 1:
         torch.cuda.set_rng_state_all(content["random_state"][1:])

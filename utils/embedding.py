@@ -11,6 +11,7 @@ from tqdm import tqdm
 from utils.errors import DeviceError, InputError
 from utils.features import kept_features
 from utils.memory import check_memory
+from utils.processes import all_rows, share
 
 GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
@@ -76,26 +77,28 @@ def _embed_images(
 ) -> tuple[list[Tensor], Tensor]:
     """What `embed` makes of all images, maps on the CPU, and their labels. Memory is taken once, with the first batch.
 
-    Raises InputError for more than the machine's memory.
+    Of a job of several processes each embeds its part, and gets all. Raises InputError for more than the machine's
+    memory.
     """
     labels = []
     features: list[Tensor] = []
-    start = 0
+    start, rows = 0, share(len(loader.dataset))
+    count = rows.stop - rows.start
     with (
         reporting_device_errors("dataset.test_batch_size"),
-        tqdm(total=len(loader.dataset), desc=f"Extracting {title} features", unit="image") as progress,
+        tqdm(total=count, desc=f"Extracting {title} features", unit="image") as progress,
     ):
         for images, batch_labels, _ in loader:
             for piece in pieces_for(images.to(device, non_blocking=True), device):
                 embedded = embed(piece)
                 if not start:
-                    features = [_room_for(len(loader.dataset), part) for part in embedded]
+                    features = [_room_for(max(count, 1), part) for part in embedded]
                 for feature, part in zip(features, embedded, strict=True):
                     feature[start : start + len(piece)] = part
                 start += len(piece)
             labels.append(batch_labels)
             progress.update(len(images))
-    return [feature[:start] for feature in features], torch.cat(labels)
+    return [all_rows(feature[:count]) for feature in features], all_rows(torch.cat(labels)[:count])
 
 
 def _room_for(count: int, part: Tensor) -> Tensor:

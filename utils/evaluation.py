@@ -23,6 +23,7 @@ from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, descr
 from utils.knn import EXACT
 from utils.logs.table import text_table
 from utils.metrics import Measures, changes_of, measures_of, recall_at_ks, recall_at_ks_rerank
+from utils.processes import is_first
 from utils.reranking import Scorer, matcher_for, pair_scores
 
 TITLES = {
@@ -210,8 +211,10 @@ def print_notes(measures: Measures, columns: int) -> None:
 def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Mapping[str, Measures]) -> None:
     """Write the neighbour files of the ranking `written`, and `per_query.csv` of all that were measured.
 
-    `queries` is their image set, with `paths` and `classes`.
+    `queries` is their image set, with `paths` and `classes`. Of a job of several processes the first writes.
     """
+    if not is_first():
+        return
     save_neighbours(folder, *written)
     ranks = {name: measured.ranks for name, measured in measures.items()}
     write_per_query(Path(folder) / "per_query.csv", queries.paths, queries.classes, ranks)

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 
 from sacred import SETTINGS, Experiment
-from sacred.observers import FileStorageObserver, file_storage
+from sacred.observers import FileStorageObserver, RunObserver, file_storage
 from sacred.run import Run
 from sacred.serializer import flatten
 from sacred.stdout_capturing import CapturedStdout
@@ -17,6 +17,7 @@ from sacred.utils import SacredError, apply_backspaces_and_linefeeds
 from utils.errors import InputError, ReportedError
 from utils.files import atomic_write
 from utils.memory import peak_memory
+from utils.processes import hush, is_first, rank
 from utils.settings import SEED, check_settings
 from utils.signals import ended_by_signals
 
@@ -34,7 +35,11 @@ class CommandError(SacredError):
 
 
 def set_up(ex: Experiment) -> Experiment:
-    """Captured output is kept as a terminal would show it, and the run's memory is noted."""
+    """Captured output is kept as a terminal would show it, and the run's memory is noted.
+
+    Of a job of several processes the first observes and prints.
+    """
+    hush()
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
     ex.config_hook(check_seed)
     ex.post_run_hook(note_memory)
@@ -68,7 +73,8 @@ def reports_errors(main: Callable) -> Callable:
                 return main(*args, **kwargs)
         except ReportedError as error:
             message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
-            raise CommandError(message.strip()) from error  # without the traceback of a loader's worker
+            process = "" if is_first() else f"process {rank()}: "
+            raise CommandError(process + message.strip()) from error  # without the traceback of a loader's worker
 
     return reporting
 
@@ -139,6 +145,8 @@ def copy_whole(source: Path | str, target: Path | str) -> None:
 
 
 file_storage.FileStorageObserver = RunFolder  # type: ignore[misc]  # what -F makes
+if not is_first():
+    file_storage.FileStorageObserver = lambda *args, **kwargs: RunObserver()  # type: ignore[misc,assignment]
 file_storage.copyfile = copy_whole  # type: ignore[assignment]
 # what a run prints between its last heartbeat and an error is not lost
 CapturedStdout.closed = property(lambda captured: captured.buffer.closed and captured.final is None)  # type: ignore[assignment,method-assign]

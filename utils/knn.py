@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.memory import check_memory
+from utils.processes import all_rows, count, share
 
 EXACT = "Flat"
 BLOCK = 4096  # queries whose own positions are dropped, or that a GPU searches, at a time: of 1,000 neighbours, 50 MB
@@ -141,9 +142,13 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances and positions (n, k) of queries, each without its own position if there is one; -1: none found.
 
-    Own positions are dropped in the arrays that faiss fills: a copy would take time.
+    Own positions are dropped in the arrays that faiss fills: a copy would take time. Of a job of several processes each
+    searches its share of the queries.
     """
-    rows, columns = _rows(queries), k + (own_positions is not None)
+    part = share(len(queries))
+    if own_positions is not None:
+        own_positions = own_positions[part]
+    rows, columns = _rows(queries[part]), k + (own_positions is not None)
     distances = np.empty((len(rows), columns), np.float32)
     positions = np.empty((len(rows), columns), np.int64)
     for start in range(0, len(rows), BLOCK):
@@ -152,6 +157,8 @@ def _search(
             index.search(rows[block], columns, D=distances[block], I=positions[block])
         if own_positions is not None:
             _leave_out_own(distances[block], positions[block], own_positions[block])
+    if count() > 1:
+        distances, positions = (all_rows(torch.from_numpy(found)).numpy() for found in (distances, positions))
     return (distances, positions) if own_positions is None else (distances[:, 1:], positions[:, 1:])
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from utils.errors import InputError, listing
 from utils.files import check_room, only_writer
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
+from utils.processes import is_first, joined, local_rank, said_by_first, same_weights
 from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit
@@ -39,6 +40,7 @@ RULES: Rules = {
     "cudnn_flag": one_of("benchmark", "deterministic"),
     "precision": one_of(*DTYPES, None),
     "seed": SEED,
+    "timeout_minutes": number(0.1),
 }
 SHOWN = 10  # unreadable photos in the terminal
 TRAINING_RULES: Rules = {
@@ -57,19 +59,29 @@ TRAINING_RULES: Rules = {
 
 @contextmanager
 def begin_run(
-    rules: Mapping[str, Rules], _run, _config: dict, temp_dir: str, cpu: bool, cudnn_flag: str, precision: str | None
+    rules: Mapping[str, Rules],
+    _run,
+    _config: dict,
+    temp_dir: str,
+    cpu: bool,
+    cudnn_flag: str,
+    precision: str | None,
+    timeout_minutes: float,
 ) -> Iterator[tuple[torch.device, torch.dtype]]:
     """In the block the run alone writes to `temp_dir`; gives the device and the number format to compute in.
 
-    The device is `cuda:0`, or the CPU when asked for or without CUDA. Settings are checked first, those of an
-    ingredient by the `rules` under its name, the command's own by those under "". Sets cuDNN's flag, notes versions and
-    keeps freed memory. InputError for a setting that cannot be used, and for a `temp_dir` that cannot be written or
-    that another process writes to. On a GPU "deterministic" is asked of all of torch; it warns where it cannot.
+    The device is the GPU of this process's number, or the CPU when asked for or without CUDA. Settings are checked
+    first, those of an ingredient by the `rules` under its name, the command's own by those under "". Sets cuDNN's flag,
+    notes versions and keeps freed memory. InputError for a setting that cannot be used, and for a `temp_dir` that
+    cannot be written or that another process writes to. On a GPU "deterministic" is asked of all of torch; it warns
+    where it cannot. PeerError where another process of the job ends, or is silent for `timeout_minutes`.
     """
     check_settings(_config, RULES | rules[""])
     for name in rules.keys() - {""}:
         check_settings(_config[name], rules[name], f"{name}.")
-    with only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir"):
+    on_cpu = cpu or not torch.cuda.is_available()
+    lock = only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir")
+    with lock if is_first() else nullcontext(), joined(timeout_minutes, on_cpu):
         setattr(cudnn, cudnn_flag, True)
         if any(repository["dirty"] for repository in _run.experiment_info["repositories"]):
             print("the working tree has changes that are not committed: the run folder's _sources are what runs")
@@ -80,7 +92,7 @@ def begin_run(
             "faiss": faiss.__version__,
         }
         keep_freed_memory()
-        device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda:0")
+        device = torch.device("cpu") if on_cpu else own_gpu()
         _run.info["versions"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         if device.type == "cuda":
             if cudnn_flag == "deterministic":
@@ -92,6 +104,17 @@ def begin_run(
         yield device, set_precision(precision, device)
 
 
+def own_gpu() -> torch.device:
+    """The GPU of this process; InputError where the machine has more processes than GPUs."""
+    if local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}, start as many "
+            "processes (torchrun --nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
+
+
 def note_cuda_memory(run) -> None:
     """Note the most memory that tensors held on the GPU, in GB."""
     run.info["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
@@ -100,7 +123,7 @@ def note_cuda_memory(run) -> None:
 def note_files(run, *paths: Path | str | None) -> None:
     """Note the MD5 sums of a run's files under `info['md5']`."""
     for path in paths:
-        if path is not None:
+        if path is not None and is_first():
             with Path(path).open("rb") as file:
                 run.info.setdefault("md5", {})[str(path)] = hashlib.file_digest(file, "md5").hexdigest()
 
@@ -135,7 +158,9 @@ class Training(NamedTuple):
         # the checkpoint and `last.pt`, twice while they are replaced, and the run folder's copy
         folders = {Path(self.files.about["folder"]): size} if self.files.about["folder"] else {}
         check_room({self.files.checkpoint.parent: 4 * size} | folders, "the checkpoint")
-        if self.earlier is not None:
+        if self.earlier is None:
+            same_weights(state.model)
+        else:
             restore(state, self.earlier)
             done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
             print(f"the run in {self.files.last.parent} is continued after {done}")
@@ -147,8 +172,14 @@ def open_training(
     """Look for a run to continue in `temp_dir`, before weights are loaded and after `note_files`.
 
     InputError where there is an unfinished one and `continue_run` does not say what to do, or where the one to be
-    continued has other settings or files.
+    continued has other settings or files. Of a job of several processes the first looks, and tells the others.
     """
+    return said_by_first(lambda: _open_training(_run, _config, temp_dir, epochs, continue_run, save_minutes, cpu))
+
+
+def _open_training(
+    _run, _config: dict, temp_dir: str, epochs: int, continue_run: bool | None, save_minutes: float, cpu: bool
+) -> Training:
     checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
     device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
     about = describe(_config, [*_run.info["md5"].values()], device)
@@ -224,6 +255,7 @@ def run_training(
         )
     finally:
         report_unreadable(_run, loader.dataset.unreadable())
-    note_files(_run, files.checkpoint)
-    _run.add_artifact(str(files.checkpoint))
+    if is_first():
+        note_files(_run, files.checkpoint)
+        _run.add_artifact(str(files.checkpoint))
     return best

@@ -14,6 +14,7 @@ from utils.errors import InputError
 from utils.evaluation import Labels
 from utils.files import atomic_write, check_stored_zip, open_file
 from utils.fusion import Candidates
+from utils.processes import is_first
 
 NAME = "scores.npz"
 
@@ -32,6 +33,8 @@ def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> N
 
 def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> None:
     """`save_scores`; a file that cannot be written is reported, and the evaluation goes on."""
+    if not is_first():
+        return
     try:
         save_scores(folder, candidates, labels)
     except InputError as error:

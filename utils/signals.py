@@ -81,7 +81,11 @@ def end_with_parent(worker: int) -> None:
         shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # the parent's, who cannot any more
         os._exit(1)
 
-    with suppress(AttributeError):  # of other systems
-        prctl = ctypes.CDLL(None).prctl
-        signal.signal(signal.SIGUSR2, end)
-        prctl(PR_SET_PDEATHSIG, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, end)
+    signal_with_parent(signal.SIGUSR2)
+
+
+def signal_with_parent(number: int) -> None:
+    """Have Linux send this process a signal when the one that has started it ends; other systems do not know this."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.embedding import pieces_for
 from utils.errors import InputError
 from utils.precision import autocast, true_float32
+from utils.processes import all_rows, count, own_rows, summed, total
 
 Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's factor
 Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
@@ -20,9 +21,10 @@ Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, label
 def global_step(model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None) -> Step:
     """A step of the contrastive loss on global descriptors; its accuracy is the classifier's.
 
-    With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's.
+    With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's. Of a job of
+    several processes each has its share of the batch: the loss is of all, the gradient what this share contributes.
     """
-    _check_micro_batch(model, micro_batch)
+    _check_pieces(model, micro_batch)
 
     def embed(images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, dtype):
@@ -31,7 +33,7 @@ def global_step(model, class_loss, dtype: torch.dtype = torch.float32, micro_bat
 
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
         loss, logits = in_two_passes(embed, class_loss, images, labels, micro_batch, scale)
-        return loss, (logits.argmax(dim=1) == labels).float().mean()
+        return loss, summed((logits.argmax(dim=1) == labels).float().sum()) / total(len(labels))
 
     return step
 
@@ -49,22 +51,26 @@ def in_two_passes(
     The loss compares the descriptors of all images. So the first pass embeds them all, piece by piece and without a
     graph, and the loss gives the gradient at each descriptor. The second pass embeds each piece again, and takes these
     gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
+
+    Of a job of several processes each embeds its share, and the loss sees all descriptors, but only its own logits.
     """
-    pieces = images.split(micro_batch or len(images))
+    pieces = images.split(micro_batch or max(len(images), 1))
     is_one_piece = len(pieces) == 1
     with torch.set_grad_enabled(is_one_piece):
         outputs = [embed(piece) for piece in pieces]
-    logits, descriptors = (torch.cat(parts).detach().requires_grad_() for parts in zip(*outputs, strict=True))
+    logits, own_descriptors = (torch.cat(parts).detach() for parts in zip(*outputs, strict=True))
+    logits, descriptors = logits.requires_grad_(), all_rows(own_descriptors).requires_grad_()
     with true_float32():
-        loss = class_loss(logits, descriptors, labels)
+        loss = class_loss(logits, descriptors, all_rows(labels))
         scale(loss).backward()
+    gradients = logits.grad, None if descriptors.grad is None else descriptors.grad[own_rows(len(images))]
     start = 0
     for piece, first_pass in zip(pieces, outputs, strict=True):
         rows = slice(start, start := start + len(piece))
         for_weights = [
-            (output, whole.grad[rows])
-            for output, whole in zip(first_pass if is_one_piece else embed(piece), (logits, descriptors), strict=True)
-            if whole.grad is not None and output.requires_grad
+            (output, gradient[rows])
+            for output, gradient in zip(first_pass if is_one_piece else embed(piece), gradients, strict=True)
+            if gradient is not None and output.requires_grad
         ]
         torch.autograd.backward(*map(list, zip(*for_weights, strict=True)))  # type: ignore[arg-type]
     return loss, logits
@@ -77,28 +83,30 @@ def rerank_step(
 
     A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor, positive) has
     target 1 and (anchor, negative) target 0. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
-    so many images. `embedded` batches hold `layer4` maps in place of images.
+    so many images. `embedded` batches hold `layer4` maps in place of images. Of a job of several processes each has its
+    share of the batch: loss and accuracy are of all, the gradient what this share contributes.
     """
     if micro_batch is not None and micro_batch % 3:
         raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
-    _check_micro_batch(model, micro_batch)
+    _check_pieces(model, micro_batch)
     features_of = batch_features(model, dtype, embedded)
 
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
         loss, accuracy = torch.zeros(2, device=images.device)
-        for piece in images.split(micro_batch or len(images)):
+        size = total(len(images))
+        for piece in images.split(micro_batch or len(images)) if len(images) else ():
             features = features_of(piece)
             with autocast(images.device, dtype):
                 local = model.remap_local(features)
                 anchors, positives, negatives = (local[role::3] for role in range(3))
                 logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
             targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
-            share = len(piece) / len(images)
+            share = len(piece) / size
             piece_loss = class_loss(logits, None, targets).mean() * share
             scale(piece_loss).backward()
             loss += piece_loss.detach()
             accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
-        return loss, accuracy
+        return summed(loss), summed(accuracy)
 
     return step
 
@@ -119,22 +127,22 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
     return by_trunk
 
 
-def _check_micro_batch(model, micro_batch: int | None) -> None:
-    """InputError where pieces of a batch would not answer, while training, as the whole."""
-    if micro_batch is None:
+def _check_pieces(model, micro_batch: int | None) -> None:
+    """InputError where pieces of a batch, or processes' shares, would not answer, while training, as the whole."""
+    if micro_batch is None and count() == 1:
         return
     was_training = model.training
-    mixing = any(_mixes_images(module) for module in model.train().modules())
+    modules = list(model.train().modules())
+    mixing = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training for module in modules)
+    by_chance = any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules)
     model.train(was_training)
-    if mixing:
+    if micro_batch is not None and (mixing or by_chance):
         raise InputError(
             f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
             "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
         )
-
-
-def _mixes_images(module: nn.Module) -> bool:
-    """Whether a module in training mode makes an image's output depend on the other images or on chance."""
-    if isinstance(module, nn.Dropout):
-        return module.p > 0
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
+    if mixing:
+        raise InputError(
+            f"batch norms in training mode would see the images of one of {count()} processes alone: set "
+            "model.set_bn_eval=True, and not model.norm_layer='batch'"
+        )

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params
 from utils.continuing import TrainingFiles
 from utils.embedding import device_of, reporting_device_errors
-from utils.errors import DivergedError, InputError
+from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
+from utils.processes import is_any, sum_gradients
 from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
@@ -88,7 +89,7 @@ def fit(
             cudnn.benchmark = False
             try:
                 recalls, _, positions = validate()
-            except (Interrupted, InputError):
+            except (Interrupted, Exception):
                 files.save_last(state)
                 raise
             with deferred_signals():
@@ -147,11 +148,12 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
         for images, labels, positions in progress:
             optimizer.zero_grad()
             loss, accuracy = step(images, labels, scaler.scale)
+            sum_gradients(model.parameters())
             scaler.step(optimizer)
             scaler.update()
             scalars.add(loss, accuracy, positions)
             state.iteration += 1
-            is_last, is_stopping = state.iteration == len(loader), signal_has_come()
+            is_last, is_stopping = state.iteration == len(loader), is_any(signal_has_come())
             if state.iteration % FETCH_EVERY == 0 or is_last:
                 loss_value, accuracy_value = scalars.fetch(state.iteration, len(loader))
                 rate = optimizer.param_groups[0]["lr"]

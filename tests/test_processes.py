@@ -1,0 +1,191 @@
+"""Jobs of several processes on CPUs: what they come to is what one process comes to."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import eval_global
+import eval_rerank
+import experiment_global
+import experiment_rerank
+from models.ingredient import get_model
+from tests.conftest import TINY
+from tests.processes import in_processes
+from tests.reference import META, pixels
+from utils import BinaryCrossEntropyWithLogits, Contrastive, pickle_load
+from utils.errors import InputError
+from utils.processes import PeerError, all_rows, count, is_any, joined, rank, share, sum_gradients, summed, total
+from utils.steps import global_step, rerank_step
+
+
+def test_rows_of_all_processes(tmp_path):
+    def work():
+        with joined(1, on_cpu=True):
+            part = share(7)
+            whole = torch.arange(21.0).view(7, 3)
+            halves = (whole / 3).to(torch.bfloat16)
+            exchanged = all_rows(whole[part]), all_rows(halves[part].clone()), all_rows(whole[:0])
+            flags = is_any(False), is_any(rank() == 1)
+            numbers = count(), total(part.stop - part.start), summed(torch.tensor([float(rank())])).item()
+            assert torch.equal(exchanged[0], whole) and torch.equal(exchanged[1], halves) and not len(exchanged[2])
+            return (part.start, part.stop), share(7, 3), share(2), flags, numbers
+
+    results = in_processes(3, work, tmp_path)
+    assert [part for part, *_ in results] == [(0, 2), (2, 4), (4, 7)]
+    assert [groups for _, groups, *_ in results] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert [few for _, _, few, *_ in results] == [slice(0, 0), slice(0, 1), slice(1, 2)]
+    assert [rest for *_, rest, _ in results] == [(False, True)] * 3
+    assert [numbers for *_, numbers in results] == [(3, 7, 3.0)] * 3
+
+
+def test_gradients_that_only_some_have(tmp_path):
+    def work():
+        model = torch.nn.ModuleList(torch.nn.Linear(2, 3) for _ in range(3))
+        with joined(1, on_cpu=True):
+            if rank():
+                model[0].weight.grad = torch.full((3, 2), 1.5)
+            model[1].bias.grad = torch.full((3,), float(rank()))
+            sum_gradients(model.parameters())
+        return [None if p.grad is None else p.grad.unique().tolist() for p in model.parameters()]
+
+    for gradients in in_processes(3, work, tmp_path):
+        assert gradients == [[3.0], None, None, [3.0], None, None]
+
+
+def small_model(**settings):
+    torch.manual_seed(0)
+    return get_model(6, **META["default"] | TINY["model"] | {"normalize": True} | settings)
+
+
+STEPS = {
+    "global": (global_step, Contrastive(0.5), {}),
+    "global, micro_batch": (global_step, Contrastive(0.5), {"micro_batch": 2}),
+    "rerank": (rerank_step, BinaryCrossEntropyWithLogits(), {}),
+    "rerank, micro_batch": (rerank_step, BinaryCrossEntropyWithLogits(), {"micro_batch": 3}),
+    "rerank, frozen": (rerank_step, BinaryCrossEntropyWithLogits(), {"freeze_backbone": True}),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_gradient_of_a_batch(name, tmp_path):
+    make_step, loss_of, settings = STEPS[name]
+    model_settings = {key: value for key, value in settings.items() if key == "freeze_backbone"}
+    options = {key: value for key, value in settings.items() if key not in model_settings}
+    batches = [15, 3] if make_step is rerank_step else [13, 2]
+
+    def work():
+        model, found = small_model(**model_settings).train(), []
+        with joined(1, on_cpu=True):
+            step = make_step(model, loss_of, **options)
+            for size in batches:
+                images, labels = pixels("processes", size, 3, 64, 64), torch.arange(size) // 2
+                own = share(size, 3 if make_step is rerank_step else 1)
+                model.zero_grad()
+                loss, accuracy = step(images[own], labels[own], lambda loss: 8 * loss)
+                sum_gradients(model.parameters())
+                gradients = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+                found.append((loss.item(), accuracy.item(), gradients))
+        return found
+
+    expected_result = work()
+    for result in in_processes(2, work, tmp_path / "2") + in_processes(3, work, tmp_path / "3"):
+        for (loss, accuracy, gradients), (expected, expected_accuracy, whole) in zip(
+            result, expected_result, strict=True
+        ):
+            assert loss == pytest.approx(expected, rel=1e-5) and accuracy == pytest.approx(expected_accuracy)
+            largest = max(abs(gradient).max() for gradient in whole.values())
+            assert gradients.keys() == whole.keys()
+            assert max(abs(gradients[key] - whole[key]).max() for key in whole) <= 1e-5 * largest
+
+
+def test_batch_norms_of_one_process_alone_are_refused(tmp_path):
+    def work():
+        model = small_model(set_bn_eval=False)
+        with (
+            joined(1, on_cpu=True),
+            pytest.raises(InputError, match=r"one of 2 processes alone: set model\.set_bn_eval"),
+        ):
+            global_step(model, Contrastive())
+
+    in_processes(2, work, tmp_path)
+
+
+def test_a_process_that_ends(tmp_path):
+    def work():
+        if rank() == 1:
+            with joined(1, on_cpu=True):
+                return None
+        with pytest.raises(PeerError, match="another process of the job has ended"), joined(1, on_cpu=True):
+            while True:
+                total(1)
+
+    in_processes(2, work, tmp_path)
+
+
+def test_a_process_that_is_silent(tmp_path):
+    def work():
+        if rank() == 1:
+            with pytest.raises(PeerError), joined(0.01, on_cpu=True):
+                time.sleep(2)
+                total(1)
+        else:
+            with pytest.raises(PeerError, match=r"not answered for 0\.01 minutes"), joined(0.01, on_cpu=True):
+                total(1)
+
+    in_processes(2, work, tmp_path)
+
+
+COMMANDS = {
+    "experiment_global": (
+        experiment_global.ex,
+        {"epochs": 2},
+        {"sampler": "random_id", "batch_size": 6, "num_iterations": 3},
+    ),
+    "eval_global": (eval_global.ex, {}, {}),
+    "experiment_rerank": (experiment_rerank.ex, {"epochs": 2}, {"sampler": "triplet", "batch_size": 30}),
+    "frozen_views": (
+        experiment_rerank.ex,
+        {"epochs": 2, "frozen_views": 2, "model": {"freeze_backbone": True}},
+        {"sampler": "triplet", "batch_size": 30},
+    ),
+    "eval_rerank": (eval_rerank.ex, {"fusion": "crossfit"}, {"image_cache": "cache"}),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command(tiny, observed, neighbours, checkpoint, tmp_path, name):
+    ex, settings, data = COMMANDS[name]
+    data = {key: str(tmp_path / value) if key == "image_cache" else value for key, value in data.items()}
+    if ex in (experiment_rerank.ex, eval_rerank.ex):
+        settings = settings | {"cache_nn_inds": str(neighbours / "test.pkl")}
+    if data.get("sampler") == "triplet":
+        data |= {"train_cache_nn_inds": str(neighbours / "train.pkl")}
+    if name == "eval_rerank":
+        settings = settings | {"resume": checkpoint}
+
+    def run(folder):
+        if rank():
+            ex.run(config_updates=tiny(**settings, temp_dir=folder, dataset=data))
+            return None
+        run = observed(ex, **tiny(**settings, temp_dir=folder, dataset=data))
+        return run.metrics, run.info, run.result
+
+    expected = run(tmp_path / "one")
+    (found, *_) = in_processes(2, lambda: run(tmp_path / "two"), tmp_path / "results")
+    assert found[2] == expected[2]
+    for series in ("train.loss", "train.acc", "val.recall@1"):
+        if series in expected[0]:
+            assert found[0][series]["steps"] == expected[0][series]["steps"]
+            np.testing.assert_allclose(found[0][series]["values"], expected[0][series]["values"], atol=1e-4)
+    if name.startswith("eval"):
+        assert found[1]["measures"] == expected[1]["measures"]
+        (scores, positions), (found_scores, found_positions) = (
+            [pickle_load(tmp_path / folder / file) for file in ("nn_dists.pkl", "nn_inds.pkl")]
+            for folder in ("one", "two")
+        )
+        np.testing.assert_allclose(found_scores, scores, rtol=1e-6, atol=1e-6)
+        gaps = ~np.isclose(scores[:, 1:], scores[:, :-1], rtol=0, atol=1e-5)
+        alone = np.pad(gaps, ((0, 0), (1, 0)), constant_values=True) & np.pad(gaps, ((0, 0), (0, 1)))  # no ties
+        assert (found_positions == positions)[alone].all() and alone.mean() > 0.5

@@ -1,0 +1,204 @@
+"""The processes of one job, one a device, as torchrun or a scheduler starts them; a plain command is a job of one.
+
+All work on one batch, or one evaluation: each takes its share of rows, and rows are exchanged by `torch.distributed`,
+between GPUs by NCCL and between CPUs by gloo. Which process it is, the environment says: RANK of WORLD_SIZE processes,
+LOCAL_RANK on its machine.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partialmethod
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.errors import ReportedError
+from utils.signals import signal_with_parent
+
+Said = TypeVar("Said")
+
+BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
+LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Timed out|timed out|Broken pipe")
+
+
+class PeerError(ReportedError):
+    """Another process of the job has ended, or has not answered in time."""
+
+
+def rank() -> int:
+    """The number of this process among the job's."""
+    return int(os.environ.get("RANK", 0)) if _is_one_of_several() else 0
+
+
+def local_rank() -> int:
+    """The number of this process among those on its machine, and of the GPU that it computes on."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if _is_one_of_several() else 0
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def count() -> int:
+    """How many processes the job has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that logs, observes and writes."""
+    return rank() == 0
+
+
+def hush() -> None:
+    """Leave what is said to the first process, but for errors."""
+    if not is_first():
+        logging.disable(logging.INFO)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign,assignment]
+
+
+@contextmanager
+def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
+    """In the block the job's processes exchange rows. PeerError where another one ends, or is silent for so long."""
+    if not _is_one_of_several():
+        yield
+        return
+    signal_with_parent(signal.SIGTERM)
+    try:
+        backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        yield
+        dist.destroy_process_group()
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ReportedError) or not LOST.search(str(error)):
+            raise
+        raise PeerError(
+            f"another process of the job has ended, or has not answered for {timeout_minutes} minutes (see its own "
+            f"message; {str(error).splitlines()[0]})"
+        ) from error
+
+
+def share(rows: int, group: int = 1) -> slice:
+    """This process's part of so many rows, those of a group together; shares stand in the order of processes."""
+    groups = -(-rows // group)
+    start, stop = (min(rows, group * (groups * number // count())) for number in (rank(), rank() + 1))
+    return slice(start, stop)
+
+
+def own_part(rows: int) -> range:
+    """The numbers of `share`; a process without any takes the first row, so that it knows what rows are like."""
+    return range(rows)[share(rows)] or range(1)
+
+
+def total(rows: int) -> int:
+    """The sum of all processes' numbers."""
+    return sum(_numbers(rows)) if count() > 1 else rows
+
+
+def all_rows(part: Tensor) -> Tensor:
+    """The rows of all processes, in order of rank: (n, ...) of parts (m, ...), to the last bit."""
+    if count() == 1:
+        return part
+    numbers = _numbers(len(part))
+    rows = part.new_empty((sum(numbers), *part.shape[1:]))
+    works = []
+    for sender, piece in enumerate(rows.split(numbers)):
+        if sender == rank():
+            piece.copy_(part)
+        if piece.numel():
+            works.append(dist.broadcast(piece.view(torch.uint8), sender, async_op=True))
+    for work in works:
+        work.wait()  # type: ignore[union-attr]
+    return rows
+
+
+def own_rows(rows: int) -> slice:
+    """Where this process's rows, so many, stand in `all_rows`."""
+    if count() == 1:
+        return slice(0, rows)
+    start = sum(_numbers(rows)[: rank()])
+    return slice(start, start + rows)
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of all processes' tensors."""
+    if count() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def is_any(flag: bool) -> bool:
+    """Whether it is so in any process."""
+    return total(flag) > 0
+
+
+def said_by_first(make: Callable[[], Said]) -> Said:
+    """What `make` returns in the first process, which alone calls it."""
+    said = [make() if is_first() else None]
+    if count() > 1:
+        dist.broadcast_object_list(said, device=torch.device("cpu"))
+    return said[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def first_on_machine() -> Iterator[None]:
+    """The first process of each machine goes through the block alone, then the others do."""
+    if local_rank():
+        total(0)  # waits for the others
+    yield
+    if not local_rank():
+        total(0)
+
+
+def same_weights(model: nn.Module) -> None:
+    """Give all processes the first one's weights and buffers."""
+    if count() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the sum of their gradients, some megabytes at a time; without one in any, there is none."""
+    if count() == 1:
+        return
+    chosen = list(parameters)
+    has_gradient = torch.tensor([parameter.grad is not None for parameter in chosen], dtype=torch.uint8)
+    dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
+    chosen = [parameter for parameter, has in zip(chosen, has_gradient.tolist(), strict=True) if has]
+    for parameter in chosen:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets(chosen):
+        gradients: list[Tensor] = [parameter.grad for parameter in bucket]  # type: ignore[misc]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(held.nbytes for held in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+def _numbers(own: int) -> list[int]:
+    """Each process's number."""
+    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+    dist.all_gather(numbers, torch.tensor([int(own)]))
+    return [int(number) for number in numbers]
