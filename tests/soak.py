@@ -1,9 +1,11 @@
 """`make soak`: runs that are killed, signalled, cut short or started twice, and 10,000 damaged files a reader."""
 
 import json
+import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from tests import ROOT
@@ -56,11 +59,16 @@ class Workshop:
         """A training of 3 epochs of 4 iterations, saved after each iteration."""
         common = ("epochs=3", "save_minutes=0", "scheduler_tau=[1]", "dataset.num_workers=1", *settings)
         if kind.startswith("global"):
-            extra = {"global": "model.dropout=0.3", "global bf16": "precision=bf16"}[kind]
+            extra = {
+                "global": "model.dropout=0.3",
+                "global fp32": "precision=fp32",
+                "global bf16": "precision=bf16",
+            }[kind]
             data: tuple[str, ...] = ("dataset.sampler=random_id", "dataset.batch_size=6", "dataset.num_iterations=4")
             return self.command("experiment_global.py", folder, *common, *data, extra)
         extras = {
             "rerank": ("model.ert_dropout=0.3",),
+            "rerank fp32": ("precision=fp32",),
             "rerank fp16": ("precision=fp16",),
             "rerank micro_batch": ("micro_batch=3",),
             "rerank frozen_views": ("model.freeze_backbone=True", "frozen_views=2"),
@@ -68,6 +76,12 @@ class Workshop:
         data = ("dataset.sampler=triplet", "dataset.batch_size=18", f"cache_nn_inds={self.folder / 'test.pkl'}")
         data += (f"dataset.train_cache_nn_inds={self.folder / 'train.pkl'}",)
         return self.command("experiment_rerank.py", folder, *common, *data, *extras)
+
+
+def of_several(command: list[str], *options: str) -> list[str]:
+    """The command as a job of two processes, or with torchrun's options."""
+    launch = options or ("--standalone", "--nproc_per_node=2")
+    return [sys.executable, "-m", "torch.distributed.run", *launch, *command[1:]]
 
 
 KINDS = ("global", "rerank", "rerank frozen_views", "global bf16", "rerank fp16", "rerank micro_batch")
@@ -95,11 +109,17 @@ def left_behind(folder: Path) -> str:
     return " ".join(files + processes)
 
 
-def continued(workshop: Workshop, kind: str, folder: Path, whole: tuple) -> str:
+def continued(workshop: Workshop, kind: str, folder: Path, whole: tuple, several: bool = False) -> str:
     """What is wrong with a run once it is continued to its end: nothing, if it is what was expected."""
-    done = run(workshop.training(kind, folder, "continue_run=True"))
+    command = workshop.training(kind, folder, "continue_run=True")
+    done = run(of_several(command) if several else command)
     if done.returncode:
         return f"exit code {done.returncode}: {done.stderr[-300:]}"
+    return differences(folder, whole)
+
+
+def differences(folder: Path, whole: tuple) -> str:
+    """What a run has come to that was not expected, or has left behind."""
     differing = [
         name
         for name, found, expected in zip(("checkpoint", "scalars", "recalls"), result(folder), whole, strict=True)
@@ -137,6 +157,90 @@ def kills(workshop: Workshop) -> Iterator[Outcome]:
                 process.wait()
         wrong = continued(workshop, kind, folder, whole[kind])
         yield not wrong, f"{kind}, kill number {number}: {wrong}"
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "log" / "1" / "run.json").read_text())["status"]
+
+
+def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
+    """SIGKILL of one of a job's two processes at a random moment: torchrun starts both again, and they go on; without
+    restarts the job ends, and is continued."""
+    rng, kinds = random.Random(1), ("rerank micro_batch", "rerank frozen_views", "global bf16")
+    whole: dict[str, tuple] = {}
+    lengths: dict[str, float] = {}
+    for number in range(KILLS):
+        kind, restarts = kinds[number % len(kinds)], number % 2
+        if kind not in whole:
+            folder, began = workshop.new_folder(), time.monotonic()
+            run(of_several(workshop.training(kind, folder)))
+            whole[kind], lengths[kind] = result(folder), time.monotonic() - began
+        folder = workshop.new_folder()
+        options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
+        job = subprocess.Popen(
+            of_several(workshop.training(kind, folder, "continue_run=True"), *options),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(rng.uniform(0.3, 0.9) * lengths[kind])
+        processes, victim = children(job.pid), rng.randrange(2)
+        if len(processes) == 2:
+            os.kill(processes[victim], signal.SIGKILL)
+        errors = job.communicate()[1]
+        what = f"{kind}, kill number {number} of process {victim}: exit code {job.returncode}"
+        if restarts:
+            wrong = errors[-300:] if job.returncode else differences(folder, whole[kind])
+        else:
+            observed = (folder / "log" / "1" / "run.json").exists()
+            told = victim == 0 or not observed or status(folder) == "FAILED"
+            wrong = left_behind(folder) or f"status {status(folder)}" * (not told)
+            wrong = wrong or "it went on" * (job.returncode == 0 and len(processes) == 2)
+            wrong = wrong or continued(workshop, kind, folder, whole[kind], several=True)
+        yield not wrong, f"{what}: {wrong}"
+
+
+def cut_off_machines(workshop: Workshop) -> Iterator[Outcome]:
+    """A job of two machines, of which one is gone, with all of its processes, at once."""
+    for number in range(2):
+        kind, folder = "rerank micro_batch", workshop.new_folder()
+        command = workshop.training(kind, folder, "continue_run=True", "timeout_minutes=1", "epochs=100")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={number}", "--max-restarts=0")
+        machines = [
+            subprocess.Popen(
+                of_several(command, "--nnodes=2", "--nproc_per_node=1", *meeting, f"--local-addr=127.0.0.{host}"),
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            for host in (1, 2)
+        ]
+        while not (folder / "out" / "last.pt").exists() and all(machine.poll() is None for machine in machines):
+            time.sleep(0.1)
+        gone = machines[number]
+        workers = [child for machine in machines for child in children(machine.pid)]
+        for process in [*children(gone.pid), gone.pid]:
+            os.kill(process, signal.SIGKILL)
+        errors = machines[1 - number].communicate(timeout=180)[1]
+        gone.communicate()
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            time.sleep(0.1)
+        wrong = left_behind(folder) or "no exit code" * (machines[1 - number].returncode == 0)
+        wrong = wrong or "no message" * ("another process of the job" not in errors)
+        trained = torch.load(folder / "out" / "last.pt", weights_only=True)["epoch"]
+        done = run(workshop.training(kind, folder, "continue_run=True", f"epochs={trained + 1}"))
+        wrong = wrong or done.stderr[-300:] * (done.returncode != 0)
+        yield not wrong, f"machine {number} cut off: {wrong}"
 
 
 def signals(workshop: Workshop) -> Iterator[Outcome]:
@@ -235,6 +339,8 @@ def main() -> int:
         workshop = Workshop(Path(folder))
         trials: dict[str, Callable[[], Iterator[Outcome]]] = {
             "killed and continued": lambda: kills(workshop),
+            "one of two processes killed": lambda: killed_processes(workshop),
+            "one of two machines cut off": lambda: cut_off_machines(workshop),
             "signals": lambda: signals(workshop),
             "faults": lambda: faults(workshop),
             "two commands at once": lambda: at_once(workshop),

@@ -1,0 +1,152 @@
+"""A job of several processes beside one of one: `python -m benchmarks.processes`.
+
+First what they come to, then their rates, with as many cores or GPUs in all where there are CPUs alone: two processes of
+one thread each, and one of two threads. Rates are medians of rounds that take turns, each in processes of its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import MultiStepLR
+
+from benchmarks.run import build
+from tests.soak import Workshop, of_several, result, run
+from utils import pickle_load
+from utils.logs.table import markdown_table
+from utils.losses import BinaryCrossEntropyWithLogits
+from utils.precision import set_precision
+from utils.processes import count, hush, is_first, joined, own_gpu, share
+from utils.reranking import matcher_for, pair_scores
+from utils.steps import rerank_step
+from utils.training import TrainingState, train_epoch
+
+ROUNDS, REPETITIONS = 3, 3
+IMAGES = {"cpu": 24, "cuda": 300}  # of a training step
+QUERIES = {"cpu": 8, "cuda": 600}  # of 100 candidates each
+
+
+def comparisons() -> list[dict[str, object]]:
+    """Trainings of three epochs and evaluations of small runs, by two and three processes and by one."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        workshop = Workshop(Path(folder))
+        for kind in (
+            "global fp32",
+            "rerank fp32",
+            "rerank micro_batch",
+            "rerank frozen_views",
+            "rerank fp16",
+            "global bf16",
+        ):
+            found = []
+            for number in (1, 2, 3):
+                place = workshop.new_folder()
+                command = workshop.training(kind, place)
+                run(command if number == 1 else of_several(command, "--standalone", f"--nproc_per_node={number}"))
+                found.append(result(place)[1])
+            losses = [np.array(scalars["train.loss"][1]) for scalars in found]
+            for number in (2, 3):
+                difference = f"{abs(losses[number - 1] - losses[0]).max():.1e}"
+                rows.append({"run": kind, "processes": number, "largest difference": f"losses {difference}"})
+        weights = place / "out" / "resnet18_sop.pt"
+        for script, scores, settings in (
+            ("eval_global.py", "squared distances", ()),
+            ("eval_rerank.py", "logits", (f"cache_nn_inds={workshop.folder / 'test.pkl'}", "fusion=crossfit")),
+        ):
+            found = []
+            for number in (1, 2, 3):
+                place = workshop.new_folder()
+                command = workshop.command(script, place, f"resume={weights}", *settings)
+                run(command if number == 1 else of_several(command, "--standalone", f"--nproc_per_node={number}"))
+                found.append(pickle_load(place / "out" / "nn_dists.pkl"))
+            for number in (2, 3):
+                difference = f"{(abs(found[number - 1] - found[0]) / abs(found[0]).max()).max():.1e} of the largest"
+                rows.append({"run": script, "processes": number, "largest difference": f"{scores} {difference}"})
+    return rows
+
+
+def rates(device: str) -> dict[str, float]:
+    """Training steps' images and scored pairs a second of this job."""
+    hush()
+    with joined(5, device == "cpu"):
+        place = torch.device("cpu") if device == "cpu" else own_gpu()
+        dtype, model = set_precision(None, place), build().to(place)
+        optimizer = AdamW(model.parameters(), 1e-4, fused=True)
+        state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), dtype)
+        step, size = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype), IMAGES[device]
+        images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8)[share(size, 3)]
+        loader = [(images, torch.arange(len(images)) // 2, torch.arange(len(images)))]
+        maps = torch.randn(QUERIES[device] + 100, 128, 7, 7)
+        neighbours = torch.stack([torch.randperm(len(maps))[:100] for _ in range(QUERIES[device])])
+        scorers = [matcher_for(model, maps.dtype)]
+
+        def seconds(work) -> float:
+            times = []
+            for _ in range(1 + REPETITIONS):
+                start = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - start)
+            return statistics.median(times[1:])
+
+        trained = size / seconds(lambda: train_epoch(state, step, loader))
+        model.eval()
+        scored = neighbours.numel() / seconds(
+            lambda: pair_scores(model, maps[: len(neighbours)], maps, neighbours, scorers)
+        )
+        return {"processes": count(), "training, images/s": trained, "scoring, pairs/s": scored}
+
+
+def measured(processes: int, threads: int, device: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.processes", "--rates", "--device", device]
+    launch = ("--standalone", f"--nproc_per_node={processes}")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(of_several(command, *launch), env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scaling(device: str) -> list[dict[str, object]]:
+    """Rates of several processes beside those of one."""
+    if device == "cpu":
+        variants = [(1, 2), (2, 1)]
+    else:
+        variants = [(number, 1) for number in (1, 2, 4, 8) if number <= torch.cuda.device_count()]
+    rounds = [[measured(*variant, device) for variant in variants] for _ in range(ROUNDS)]
+    rows: list[dict[str, object]] = []
+    for place, (processes, threads) in enumerate(variants):
+        row: dict[str, object] = {"processes": processes, "threads of each": threads}
+        for name in rounds[0][0]:
+            if name != "processes":
+                row[name] = f"{statistics.median(found[place][name] for found in rounds):.1f}"
+                ratio = statistics.median(found[place][name] / found[0][name] for found in rounds)
+                row[f"ratio, {name.partition(',')[0]}"] = f"{ratio:.2f}"
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rates", action="store_true", help="only print this job's rates")
+    arguments = parser.parse_args()
+    if arguments.rates:
+        found = rates(arguments.device)
+        if is_first():
+            print(json.dumps(found))
+        return
+    if arguments.device == "cpu":
+        print(markdown_table(comparisons()))
+    print(markdown_table(scaling(arguments.device)))
+
+
+if __name__ == "__main__":
+    main()
