@@ -1,7 +1,7 @@
 """A job of several processes beside one of one: `python -m benchmarks.processes`.
 
-First what they come to, then their rates, with as many cores or GPUs in all where there are CPUs alone: two processes of
-one thread each, and one of two threads. Rates are medians of rounds that take turns, each in processes of its own.
+First what they come to, on CPUs, then their rates: two processes of one thread each beside one of two threads, or as
+many as there are GPUs. Rates are medians of rounds that take turns, each in processes of its own.
 """
 
 import argparse
@@ -25,11 +25,13 @@ from utils import pickle_load
 from utils.logs.table import markdown_table
 from utils.losses import BinaryCrossEntropyWithLogits
 from utils.precision import set_precision
-from utils.processes import count, hush, is_first, joined, own_gpu, share
+from utils.processes import count, hush, is_first, joined, share
 from utils.reranking import matcher_for, pair_scores
+from utils.run import own_gpu
 from utils.steps import rerank_step
 from utils.training import TrainingState, train_epoch
 
+KINDS = ("global fp32", "rerank fp32", "rerank micro_batch", "rerank frozen_views", "rerank fp16", "global bf16")
 ROUNDS, REPETITIONS = 3, 3
 IMAGES = {"cpu": 24, "cuda": 300}  # of a training step
 QUERIES = {"cpu": 8, "cuda": 600}  # of 100 candidates each
@@ -37,17 +39,10 @@ QUERIES = {"cpu": 8, "cuda": 600}  # of 100 candidates each
 
 def comparisons() -> list[dict[str, object]]:
     """Trainings of three epochs and evaluations of small runs, by two and three processes and by one."""
-    rows = []
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder))
-        for kind in (
-            "global fp32",
-            "rerank fp32",
-            "rerank micro_batch",
-            "rerank frozen_views",
-            "rerank fp16",
-            "global bf16",
-        ):
+        for kind in KINDS:
             found = []
             for number in (1, 2, 3):
                 place = workshop.new_folder()

@@ -174,6 +174,9 @@ def test_a_command(tiny, observed, neighbours, checkpoint, tmp_path, name):
 
     expected = run(tmp_path / "one")
     (found, *_) = in_processes(2, lambda: run(tmp_path / "two"), tmp_path / "results")
+    if name == "experiment_rerank":  # goes on in one process
+        settings |= {"epochs": 3, "continue_run": True}
+        found, expected = run(tmp_path / "two"), run(tmp_path / "one")
     assert found[2] == expected[2]
     for series in ("train.loss", "train.acc", "val.recall@1"):
         if series in expected[0]:
