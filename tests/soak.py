@@ -259,10 +259,36 @@ def signals(workshop: Workshop) -> Iterator[Outcome]:
             interrupted = status(folder) == "INTERRUPTED"
             ended = process.returncode == 128 + number and interrupted and "Traceback" not in errors
             wrong = left_behind(folder) or continued(workshop, kind, folder, whole)
-            yield (
-                ended and not wrong,
-                f"{kind}, {number.name}: exit code {process.returncode}, {status(folder)}: {wrong}",
-            )
+            what = f"{kind}, {number.name}: exit code {process.returncode}, {status(folder)}"
+            yield ended and not wrong, f"{what}: {wrong}"
+    yield from signals_to_several(workshop)
+
+
+def signals_to_several(workshop: Workshop) -> Iterator[Outcome]:
+    """A signal to torchrun, to all of its group as from a terminal, or to its processes ends a job as it ends one."""
+    kind, folder = "rerank micro_batch", workshop.new_folder()
+    run(of_several(workshop.training(kind, folder)))
+    whole = result(folder)
+    for number, to in ((signal.SIGTERM, "torchrun"), (signal.SIGINT, "the group"), (signal.SIGUSR1, "its processes")):
+        folder = workshop.new_folder()
+        job = subprocess.Popen(
+            of_several(workshop.training(kind, folder)),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not (folder / "out" / "last.pt").exists() and job.poll() is None:
+            time.sleep(0.05)
+        if to == "the group":
+            os.killpg(job.pid, number)
+        else:
+            for process in [job.pid] if to == "torchrun" else children(job.pid):
+                os.kill(process, number)
+        job.wait()
+        wrong = left_behind(folder) or continued(workshop, kind, folder, whole, several=True)
+        passed = status(folder) == "INTERRUPTED" and not wrong
+        yield passed, f"{number.name} to {to}: exit code {job.returncode}, {status(folder)}: {wrong}"
 
 
 def faults(workshop: Workshop) -> Iterator[Outcome]:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.errors import ReportedError
-from utils.signals import signal_with_parent
+from utils.signals import deferred_signals, signal_with_parent, take_for_one
 
 Said = TypeVar("Said")
 
 BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
+SECONDS = 5  # in which the launcher passes on a signal
 LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Timed out|timed out|Broken pipe")
 
 
@@ -74,6 +76,7 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
         yield
         return
     signal_with_parent(signal.SIGTERM)
+    take_for_one(SECONDS)
     try:
         backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
@@ -82,6 +85,8 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ReportedError) or not LOST.search(str(error)):
             raise
+        with deferred_signals():  # one that has ended the other process may be on its way to this one
+            time.sleep(1)
         raise PeerError(
             f"another process of the job has ended, or has not answered for {timeout_minutes} minutes (see its own "
             f"message; {str(error).splitlines()[0]})"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -24,7 +25,9 @@ class _Asked:
     """The signal that has come, and how many blocks it waits for before it ends the command."""
 
     number: int | None = None
+    at = 0.0  # when it came
     deferred_by = 0
+    seconds = 0.0  # in which more of them are the same request
 
 
 @contextmanager
@@ -39,23 +42,35 @@ def ended_by_signals() -> Iterator[None]:
     process = os.getpid()
 
     def end(number: int, frame) -> None:
-        for handled in ENDING:
-            signal.signal(handled, signal.SIG_DFL)
         if os.getpid() != process:  # a worker, which has the handler, too
             raise Interrupted(128 + number)
+        if not _Asked.seconds or (_Asked.number is not None and time.monotonic() - _Asked.at > _Asked.seconds):
+            for handled in ENDING:
+                signal.signal(handled, signal.SIG_DFL)
+        if _Asked.number is not None:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                os.kill(process, number)
+            return
+        _Asked.at = time.monotonic()
         print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
         _Asked.number = number
         if not _Asked.deferred_by:
             raise Interrupted(128 + number)
 
     multiprocessing.util.get_temp_dir()  # of this process and its workers; deleted at its end
-    _Asked.number = None
+    _Asked.number, _Asked.seconds = None, 0.0
     before = [signal.signal(handled, end) for handled in ENDING]
     try:
         yield
     finally:
         for handled, handler in zip(ENDING, before, strict=True):
             signal.signal(handled, handler)
+
+
+def take_for_one(seconds: float) -> None:
+    """Signals that follow a first one within so many seconds do not end the process: launchers pass on what the
+    process has had itself."""
+    _Asked.seconds = seconds
 
 
 @contextmanager
