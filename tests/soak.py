@@ -197,7 +197,8 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
         errors = job.communicate()[1]
         what = f"{kind}, kill number {number} of process {victim}: exit code {job.returncode}"
         if restarts:
-            wrong = errors[-300:] if job.returncode else differences(folder, whole[kind])
+            messages = " ".join(line for line in errors.splitlines() if "CommandError" in line)
+            wrong = messages or "no message" if job.returncode else differences(folder, whole[kind])
         else:
             told = victim == 0 or status(folder) in ("", "FAILED", "COMPLETED")
             wrong = left_behind(folder) or f"status {status(folder)}" * (not told)
