@@ -1,46 +1,73 @@
-"""Peak memory on a CPU, of an evaluation of reranking at SOP's full size and of training steps in pieces.
+"""Peak memory on a CPU: of an evaluation of reranking at SOP's full size, of galleries beyond it, of training steps.
 
-`python -m benchmarks.memory` prints both, each row measured in a process of its own. The evaluation's own code runs, on
-60,502 blank images with 100 random neighbours each. The network does one piece in 1,000 of its work, so that minutes do
-instead of hours; for the others stand-ins answer at once, random local maps for embedding, a single product for
-scoring. Chamfer similarities and rankings are all computed. What the network holds in memory while it works is thus
+`python -m benchmarks.memory` prints a table of each, `python -m benchmarks.memory galleries` that one alone; each row
+is measured in a process of its own. The evaluation's own code runs, on 60,502 blank images with 100 random neighbours
+each, with its maps in memory and in a file (`features=DIR`). The network does one piece in 1,000 of its work, so that
+minutes do instead of hours; for the others stand-ins answer at once, random local maps for embedding, a single product
+for scoring. Chamfer similarities and rankings are all computed. What the network holds in memory while it works is thus
 measured. The loader's workers, processes of their own, are not.
+
+Galleries: random maps of 2.5 GB, in a file and in memory by turns, whose pairs have random candidates, the worst order
+to read in; before each turn the system is told to drop the file from its cache. And random descriptors, searched.
 """
 
+import argparse
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from itertools import product
+from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import new_process
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
+from utils.chamfer import Chamfer
 from utils.evaluation import Labels, rank_candidates, report_rankings, score_candidates
+from utils.knn import nearest_neighbours
 from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
 from utils.memory import peak_memory
+from utils.reranking import matcher_for, pair_scores
+from utils.store import Store
 from utils.training import train_global, train_rerank
 
 IMAGES, NEIGHBOURS, BATCH = 60_502, 100, 600
 EVERY = 1000
+MAP, MAPS_AT_ONCE = (128, 7, 7), 1000
+ROUNDS = 5
+SCORINGS = (  # number format, photos, queries, whether by the matcher
+    (torch.float16, 200_000, 100, False),
+    (torch.float32, 100_000, 1000, False),
+    (torch.float32, 100_000, 40, True),
+)
+SEARCHES = ((1_000_000, 10_000, 1000), (100_000, None, 1000))  # descriptors, queries, K
 
 
-class Images:
-    """Stands in for a loader: blank images (B, 3, 224, 224), five of a class; a batch is in memory at a time."""
+class Images(Dataset):
+    """Blank images (3, 224, 224), five of a class; a batch is in memory at a time."""
 
     def __init__(self, count: int):
-        self.dataset = range(count)
+        self.labels, self.paths = np.arange(count) // 5, range(count)
+        self.blank = torch.full((3, 224, 224), 128, dtype=torch.uint8)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        blank = torch.full((BATCH, 3, 224, 224), 128, dtype=torch.uint8)
-        for positions in torch.arange(len(self.dataset)).split(BATCH):
-            yield blank[: len(positions)], positions // 5, positions
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.blank, int(self.labels[index]), index
+
+    def made_from(self) -> dict[str, str]:
+        return {"photos": "blank"}
 
 
 class OccasionalMatcher(Matcher):
@@ -71,15 +98,16 @@ class OccasionalNetwork(RerankingResNet):
         return embed_or_draw
 
 
-def measure(dtype: torch.dtype, images: int = IMAGES) -> tuple[int, int, float]:
-    """Bytes of the local maps, the process's peak resident bytes, and seconds, of an evaluation in `dtype`."""
+def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES) -> tuple[int, int, float]:
+    """Bytes of the local maps, the process's peak resident bytes, and seconds, of an evaluation in `dtype`; with a
+    folder, maps are kept in files of it."""
     start = time.perf_counter()
     torch.manual_seed(0)
     model = OccasionalNetwork(1000, Matcher(), normalize=True)
     model.matcher = OccasionalMatcher()
     neighbours = torch.randint(images, (images, NEIGHBOURS))
     labels = Labels(np.arange(images) // 5, np.arange(images) // 5, True)
-    candidates = score_candidates(model, neighbours, NEIGHBOURS, Images(images), None, dtype)
+    candidates = score_candidates(model, neighbours, NEIGHBOURS, DataLoader(Images(images), BATCH), None, dtype, folder)
     with redirect_stdout(sys.stderr):  # what it says is no row of the table
         report_rankings(rank_candidates(candidates, labels, None), labels, [1, 10, 100], {})
     return images * 128 * 7 * 7 * dtype.itemsize, peak_memory(), time.perf_counter() - start
@@ -101,23 +129,121 @@ def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     return peak_memory() - before
 
 
+class Scoring:
+    """Pairs of random maps with random candidates, in memory or in a file of `folder`, to be scored once and again."""
+
+    def __init__(self, folder: str, dtype: torch.dtype, images: int, queries: int, with_matcher: bool, in_memory: bool):
+        self.file = Path(folder) / "maps.npy"
+        store = Store(Path(folder), {"maps": 4}, images, {"maps": f"{images} of {dtype}"})
+        if store.whole_rows(["maps"]) < images:
+            counts = torch.ones(images).split(MAPS_AT_ONCE)
+            store.write(0, ([torch.randn(len(count), *MAP).to(dtype)] for count in counts))
+            store.whole_rows(["maps"])
+        kept = store.tensors["maps"]
+        self.maps = kept.to(torch.device("cpu")) if in_memory else kept
+        torch.manual_seed(0)
+        self.neighbours = torch.randint(images, (queries, NEIGHBOURS))
+        self.model = torch.nn.Module()
+        self.model.matcher = Matcher().eval()
+        self.scorer = matcher_for(self.model, dtype) if with_matcher else Chamfer()
+
+    def rate(self) -> float:
+        """Pairs per second, with nothing of the file in the system's cache."""
+        with self.file.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        pair_scores(self.model, self.maps, self.maps, self.neighbours, [self.scorer])
+        return self.neighbours.numel() / (time.perf_counter() - start)
+
+
+_scoring: dict[str, Scoring] = {}  # of this process
+
+
+def _begin_scoring(*arguments) -> None:
+    _scoring["it"] = Scoring(*arguments)
+
+
+def _rate() -> float:
+    return _scoring["it"].rate()
+
+
+def measure_scoring(
+    dtype: torch.dtype, images: int, queries: int, with_matcher: bool, rounds: int = ROUNDS
+) -> tuple[list[float], list[float], list[int]]:
+    """Pairs per second of rounds in turns, of maps in a file and in memory, and the peak resident bytes of both."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        writer = stack.enter_context(new_process())
+        writer.submit(_begin_scoring, folder, dtype, images, queries, with_matcher, False).result()
+        processes = [stack.enter_context(new_process(keeping=True)) for _ in range(2)]
+        for in_memory, process in enumerate(processes):
+            process.submit(_begin_scoring, folder, dtype, images, queries, with_matcher, bool(in_memory)).result()
+        rates = [[process.submit(_rate).result() for process in processes] for _ in range(1 + rounds)][1:]
+        peaks = [process.submit(peak_memory).result() for process in processes]
+    from_file, from_memory = map(list, zip(*rates, strict=True))
+    return from_file, from_memory, peaks
+
+
+def measure_search(gallery: int, queries: int | None, k: int) -> tuple[int, float]:
+    """Peak resident bytes and queries per second of exact search of 128 random numbers each; None: among themselves."""
+    rows = torch.randn(gallery, 128)
+    of_queries = rows if queries is None else torch.randn(queries, 128)
+    start = time.perf_counter()
+    nearest_neighbours(of_queries, None if queries is None else rows, k)
+    return peak_memory(), len(of_queries) / (time.perf_counter() - start)
+
+
 def apart(measured: Callable, *arguments):
     """What a function returns in a new process."""
     with new_process(keeping=True) as process:
         return process.submit(measured, *arguments).result()
 
 
-def main() -> None:
+def print_evaluations() -> None:
     print(f"{IMAGES:,} images, {NEIGHBOURS} neighbours each, torch {torch.__version__}\n")
-    print("| local maps in | one copy of them | peak memory | besides one copy | time |\n|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
-        maps, peak, seconds = apart(measure, dtype)
-        sizes = " | ".join(f"{size / 1e9:.2f} GB" for size in (maps, peak, peak - maps))
-        print(f"| {str(dtype).removeprefix('torch.')} | {sizes} | {seconds:.0f} s |", flush=True)
+    print("| local maps | one copy of them | peak memory | besides one copy | time |\n|---|---|---|---|---|")
+    for dtype, place in product((torch.float32, torch.bfloat16), ("in memory", "in a file")):
+        with tempfile.TemporaryDirectory() as folder:
+            maps, peak, seconds = apart(measure, dtype, folder if place == "in a file" else None)
+        besides = f"{(peak - maps) / 1e9:.2f} GB" if place == "in memory" else ""
+        name = f"{str(dtype).removeprefix('torch.')}, {place}"
+        print(f"| {name} | {maps / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {besides} | {seconds:.0f} s |", flush=True)
+
+
+def print_galleries() -> None:
+    print(
+        "\n| maps | scored by | in a file | in memory | ratio | peak, in a file | peak, in memory |"
+        "\n|---|---|---|---|---|---|---|"
+    )
+    for dtype, images, queries, with_matcher in SCORINGS:
+        from_file, from_memory, peaks = measure_scoring(dtype, images, queries, with_matcher)
+        ratio = median(a / b for a, b in zip(from_file, from_memory, strict=True))
+        rates = " | ".join(f"{median(rates):,.0f} pairs/s" for rates in (from_file, from_memory))
+        sizes = " | ".join(f"{peak / 1e9:.2f} GB" for peak in peaks)
+        name = f"{images:,}, {str(dtype).removeprefix('torch.')}"
+        scorer = "matcher" if with_matcher else "Chamfer"
+        print(f"| {name} | {scorer} | {rates} | {100 * ratio:.0f} % | {sizes} |", flush=True)
+    print("\n| gallery | queries | K | peak memory | rate |\n|---|---|---|---|---|")
+    for gallery, searching, k in SEARCHES:
+        peak, rate = apart(measure_search, gallery, searching, k)
+        name = f"{searching:,}" if searching else "itself"
+        print(f"| {gallery:,} | {name} | {k:,} | {peak / 1e9:.2f} GB | {rate:,.0f} queries/s |", flush=True)
+
+
+def print_trainings() -> None:
     print("\n| training | batch | micro_batch | memory of a step |\n|---|---|---|---|")
     for task, (batch, micro_batch) in product(("global", "rerank"), ((12, None), (48, None), (48, 12), (96, 12))):
         memory = apart(measure_training, task, batch, micro_batch)
         print(f"| {task} | {batch} | {micro_batch} | {memory / 1e9:.2f} GB |", flush=True)
+
+
+TABLES = {"evaluations": print_evaluations, "galleries": print_galleries, "trainings": print_trainings}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tables", nargs="*", metavar="|".join(TABLES), help="those to print; by default all")
+    for name in parser.parse_args().tables or TABLES:
+        TABLES[name]()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from utils.processes import first_on_machine
 from utils.signals import end_with_parent
 
 SUM_BYTES = hashlib.sha256().digest_size
+MADE_AT_ONCE = 64  # photos that a worker decodes at a time
 DIGITS = 12  # of the sum, in the file's name
 
 
@@ -133,5 +134,5 @@ class CachedLoader(DataLoader):
 
     def __iter__(self):
         with first_on_machine():
-            self.dataset.prepare(self.batch_size, self.num_workers)
+            self.dataset.prepare(self.batch_size or MADE_AT_ONCE, self.num_workers)
         return super().__iter__()

@@ -17,7 +17,6 @@ from sop.splits import Split, class_map, read_split, repeats
 from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError
-from utils.processes import own_part
 from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
 from utils.signals import end_with_parent
 
@@ -202,9 +201,9 @@ def get_loaders(
         if image_cache is not None:
             cache = Path(image_cache) / file.replace("/", "_")
             cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache)
-            return CachedLoader(cached, batch_size=test_batch_size, sampler=own_part(len(cached)), **options)
+            return CachedLoader(cached, batch_size=test_batch_size, **options)
         images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))
-        return DataLoader(images, batch_size=test_batch_size, sampler=own_part(len(images)), **options)
+        return DataLoader(images, batch_size=test_batch_size, **options)
 
     def make_sampler(images: ImageSet) -> EpochSampler:
         check_settings({"sampler": sampler}, {"sampler": DATASET_RULES["sampler"]}, "dataset.")

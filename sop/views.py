@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, Dataset
 from sop.dataset import Draw, ImageSet
 from sop.samplers import EpochSampler
 from utils.errors import InputError
-from utils.processes import own_part
 
 LOADED_AT_ONCE = 256  # images that a worker loads at a time
 
@@ -46,7 +45,7 @@ class EmbeddedViews:
         all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
         shared = ("num_workers", "pin_memory", "collate_fn", "worker_init_fn")
         options = {name: getattr(loader, name) for name in shared}
-        self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, sampler=own_part(len(all_views)), **options))
+        self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
 
     def __len__(self) -> int:
         return self.length

@@ -33,7 +33,7 @@ from utils.checkpoint import Origin, load_weights, save_checkpoint
 from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore
 from utils.errors import InputError
 from utils.evaluation import Labels
-from utils.features import kept_features
+from utils.features import DIMS, kept_features
 from utils.fusion import Candidates
 from utils.logs.runs import find_run_folders, read_run
 from utils.logs.table import as_csv, as_tables, markdown_table, text_table
@@ -183,18 +183,20 @@ class Images:
         return {"photos": "1"}
 
 
-def features_of(folder: Path) -> list[torch.Tensor]:
+def features_of(folder: Path) -> None:
+    """The values must be the right ones."""
     torch.manual_seed(0)
-    images = Images()
-    features = [torch.ones(2, 3), torch.ones(2, 3, 1, 1)]
-    kept = kept_features(folder, Tiny(), images, torch.float32, lambda: features)
-    assert [part.shape for part in kept] == [part.shape for part in features]
-    return kept
+    expected = [torch.arange(6.0).view(2, 3), torch.arange(6.0).view(2, 3, 1, 1)]
+    kept = kept_features(
+        folder, Tiny(), Images(), torch.float32, list(DIMS), lambda start: [[part[start:] for part in expected]]
+    )
+    assert kept is not None
+    assert all(torch.equal(part[:], values) for part, values in zip(kept, expected, strict=True))
 
 
 def make_features(folder: Path) -> list[Path]:
     features_of(folder)
-    return list(folder.glob("*.pt"))
+    return [path for path in folder.glob("*/*") if path.suffix in (".npy", ".json")]
 
 
 def make_archive(folder: Path) -> list[Path]:

@@ -91,11 +91,38 @@ def test_memory_of_an_evaluation(monkeypatch, dtype, size):
 
     monkeypatch.setattr(memory.RerankingResNet, "embedder", counted_embedder)
     monkeypatch.setattr(memory.Matcher, "score", lambda *given: lots["scored"].append(len(given[1])) or score(*given))
-    maps, peak, seconds = memory.measure(dtype, 30)
+    maps, peak, seconds = memory.measure(dtype, images=30)
     assert maps == 30 * 128 * 49 * size
     assert peak > maps
     assert seconds > 0
     assert lots == {"embedded": [8], "scored": [40]}  # the first lot of each, of 4 and of 38
+
+
+def test_maps_in_a_file_are_no_memory_of_the_evaluation(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr("utils.features.print", lambda line: printed.append(line), raising=False)
+    for _ in range(2):
+        maps, _, _ = memory.measure(torch.float32, str(tmp_path), 30)
+    (store,) = tmp_path.iterdir()
+    assert maps == np.load(store / "maps.npy", mmap_mode="r").nbytes == 30 * 128 * 49 * 4
+    assert printed == [f"descriptors of 30 images are taken from {store}"]
+
+
+@pytest.mark.parametrize("with_matcher", [False, True])
+def test_scoring_in_turns_from_a_file_and_from_memory(tmp_path, with_matcher):
+    from_file, from_memory = (
+        memory.Scoring(str(tmp_path), torch.float32, 30, 2, with_matcher, in_memory) for in_memory in (False, True)
+    )
+    assert torch.equal(from_file.maps[:], from_memory.maps)
+    assert from_memory.maps.shape == (30, 128, 7, 7)
+    assert torch.equal(from_file.neighbours, from_memory.neighbours)
+    assert from_file.rate() > 0 < from_memory.rate()
+
+
+def test_search_of_a_gallery():
+    for queries in (5, None):
+        peak, rate = memory.measure_search(50, queries, 7)
+        assert peak > 0 < rate
 
 
 def noting(path, device):

@@ -9,60 +9,61 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.errors import DeviceError, InputError
-from utils.features import kept_features
+from utils.features import DIMS, kept_features
 from utils.memory import check_memory
-from utils.processes import all_rows, share
+from utils.processes import all_rows, count, share
+from utils.rows import StoredRows
 
 GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
-CHECKED_AT_ONCE = 1024  # images: of maps of 128 x 7 x 7, 26 MB
 FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")  # in what torch says
 NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
 
 
 def embed(
     model, loader, outputs: Sequence[int], title: str, dtype: torch.dtype, folder: str | None
-) -> tuple[list[Tensor], Tensor]:
+) -> tuple[Sequence[Tensor | StoredRows], Tensor]:
     """The `GLOBAL` descriptors, the `LOCAL` maps or both of a loader's images, and their labels; maps stay on the CPU.
 
-    Where the descriptors are kept in a folder, both kinds are taken in one pass. InputError for answers that are not
-    finite.
+    Where they are kept in a folder, both kinds are taken in one pass, and maps stay there. InputError for answers that
+    are not finite.
     """
     model.eval()
     device = device_of(model)
-    images = loader.dataset
-    if folder is None:
-        embedder = model.embedder(dtype)
+    if folder is not None:
 
-        def embed_images(images: Tensor) -> list[Tensor]:
-            answers = embedder(images)
-            return [answers[output] for output in outputs]
+        def embed_from(start: int) -> Iterator[Sequence[Tensor]]:
+            return (parts for parts, _ in _embedded(model.embedder(dtype), loader, title, device, start))
 
-        features, labels = _embed_images(embed_images, loader, title, device)
-    else:
-        kept = kept_features(
-            folder, model, images, dtype, lambda: _embed_images(model.embedder(dtype), loader, title, device)[0]
+        names = [list(DIMS)[output] for output in outputs]
+        kept = kept_features(folder, model, loader.dataset, dtype, names, embed_from)
+        if kept is not None:
+            features = [
+                part.to(device) if output == GLOBAL else part for output, part in zip(outputs, kept, strict=True)
+            ]
+            return features, torch.from_numpy(loader.dataset.labels)
+    embedder = model.embedder(dtype)
+
+    def embed_images(images: Tensor) -> list[Tensor]:
+        answers = embedder(images)
+        return [answers[output] for output in outputs]
+
+    return _embed_images(embed_images, loader, title, device)
+
+
+def _check_finite(features: Tensor, start: int, images) -> None:
+    """Raise InputError, naming the first photo, where a network's answers (B, ...) from image `start` on are not
+    finite."""
+    is_finite = features.flatten(1).isfinite().all(dim=1)
+    if not is_finite.all():
+        image = start + int(is_finite.int().argmin())
+        name = images.paths[image] if hasattr(images, "paths") else f"number {image}"
+        raise InputError(
+            f"the network answers NaN or infinite numbers for photo {name}: set another precision than fp16, or "
+            "take another checkpoint"
         )
-        features = [kept[output].to(device) if output == GLOBAL else kept[output] for output in outputs]
-        labels = torch.from_numpy(images.labels)
-    for feature in features:
-        _check_finite(feature, images)
-    return features, labels
-
-
-def _check_finite(features: Tensor, images) -> None:
-    """Raise InputError, naming the first photo, where a network's answers (N, ...) are not finite."""
-    for start in range(0, len(features), CHECKED_AT_ONCE):
-        is_finite = features[start : start + CHECKED_AT_ONCE].flatten(1).isfinite().all(dim=1)
-        if not is_finite.all():
-            image = start + int(is_finite.int().argmin())
-            name = images.paths[image] if hasattr(images, "paths") else f"number {image}"
-            raise InputError(
-                f"the network answers NaN or infinite numbers for photo {name}: set another precision than fp16, or "
-                "take another checkpoint"
-            )
 
 
 def embed_views(model, loader, dtype: torch.dtype) -> Tensor:
@@ -77,28 +78,66 @@ def _embed_images(
 ) -> tuple[list[Tensor], Tensor]:
     """What `embed` makes of all images, maps on the CPU, and their labels. Memory is taken once, with the first batch.
 
-    Of a job of several processes each embeds its part, and gets all. Raises InputError for more than the machine's
-    memory.
+    Raises InputError for more than the machine's memory, and for answers that are not finite.
     """
     labels = []
     features: list[Tensor] = []
-    start, rows = 0, share(len(loader.dataset))
-    count = rows.stop - rows.start
+    start = 0
+    with reporting_device_errors("dataset.test_batch_size"):
+        for embedded, batch_labels in _embedded(embed, loader, title, device):
+            if not start:
+                features = [_room_for(len(loader.dataset), part) for part in embedded]
+            for feature, part in zip(features, embedded, strict=True):
+                feature[start : start + len(part)] = part
+            start += len(batch_labels)
+            labels.append(batch_labels)
+    return [feature[:start] for feature in features], torch.cat(labels)
+
+
+def _embedded(
+    embed: Callable[[Tensor], Sequence[Tensor]], loader, title: str, device: torch.device, start: int = 0
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """What `embed` makes of a loader's batches, on the device, and their labels, from an image on.
+
+    Of a job of several processes each embeds its share of a batch, and gets all.
+    """
+    images = loader.dataset
     with (
         reporting_device_errors("dataset.test_batch_size"),
-        tqdm(total=count, desc=f"Extracting {title} features", unit="image") as progress,
+        tqdm(total=len(images), initial=start, desc=f"Extracting {title} features", unit="image") as progress,
     ):
-        for images, batch_labels, _ in loader:
-            for piece in pieces_for(images.to(device, non_blocking=True), device):
-                embedded = embed(piece)
-                if not start:
-                    features = [_room_for(max(count, 1), part) for part in embedded]
-                for feature, part in zip(features, embedded, strict=True):
-                    feature[start : start + len(piece)] = part
-                start += len(piece)
-            labels.append(batch_labels)
-            progress.update(len(images))
-    return [all_rows(feature[:count]) for feature in features], all_rows(torch.cat(labels)[:count])
+        for pixels, labels, _ in _from_image(loader, start):
+            pieces = pieces_for(pixels.to(device, non_blocking=True), device)
+            embedded = [torch.cat(parts) for parts in zip(*map(embed, pieces), strict=True)]
+            if count() > 1:
+                rows = share(min(loader.batch_size, len(images) - start))
+                own = rows.stop - rows.start
+                embedded, labels = [all_rows(part[:own]) for part in embedded], all_rows(labels[:own])
+            for part in embedded:
+                _check_finite(part, start, images)
+            yield embedded, labels
+            start += len(labels)
+            progress.update(len(labels))
+
+
+def _from_image(loader, start: int):
+    """A loader that gives the images from one on, and of a job of several processes this one's shares of batches.
+
+    Of a share without an image it gives one, so that the process knows what answers are like.
+    """
+    if not start and count() == 1:
+        return loader
+    whole = range(start, len(loader.dataset))
+    batches = [whole[first : first + loader.batch_size] for first in range(0, len(whole), loader.batch_size)]
+    return type(loader)(
+        loader.dataset,
+        batch_sampler=[batch[share(len(batch))] or batch[:1] for batch in batches],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+    )
 
 
 def _room_for(count: int, part: Tensor) -> Tensor:

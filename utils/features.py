@@ -1,69 +1,88 @@
-"""Descriptors kept on disk: a second evaluation of the same network on the same photos does not embed them again."""
+"""Descriptors and local maps kept on disk: the same network on the same photos does not embed them again."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from utils.checkpoint import save_tensors
 from utils.errors import InputError, listing
-from utils.files import check_stored_zip, open_file
+from utils.files import only_writer
+from utils.processes import is_first, said_by_first, total
+from utils.rows import StoredRows
+from utils.store import Store
 
+DIMS = {"descriptors": 2, "maps": 4}  # what a network answers for an image, and its dimensions for all images
 NO_PART = ("matcher.", "classifier.")  # tensors that descriptors do not depend on
 
 
 def kept_features(
-    folder: Path | str, model, images, dtype: torch.dtype, embed: Callable[[], list[Tensor]]
-) -> list[Tensor]:
-    """What `embed()` returns for an image set, from `folder` if it lies there, or kept there for the next time.
+    folder: Path | str,
+    model,
+    images,
+    dtype: torch.dtype,
+    names: Sequence[str],
+    embed: Callable[[int], Iterable[Sequence[Tensor]]],
+) -> list[StoredRows] | None:
+    """Tensors of `DIMS` of an image set, from the store of its list of photos in `folder`; what is missing is written.
 
-    There is one file for each list of photos, read memory-mapped. It is made anew where the network's weights or
-    settings, the photos' sizes or times, their transform or the precision are others; one line says which. A file that
-    cannot be written is reported, and the evaluation goes on.
+    `embed(image)` gives descriptors (B, d) and maps (B, d, h, w), batch by batch, from an image on. What was made with
+    other weights or settings of the network, photos of other sizes or times, another transform or precision is made
+    anew, and a line says which of them it is. An embedding that was interrupted goes on behind its last chunk, as one
+    does behind the last that is not damaged. None, and a line, where the store cannot be written, as when another
+    process does. Of a job of several processes the first one decides and writes.
     """
     made_with = {
         "network": _digest(_network(model)),
         **images.made_from(),
         "precision": f"{dtype}, TF32 {torch.backends.cuda.matmul.allow_tf32}, {next(model.parameters()).device.type}",
     }
-    path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}.pt"
-    if path.exists():
-        content = _read(path)
-        changed = [name for name, value in made_with.items() if content.get(name) != value]
-        if not changed and not _are_features(content.get("features"), len(images)):
-            changed = ["features"]
-        if not changed:
-            print(f"descriptors of {len(images)} images are taken from {path}")
-            return content["features"]
-        print(f"{path} does not fit, by its {listing(changed)}: the images are embedded again")
-    features = embed()
-    try:
-        save_tensors(path, {**made_with, "features": features})
-    except InputError as error:
-        print(f"descriptors are not kept: {error}")
-    return features
+    path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}"
+    store = Store(path, DIMS, len(images), made_with)
+    with ExitStack() as stack:
+
+        def begin() -> int | None:
+            if store.whole_rows(names) == len(images):
+                print(f"descriptors of {len(images)} images are taken from {path}")
+                return len(images)
+            try:
+                stack.enter_context(only_writer(path / ".lock", str(path), "the images are embedded without it"))
+            except InputError as error:
+                print(f"descriptors are not kept: {error}")
+                return None
+            store.load()  # what another process may have written meanwhile
+            start = store.whole_rows(DIMS)
+            _report(store, start)
+            return start
+
+        start = said_by_first(begin)
+        if start is None:
+            return None
+        if start < len(images):
+            batches = embed(start)
+            if is_first():
+                store.write(start, batches)
+            else:
+                deque(batches, maxlen=0)  # takes part in embedding
+        total(0)  # waits for what the first writes
+        if not is_first():
+            store.load()
+        if store.whole_rows(names) < len(images):
+            raise InputError(f"{path} is not what was written there: choose a folder on another disk")
+    return [store.tensors[name] for name in names]
 
 
-def _read(path: Path) -> dict:
-    """A file's content, memory-mapped; nothing for a damaged one."""
-    try:
-        with open_file(path) as file:
-            check_stored_zip(file)
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # whatever is wrong with it, it is made anew
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _are_features(features: object, count: int) -> bool:
-    """Whether they are descriptors (count, d) and maps (count, d, h, w) of floats."""
-    return (
-        isinstance(features, list)
-        and all(isinstance(part, Tensor) and part.is_floating_point() and len(part) == count for part in features)
-        and [part.dim() for part in features] == [2, 4]
-    )
+def _report(store: Store, start: int) -> None:
+    """Say why the images from one on are embedded although there is a store."""
+    if store.file.exists() and store.changed():
+        print(f"{store.folder} does not fit, by its {listing(store.changed())}: the images are embedded again")
+    elif store.chunks and start < store.chunks[-1].end:
+        print(f"{store.folder} is damaged: images are embedded again from number {start} on")
+    elif start:
+        print(f"{store.folder} has the first {start} of {store.count} images: embedding goes on from there")
 
 
 def _network(model) -> Iterable[bytes]:

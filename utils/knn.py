@@ -94,14 +94,22 @@ def _approximate_index(index: str, gallery: Tensor) -> faiss.Index:
 
 
 def exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
-    """The index of gallery rows (m, d) that searches exactly, on the GPU when `device` is one and faiss has one."""
+    """The index of gallery rows (m, d) that searches exactly: on the GPU when `device` is one and faiss has one, and
+    where faiss has several, each has a part of the rows."""
     index: faiss.Index = faiss.IndexFlatL2(gallery.shape[1])
-    if device.type == "cuda" and faiss.get_num_gpus():
-        resources = faiss.StandardGpuResources()
-        resources.setTempMemory(SCRATCH)
+    gpus = faiss.get_num_gpus() if device.type == "cuda" else 0
+    if gpus:
+        resources = [faiss.StandardGpuResources() for _ in range(gpus)]
+        for of_gpu in resources:
+            of_gpu.setTempMemory(SCRATCH)
         torch.cuda.empty_cache()  # what torch keeps of the memory that it has freed is not faiss's to use
         with _short_of_gpu_memory():
-            index = faiss.index_cpu_to_gpu(resources, device.index or 0, index)
+            if gpus == 1 or count() > 1:  # of several processes each has a GPU
+                index = faiss.index_cpu_to_gpu(resources[0], device.index or 0, index)
+            else:
+                options = faiss.GpuMultipleClonerOptions()
+                options.shard = True
+                index = faiss.index_cpu_to_gpu_multiple_py(resources, index, options)
     with _short_of_gpu_memory():
         index.add(_rows(gallery))
     return index

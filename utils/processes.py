@@ -100,11 +100,6 @@ def share(rows: int, group: int = 1) -> slice:
     return slice(start, stop)
 
 
-def own_part(rows: int) -> range:
-    """The numbers of `share`; a process without any takes the first row, so that it knows what rows are like."""
-    return range(rows)[share(rows)] or range(1)
-
-
 def total(rows: int) -> int:
     """The sum of all processes' numbers."""
     return sum(_numbers(rows)) if count() > 1 else rows

@@ -1,7 +1,8 @@
 """Scores of queries with their candidates: millions of pairs scheduled over the matcher."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,10 +11,14 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.processes import all_rows, share
+from utils.rows import StoredRows
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
 # 400 took 14 % longer. Not tuned on a GPU.
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
+BLOCK_BYTES = 128 << 20  # of candidates' maps that are read from a file at a time, while others are scored
+
+Maps = Tensor | StoredRows
 
 
 class Scorer(Protocol):
@@ -26,9 +31,7 @@ class Scorer(Protocol):
     def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor: ...
 
 
-def rerank(
-    model: nn.Module, query_maps: Tensor, gallery_maps: Tensor, neighbours: Tensor
-) -> tuple[np.ndarray, np.ndarray]:
+def rerank(model: nn.Module, query_maps: Maps, gallery_maps: Maps, neighbours: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Score each query with its candidates and sort them: logits float32 (n, k), falling, and gallery positions (n, k).
 
     As `pair_scores` by the matcher alone; equal logits keep their order.
@@ -45,59 +48,125 @@ def matcher_for(model, dtype: torch.dtype) -> Scorer:
 
 @torch.inference_mode()
 def pair_scores(
-    model: nn.Module, query_maps: Tensor, gallery_maps: Tensor, neighbours: Tensor, scorers: Sequence[Scorer]
+    model: nn.Module, query_maps: Maps, gallery_maps: Maps, neighbours: Tensor, scorers: Sequence[Scorer]
 ) -> list[Tensor]:
     """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
 
-    Maps are (n, d, h, w) and (m, d, h, w), on any device; `neighbours` (n, k) holds gallery positions. Pairs are scored
-    query first, candidate second, on the device of the model's parameters. Maps move there as a whole where they fit.
-    Where memory runs out, fewer pairs are scored at a time. Of a job of several processes each scores its share of the
-    queries. InputError when it lacks for one, and for scores that are not finite.
+    Maps are (n, d, h, w) and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery positions.
+    Pairs are scored query first, candidate second, on the device of the model's parameters. Maps move there as a whole
+    where they fit; those in a file stay there on a CPU, and pass through memory in blocks. Where memory runs out, fewer
+    pairs are scored at a time. Of a job of several processes each scores its share of the queries. InputError when it
+    lacks for one, and for scores that are not finite.
     """
     device = next(model.parameters()).device
     is_self_search = query_maps is gallery_maps
     gallery_maps = _on_device_if_they_fit(gallery_maps, device)
     query_maps = gallery_maps if is_self_search else _on_device_if_they_fit(query_maps, device)
-    part = share(len(neighbours))
-    query_maps, candidates = query_maps[part], neighbours[part].flatten().to(gallery_maps.device)
-    scores = [torch.empty(len(candidates)) for _ in scorers]
-    start, pairs_at_once, columns = 0, PAIRS_AT_ONCE[device.type], neighbours.shape[1]
-    with tqdm(total=len(candidates), desc="Reranking", unit="pair", unit_scale=True) as progress:
-        while start < len(candidates):
-            pairs = slice(start, min(start + pairs_at_once, len(candidates)))
-            # pair number i is of query number i // columns
-            queries = torch.arange(pairs.start, pairs.stop, device=device) // columns
-            first, last = pairs.start // columns, (pairs.stop - 1) // columns
-            try:
-                of_queries = _on_device(query_maps[first : last + 1], device)
-                of_candidates = _on_device(gallery_maps[candidates[pairs]], device)
-                for scorer, of_scorer in zip(scorers, scores, strict=True):
-                    query = scorer.encode_queries(of_queries)[queries - first]
-                    of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
-            except torch.OutOfMemoryError:
-                if pairs_at_once == 1:
-                    raise InputError(
-                        "CUDA is out of memory for a single pair: free the device, or set cpu=True"
-                    ) from None
-                pairs_at_once //= 2
-                continue
-            progress.update(len(queries))
-            start += pairs_at_once
+    pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], share(len(neighbours))
+    scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
+    with tqdm(total=len(scores[0]), desc="Reranking", unit="pair", unit_scale=True) as progress:
+        for block in _blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device):
+            start = block.start
+            while start < block.stop:
+                pairs = slice(start, min(start + pairs_at_once, block.stop))
+                # pair number i is of query number i // columns
+                queries = torch.arange(pairs.start, pairs.stop, device=device) // columns
+                first, last = pairs.start // columns, (pairs.stop - 1) // columns
+                candidates = block.candidates[pairs.start - block.start : pairs.stop - block.start]
+                try:
+                    of_queries = _on_device(block.query_maps[first - block.query : last + 1 - block.query], device)
+                    of_candidates = _on_device(block.gallery_maps[candidates], device)
+                    for scorer, of_scorer in zip(scorers, scores, strict=True):
+                        query = scorer.encode_queries(of_queries)[queries - first]
+                        of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
+                except torch.OutOfMemoryError:
+                    if pairs_at_once == 1:
+                        raise InputError(
+                            "CUDA is out of memory for a single pair: free the device, or set cpu=True"
+                        ) from None
+                    pairs_at_once //= 2
+                    continue
+                progress.update(len(queries))
+                start = pairs.stop
     scores = [all_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
     for of_scorer in scores:
-        if not of_scorer.isfinite().all():
-            number, candidate = divmod(int(of_scorer.isfinite().int().argmin()), columns)
-            raise InputError(
-                f"the score of query {number} with its candidate {candidate} is NaN or infinite: set another precision "
-                "than fp16, or take another checkpoint"
-            )
+        _check_finite(of_scorer, columns)
     return [of_scorer.view(neighbours.shape) for of_scorer in scores]
 
 
-def _on_device_if_they_fit(maps: Tensor, device: torch.device) -> Tensor:
+def _check_finite(scores: Tensor, columns: int) -> None:
+    """Raise InputError, naming the first pair, where scores (n * columns,) are not finite."""
+    if not scores.isfinite().all():
+        number, candidate = divmod(int(scores.isfinite().int().argmin()), columns)
+        raise InputError(
+            f"the score of query {number} with its candidate {candidate} is NaN or infinite: set another precision "
+            "than fp16, or take another checkpoint"
+        )
+
+
+class _Block(NamedTuple):
+    """Pairs number `start` to `stop` - 1, and maps in memory that hold all of theirs."""
+
+    start: int
+    stop: int
+    query_maps: Tensor
+    query: int  # whose map is the first of `query_maps`
+    gallery_maps: Tensor
+    candidates: Tensor  # for each pair, the row of `gallery_maps`
+
+
+def _blocks(
+    query_maps: Maps,
+    first_query: int,
+    gallery_maps: Maps,
+    neighbours: Tensor,
+    pairs_at_once: int,
+    device: torch.device,
+) -> Iterator[_Block]:
+    """All pairs of queries from the first one on, in order: one block, or, with maps in a file, blocks that end where a
+    lot of pairs does.
+
+    A block's candidates are read once, by rising position, into one of two buffers, in a thread, while the block before
+    is scored from the other. For a GPU the buffers are pinned, and a block is copied there as a whole.
+    """
+    candidates, columns = neighbours.flatten().cpu(), neighbours.shape[1]
+    size = max(1, len(candidates))
+    for maps in (query_maps, gallery_maps):
+        if isinstance(maps, StoredRows):
+            size = min(size, max(1, BLOCK_BYTES // maps.layout.row_bytes // pairs_at_once) * pairs_at_once)
+    if isinstance(gallery_maps, StoredRows):
+        pinned = device.type == "cuda"
+        buffers = [gallery_maps.room(min(size, len(gallery_maps)), pinned) for _ in range(2)]
+
+    def read(number: int) -> _Block:
+        start, stop = number * size, min((number + 1) * size, len(candidates))
+        query, of_pairs = start // columns, candidates[start:stop]
+        of_queries = query_maps[first_query + query : first_query + (stop - 1) // columns + 1]
+        if not isinstance(gallery_maps, StoredRows):
+            return _Block(start, stop, of_queries, query, gallery_maps, of_pairs.to(gallery_maps.device))
+        rows, places = np.unique(of_pairs.numpy(), return_inverse=True)
+        of_gallery = gallery_maps.read(rows, buffers[number % 2])
+        return _Block(start, stop, of_queries, query, of_gallery, torch.from_numpy(places))
+
+    count = -(-len(candidates) // size)
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(read, 0)
+        for number in range(count):
+            block = following.result()
+            if number + 1 < count:
+                following = reader.submit(read, number + 1)
+            if isinstance(gallery_maps, StoredRows):
+                block = block._replace(
+                    gallery_maps=_on_device(block.gallery_maps, device), candidates=block.candidates.to(device)
+                )
+            yield block
+
+
+def _on_device_if_they_fit(maps: Maps, device: torch.device) -> Maps:
     """Maps on the device where they take no more than half of its free memory, else where they are."""
-    fit = device.type != "cuda" or maps.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
-    return maps.to(device) if fit else maps
+    if device.type == "cuda":
+        return maps.to(device) if maps.nbytes <= torch.cuda.mem_get_info(device)[0] // 2 else maps
+    return maps.to(device) if isinstance(maps, Tensor) else maps
 
 
 def _on_device(maps: Tensor, device: torch.device) -> Tensor:

@@ -1,8 +1,10 @@
 """Descriptors kept on disk: taken from there while they fit, made anew otherwise."""
 
 import os
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -10,8 +12,13 @@ from torch.utils.data import DataLoader
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.dataset import ImageSet
+from sop.image_cache import CachedImageSet, CachedLoader
 from sop.splits import class_map, read_split
 from sop.transforms import test_transform as transform_of
+from tests.faults import names
+from utils import features
+from utils.embedding import GLOBAL, LOCAL, embed
+from utils.errors import InputError
 from utils.training import evaluate_global, evaluate_rerank
 
 NEIGHBOURS = torch.tensor([[j for j in range(20) if j != i] for i in range(20)])
@@ -53,8 +60,9 @@ def test_one_pass_serves_both_evaluations(folder, tmp_path, capsys):
         for ours, expected in zip(found, plain, strict=True):
             assert ours[0] == expected[0]
             assert (ours[1] == expected[1]).all() and (ours[2] == expected[2]).all()
-    (file,) = kept.iterdir()
-    assert [len(features) for features in torch.load(file, weights_only=True)["features"]] == [20, 20]
+    (store,) = kept.iterdir()
+    assert names(store) == ["descriptors.npy", "maps.npy", "store.json"]
+    assert np.load(store / "maps.npy", mmap_mode="r").shape == (20, 16, 1, 1)
 
 
 def changed(reason, folder, kept, capsys, model=None, loader=None, dtype=torch.float32):
@@ -78,17 +86,167 @@ def test_what_does_not_fit_is_made_anew(folder, tmp_path, capsys):
     photo = folder / read_split(folder, "test.txt").paths[3]
     os.utime(photo, ns=(0, 0))
     changed("'photos'", folder, kept, capsys)
-    (file,) = kept.iterdir()
-    file.write_bytes(file.read_bytes()[:-100])
+    (store,) = kept.iterdir()
+    (store / "store.json").write_text("[]")
     changed("'network', 'photos', 'transform', 'precision'", folder, kept, capsys)
-    for other in ([1, 2], torch.ones(3), None):
-        torch.save(other, file)
-        changed("'network', 'photos', 'transform', 'precision'", folder, kept, capsys)
-    whole = torch.load(file, weights_only=True)
-    descriptors, maps = whole.pop("features")
-    for damaged in (None, 5, [descriptors], [descriptors[:-1], maps], [maps, descriptors], [descriptors.int(), maps]):
-        torch.save(whole | ({} if damaged is None else {"features": damaged}), file)
-        changed("'features'", folder, kept, capsys)
+
+
+class Small(torch.nn.Module):
+    """A network that answers two of its pixels' means, and maps of one pixel in four; it notes what it is given."""
+
+    normalize, norm_layer = False, None
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.embedded = torch.nn.Parameter(torch.ones(1)), []
+
+    def embedder(self, dtype):
+        def answers(images):
+            self.embedded.append(len(images))
+            values = images.float() * self.weight
+            return values.mean(dim=(2, 3)), values[:, :, ::2, ::2].to(dtype)
+
+        return answers
+
+
+def embedded(loader, kept, dtype=torch.float32, network=None):
+    (descriptors, maps), labels = embed(network or Small(), loader, [GLOBAL, LOCAL], "query", dtype, kept)
+    return descriptors, maps if isinstance(maps, torch.Tensor) else maps[:], labels
+
+
+def all_equal(ours, expected):
+    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kept_ones_are_the_embedded_ones(folder, tmp_path, dtype):
+    loader = loader_of(folder)
+    expected = embedded(loader, None, dtype)
+    for _ in range(2):
+        assert all_equal(embedded(loader, tmp_path / "features", dtype), expected)
+
+
+def cached_loader(folder, cache):
+    split = read_split(folder, "test.txt")
+    images = CachedImageSet(folder, split, class_map(split), 32, "exact", cache)
+    return CachedLoader(images, batch_size=8)
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_embedding_that_was_interrupted_goes_on(folder, tmp_path, capsys, monkeypatch, is_cached, workers):
+    monkeypatch.setattr("utils.store.ROWS_AT_ONCE", 8)
+    if is_cached:
+        loader = cached_loader(folder, tmp_path / "cache")
+    else:
+        loader = DataLoader(loader_of(folder).dataset, batch_size=8, num_workers=workers)
+    expected, kept = embedded(loader, None), tmp_path / "features"
+
+    class Failing(Small):
+        """Fails with the third batch."""
+
+        def embedder(self, dtype):
+            answers = super().embedder(dtype)
+
+            def failing(images):
+                if len(self.embedded) == 2:
+                    raise KeyboardInterrupt
+                return answers(images)
+
+            return failing
+
+    with pytest.raises(KeyboardInterrupt):
+        embedded(loader, kept, network=Failing())
+    network = Small()
+    capsys.readouterr()
+    assert all_equal(embedded(loader, kept, network=network), expected)
+    assert network.embedded == [4]
+    printed = capsys.readouterr()
+    assert "has the first 16 of 20 images: embedding goes on from there\n" in printed.out
+    assert "80%" in printed.err
+
+
+def test_an_unreadable_photo_costs_its_chunk(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("utils.store.ROWS_AT_ONCE", 8)
+    loader, kept = loader_of(folder), tmp_path / "features"
+    photo = folder / loader.dataset.paths[12]
+    content, times = photo.read_bytes(), photo.stat()
+    expected = embedded(loader, None)
+    photo.write_bytes(bytes(len(content)))
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputError, match=re.escape(photo.name)):
+        embedded(loader, kept)
+    photo.write_bytes(content)
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert all_equal(embedded(loader, kept), expected)
+    assert "has the first 8 of 20 images" in capsys.readouterr().out
+
+
+def test_what_is_damaged_is_embedded_again(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("utils.store.ROWS_AT_ONCE", 8)
+    loader, kept = loader_of(folder), tmp_path / "features"
+    expected = embedded(loader, kept)
+    (store,) = kept.iterdir()
+    content = bytearray((store / "maps.npy").read_bytes())
+    content[-1] ^= 1
+    (store / "maps.npy").write_bytes(content)
+    assert torch.equal(embed(Small(), loader, [GLOBAL], "query", torch.float32, kept)[0][0], expected[0])
+    assert "is damaged" not in capsys.readouterr().out  # the descriptors are not
+    network = Small()
+    assert all_equal(embedded(loader, kept, network=network), expected)
+    assert network.embedded == [4]
+    assert "is damaged: images are embedded again from number 16 on" in capsys.readouterr().out
+
+
+def test_answers_that_are_not_finite_are_not_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.store.ROWS_AT_ONCE", 8)
+    loader, network = loader_of(folder), Small()
+    network.weight.data[0] = float("inf")
+    with pytest.raises(InputError, match=f"NaN or infinite numbers for photo {loader.dataset.paths[0]}"):
+        embedded(loader, tmp_path / "features", network=network)
+    assert names(tmp_path / "features") == []
+
+
+def test_of_two_at_once_one_keeps_them(folder, tmp_path, capsys):
+    loader, kept = loader_of(folder), tmp_path / "features"
+    expected = embedded(loader, None)
+
+    class Meeting(Small):
+        """While it embeds, another evaluation comes."""
+
+        def embedder(self, dtype):
+            assert all_equal(embedded(loader, kept), expected)
+            return super().embedder(dtype)
+
+    assert all_equal(embedded(loader, kept, network=Meeting()), expected)
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"descriptors are not kept: .*features_\w+ is being written by process \d+ on .*: the images are embedded with",
+        printed,
+    )
+    assert all_equal(embedded(loader, kept), expected)
+    assert "are taken from" in capsys.readouterr().out
+
+
+def test_one_that_waited_takes_what_the_other_has_written(folder, tmp_path, capsys, monkeypatch):
+    loader, kept = loader_of(folder), tmp_path / "features"
+    lock = features.only_writer
+
+    def after_the_other(*given):
+        monkeypatch.setattr(features, "only_writer", lock)
+        embedded(loader, kept)
+        return lock(*given)
+
+    monkeypatch.setattr(features, "only_writer", after_the_other)
+    network = Small()
+    assert all_equal(embedded(loader, kept, network=network), embedded(loader, None))
+    assert network.embedded == []
+
+
+def test_former_files_in_the_folder_are_let_be(folder, tmp_path):
+    (tmp_path / "features_0123456789ab.pt").write_bytes(b"former")
+    embedded(loader_of(folder), tmp_path)
+    assert (tmp_path / "features_0123456789ab.pt").read_bytes() == b"former"
 
 
 def test_the_matcher_and_other_lists_do_not_matter(folder, tmp_path, capsys):

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -147,6 +150,35 @@ def test_a_full_gpu_is_said(monkeypatch):
     full.error = "another error"
     with pytest.raises(RuntimeError, match="another error"):
         knn.exact_index(torch.randn(9, 4), torch.device("cuda"))
+
+
+def test_several_gpus_have_a_part_of_the_gallery_each(monkeypatch):
+    gallery, queries, calls = torch.randn(31, 8), torch.randn(9, 8), []
+    parts = [faiss.IndexFlatL2(8) for _ in range(3)]
+
+    class Resources:
+        def setTempMemory(self, size):
+            self.size = size
+
+    def shards(resources, index, options):
+        """What faiss makes for GPUs, of parts on the CPU."""
+        calls.append(([of_gpu.size for of_gpu in resources], index.ntotal, options.shard))
+        spread = faiss.IndexShards(8, True, True)
+        for part in parts:
+            spread.add_shard(part)
+        return spread
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 3, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu_multiple_py", shards, raising=False)
+    index = knn.exact_index(gallery, torch.device("cuda"))
+    assert calls == [([knn.SCRATCH] * 3, 0, True)]
+    assert [part.ntotal for part in parts] == [10, 10, 11]
+    distances, positions = knn._search(index, queries, None, 20)  # more than a part has
+    expected = plain_neighbours(queries, gallery, 20)
+    np.testing.assert_allclose(distances, expected[0], atol=1e-5)
+    np.testing.assert_array_equal(positions, expected[1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

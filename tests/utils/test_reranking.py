@@ -1,4 +1,5 @@
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ from torch import nn
 from benchmarks import straightforward
 from models.matcher import Matcher
 from utils import reranking
+from utils.chamfer import Chamfer
 from utils.errors import InputError
-from utils.reranking import rerank
+from utils.reranking import matcher_for, pair_scores, rerank
+from utils.rows import StoredRows
+from utils.store import Store
 
 
 class Model(nn.Module):
@@ -48,6 +52,57 @@ def test_maps_that_do_not_fit_on_the_device_stay_where_they_are(monkeypatch, dty
     found = rerank(model, query_maps, gallery_maps, neighbours)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("kept", ["queries", "gallery", "both", "one for both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 4000])  # bytes: one lot of pairs, several
+def test_maps_in_a_file_are_scored_like_those_in_memory(monkeypatch, tmp_path, kept, dtype, block):
+    monkeypatch.setitem(reranking.PAIRS_AT_ONCE, "cpu", 7)
+    monkeypatch.setattr(reranking, "BLOCK_BYTES", block)
+    query_maps, gallery_maps = torch.randn(11, 16, 3, 2).to(dtype), torch.randn(50, 16, 3, 2).to(dtype)
+    if kept == "one for both":
+        query_maps = gallery_maps
+    neighbours, model = torch.randint(0, 50, (len(query_maps), 6)), Model()
+    scorers = [matcher_for(model, dtype), Chamfer()]
+    expected = pair_scores(model, query_maps, gallery_maps, neighbours, scorers)
+    in_files = [stored(tmp_path / f"{number}", maps) for number, maps in enumerate((query_maps, gallery_maps))]
+    if kept == "one for both":
+        found = pair_scores(model, in_files[0], in_files[0], neighbours, scorers)
+    else:
+        queries = query_maps if kept == "gallery" else in_files[0]
+        gallery = gallery_maps if kept == "queries" else in_files[1]
+        found = pair_scores(model, queries, gallery, neighbours, scorers)
+    assert all(torch.equal(ours, plain) for ours, plain in zip(found, expected, strict=True))
+
+
+def stored(folder, maps):
+    folder.mkdir()
+    store = Store(folder, {"maps": 4}, len(maps), {})
+    store.write(0, [[maps]])
+    assert store.whole_rows(["maps"]) == len(maps)
+    return store.tensors["maps"]
+
+
+def test_each_map_of_a_block_is_read_once_and_in_order(monkeypatch, tmp_path):
+    monkeypatch.setitem(reranking.PAIRS_AT_ONCE, "cpu", 5)
+    monkeypatch.setattr(reranking, "BLOCK_BYTES", 10 * 16 * 6 * 4)
+    maps, read = torch.randn(30, 16, 3, 2), []
+    kept = stored(tmp_path / "maps", maps)
+    take = StoredRows.read
+    monkeypatch.setattr(
+        StoredRows, "read", lambda self, rows, room: read.append(rows.tolist()) or take(self, rows, room)
+    )
+    neighbours = torch.randint(0, 30, (10, 4))
+    pair_scores(Model(), maps, kept, neighbours, [Chamfer()])
+    assert read == [sorted(set(part.tolist())) for part in neighbours.flatten().split(10)]
+
+
+def test_a_file_that_cannot_be_read_ends_scoring(tmp_path):
+    kept = stored(tmp_path / "maps", torch.randn(30, 16, 3, 2))
+    os.truncate(kept.path, 200)
+    with pytest.raises(InputError, match="has become shorter"):
+        pair_scores(Model(), kept, kept, torch.randint(0, 30, (30, 4)), [Chamfer()])
 
 
 def test_equal_logits_keep_their_order(device):
