@@ -27,7 +27,7 @@ def config():
     resume = None  # checkpoint; None: the initial model
     knn_index = "Flat"  # exact; or another index for galleries of millions: 'IVF1024,Flat;nprobe=16', 'HNSW32', ...
     query_set = "test"  # or 'train': the training images searched against themselves
-    features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
+    features = None  # folder to keep descriptors and local maps in: the same photos are not embedded again
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA

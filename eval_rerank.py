@@ -30,7 +30,7 @@ def config():
     scorer = "matcher"  # or 'chamfer': no matcher at all, the local maps' Chamfer similarity ranks
     num_candidates = 100  # of each query's neighbours: rescored, the others keep their places behind them
     fusion = None  # what is written: None, the scorer's ranking; [w, v], (logit +) w * cosine + v * Chamfer; 'crossfit'
-    features = None  # folder to keep descriptors in: evaluated again, network and photos are not embedded again
+    features = None  # folder to keep descriptors and local maps in; the latter are scored from there, not from memory
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
