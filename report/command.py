@@ -21,7 +21,7 @@ from utils.logs.runs import Run
 from utils.logs.table import unread_lines
 
 LARGEST_PAGE = 20_000_000  # bytes
-PHOTO_ROOM, ATTENTION_ROOM = 11_000_000, 5_000_000  # bytes
+PHOTO_ROOM, ATTENTION_ROOM = 13_000_000, 5_000_000  # bytes
 MOST_QUERIES, MOST_PAIRS, MOST_GALLERIES = 200, 120, 10
 MOST_RUNS = 500
 

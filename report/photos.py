@@ -11,8 +11,8 @@ from sop.photo import opened, to_rgb
 from utils.errors import InputError
 from utils.logs.characters import printable
 
-SIDE = 112  # pixels, of the longer side
-QUALITY = 70
+SIDE = 96  # pixels, of the longer side
+QUALITY = 62
 
 
 class Photos:

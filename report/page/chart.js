@@ -18,7 +18,7 @@ function chart({ title, unit, curves }) {
     const points = curves.flatMap((curve) => curve.points);
     if (!points.length) return element("p", { class: "faint" }, "Nothing was logged by the runs that are chosen.");
     const spread = points.flatMap(([, y, deviation = 0]) => [y - deviation, y + deviation]);
-    const xs = scale(points.map(([x]) => x), left, width - right);
+    const xs = scale(points.map(([x]) => x), left, width - right, true);
     const ys = scale(spread, height - bottom, top);
     const line = (curve) => curve.points.map(([x, y], i) => `${i ? "L" : "M"}${xs.at(x).toFixed(1)} ${ys.at(y).toFixed(1)}`).join("");
     const guide = shape("line", { class: "guide", y1: top, y2: height - bottom, visibility: "hidden" });
@@ -72,13 +72,14 @@ function chart({ title, unit, curves }) {
   return figure;
 }
 
-function scale(values, start, end) {
+// Round ticks over the values; the scale ends at ticks, or when it is tight at the values.
+function scale(values, start, end, tight = false) {
   let low = Math.min(...values), high = Math.max(...values);
   if (high === low) [low, high] = [low - 0.5, high + 0.5];
   const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
-  const first = Math.floor(low / step), last = Math.ceil(high / step);
-  [low, high] = [first * step, last * step];
+  const first = tight ? Math.ceil(low / step) : Math.floor(low / step), last = tight ? Math.floor(high / step) : Math.ceil(high / step);
+  if (!tight) [low, high] = [first * step, last * step];
   return {
     ticks: Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step),
     at: (value) => start + ((end - start) * (value - low)) / (high - low),

@@ -54,8 +54,8 @@ function attentionView(gallery, attention) {
       pairPhotos(gallery, attention, row, state.links ? links ?? [] : []),
       ...shares(row, n),
       element("p", { class: "faint" }, links
-        ? "Numbered: the pairs of patches, one in each photo, that attend most to each other in this layer (the smaller weight of the two directions)."
-        : "In the last layer only the readout’s own row counts towards the logit, so no pairs of patches are shown."),
+        ? "Photos are as the network sees them, squared and cut at their edges. Numbered: the pairs of patches, one in each photo, that attend most to each other in this layer (the smaller weight of the two directions)."
+        : "Photos are as the network sees them, squared and cut at their edges. In the last layer only the readout’s own row counts towards the logit, so no pairs of patches are shown."),
       state.links && links ? element("ol", { class: "links" }, ...links.map(([i, j, weight]) => element("li", {}, `${place(i, attention.grids[0])} ↔ ${place(j, attention.grids[1])}: ${percent(weight)}`))) : "",
     );
   };
@@ -108,7 +108,9 @@ function pairPhotos(gallery, attention, row, links) {
   });
   const lines = links.flatMap(([i, j], number) => {
     const [x1, y1] = centre(0, i), [x2, y2] = centre(1, j);
-    return [shape("line", { x1, y1, x2, y2, class: "link-back" }), shape("line", { x1, y1, x2, y2, class: `link l${number % 6}` })];
+    const bend = (y1 + y2) / 2 + 12 * (number - (links.length - 1) / 2); // lines between the same rows part
+    const d = `M${x1} ${y1}Q${(x1 + x2) / 2} ${bend} ${x2} ${y2}`;
+    return [shape("path", { d, class: "link-back" }), shape("path", { d, class: `link l${number % 6}` })];
   });
   const marks = links.flatMap(([i, j], number) => [centre(0, i), centre(1, j)].flatMap(([x, y], side) => {
     const shared = links.slice(0, number).filter((link) => link[side] === [i, j][side]).length;
@@ -128,7 +130,7 @@ function shares(row, n) {
   const most = Math.max(...row.slice(1, n + 1), ...row.slice(n + 2));
   const parts = [["the query’s patches", sum(row.slice(1, n + 1))], ["the neighbour’s patches", sum(row.slice(n + 2))], ["[SEP]", row[n + 1]], ["itself, [CLS]", row[0]]];
   return [
-    element("div", { class: "key" }, element("span", {}, "0 %", element("span", { class: "scale" }), `${percent(most)} of the readout’s attention on one patch`)),
+    element("div", { class: "key" }, element("span", {}, element("span", { class: "nowrap" }, "0 %"), element("span", { class: "scale" }), `${percent(most)} of the readout’s attention on one patch`)),
     element("p", {}, `The readout takes ${parts.map(([name, share]) => `${percent(share)} from ${name}`).join(", ")}.`),
   ];
 }
