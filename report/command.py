@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report.curves import curves
+from report.curves import curves, has_curves
 from report.document import document
 from report.evaluated import SCRIPT
 from report.gallery import gallery
@@ -22,8 +22,8 @@ from utils.logs.table import unread_lines
 
 LARGEST_PAGE = 20_000_000  # bytes
 PHOTO_ROOM, ATTENTION_ROOM = 13_000_000, 5_000_000  # bytes
-MOST_QUERIES, MOST_PAIRS, MOST_GALLERIES = 200, 120, 10
-MOST_RUNS = 500
+MOST_QUERIES, MOST_PAIRS = 200, 120
+MOST_GALLERIES, MOST_CURVES = 10, 40
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -76,13 +76,19 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
             problems.append(printable(f"{run.folder}: no gallery: {error}"))
     if not evaluations:
         problems.append(f"No gallery: none of the runs is an evaluation of reranking; {SCRIPT} makes one")
-    drawn = curves(runs, groups)
+    if len(evaluations) > MOST_GALLERIES:
+        problems.append(
+            f"No gallery for {len(evaluations) - MOST_GALLERIES} evaluations after the first {MOST_GALLERIES}"
+        )
+    drawn = [run for run in runs if has_curves(run)]
+    if len(drawn) > MOST_CURVES:
+        problems.append(f"No curves for {len(drawn) - MOST_CURVES} runs after the first {MOST_CURVES} that have such")
     if not drawn:
         problems.append("No curves: none of the runs has logged train.loss or val.recall@K; trainings do")
     return {
         "folders": [printable(run.folder) for run in runs],
         "tables": tables(runs, groups),
-        "curves": drawn,
+        "curves": curves(drawn[:MOST_CURVES], groups),
         "galleries": galleries,
         "photos": photos.entries,
         "problems": problems,

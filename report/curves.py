@@ -10,20 +10,22 @@ from utils.logs.plots import epoch_means
 from utils.logs.runs import Run
 
 MOST_POINTS = 400  # of a curve
-MOST_CURVES = 40
 Points = list[tuple[float, ...]]
+
+
+def has_curves(run: Run) -> bool:
+    """Whether a run has logged more than a point."""
+    return bool(run.losses) or len(run.validations) > 1
 
 
 def curves(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The runs' `loss` (its means over epochs), `iterations` (the loss itself, thinned) and `recalls` by K, as points
-    (epochs, value); then means of groups of seeds, as points (epochs, mean, sample standard deviation).
-
-    Of the first MOST_CURVES runs that have logged such.
+    (epochs, value); then means over the seeds of a group, as points (epochs, mean, sample standard deviation).
     """
-    drawn = [run for run in runs if run.losses or len(run.validations) > 1][:MOST_CURVES]
-    shown = [_of_run(run) for run in drawn]
+    shown = [_of_run(run) for run in runs]
+    folders = [run.folder for run in runs]
     for number, group in enumerate(groups, 1):
-        parts = [shown[drawn.index(run)] for run in group.runs if run in drawn]
+        parts = [shown[folders.index(run.folder)] for run in group.runs if run.folder in folders]
         if len(parts) > 1:
             shown.append(_mean(parts, f"group {number}: mean of {len(parts)} seeds"))
     return shown

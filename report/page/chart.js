@@ -36,7 +36,7 @@ function chart({ title, unit, curves }) {
         const lower = curve.points.map(([x, y, d]) => `${xs.at(x)},${ys.at(y - d)}`).reverse();
         return shape("polygon", { class: `band s${curve.colour}`, points: [...upper, ...lower].join(" ") });
       }),
-      ...curves.map((curve) => shape("path", { class: `curve s${curve.colour}${curve.thin ? " thin" : ""}`, "stroke-dasharray": curve.dash, d: line(curve) })),
+      ...curves.map((curve) => shape("path", { class: `curve s${curve.colour}${curve.thin ? " thin" : curve.points[0].length === 3 ? " mean" : ""}`, "stroke-dasharray": curve.dash, d: line(curve) })),
       ...curves.filter((curve) => curve.points.length === 1).map((curve) =>
         shape("circle", { class: `dot s${curve.colour}`, cx: xs.at(curve.points[0][0]), cy: ys.at(curve.points[0][1]), r: 3.5 }),
       ),
@@ -72,13 +72,14 @@ function chart({ title, unit, curves }) {
   return figure;
 }
 
-// Round ticks over the values; the scale ends at ticks, or when it is tight at the values.
+// Round ticks over the values; the scale ends at ticks, or when it is tight at 0 and the last value.
 function scale(values, start, end, tight = false) {
-  let low = Math.min(...values), high = Math.max(...values);
-  if (high === low) [low, high] = [low - 0.5, high + 0.5];
+  let low = tight ? 0 : Math.min(...values), high = Math.max(...values);
+  const least = Math.max(1e-6, 1e-6 * Math.abs(high)); // finer steps would be lost to rounding
+  if (high - low < least) [low, high] = [low - 1e3 * least, high + 1e3 * least];
   const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
-  const first = tight ? Math.ceil(low / step) : Math.floor(low / step), last = tight ? Math.floor(high / step) : Math.ceil(high / step);
+  const first = Math.floor(low / step), last = tight ? Math.floor(high / step) : Math.ceil(high / step);
   if (!tight) [low, high] = [first * step, last * step];
   return {
     ticks: Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step),

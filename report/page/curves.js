@@ -29,7 +29,7 @@ function showCurves(section, runs) {
   });
   section.append(
     element("h2", {}, "Training curves"),
-    element("p", { class: "source" }, "Faint: each iteration's loss, long runs thinned. Bands are one sample standard deviation over seeds."),
+    element("p", { class: "source" }, "Faint: the loss of each iteration, thinned where there are many. Thick: means over seeds, in a band of one sample standard deviation."),
     element("div", { class: "bar" }, ks.length > 1 ? selection("Recall at", ks.map((k) => [k, k]), state.k, (k) => { state.k = k; draw(); }) : null),
     charts,
     element("ul", { class: "legend" }, ...legend),

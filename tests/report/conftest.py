@@ -64,12 +64,16 @@ def browser() -> Iterator:
     if not chromium or not driver:
         pytest.skip("needs a browser: apt-get install chromium chromium-driver")
     from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):  # root has no sandbox
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    except WebDriverException as error:
+        pytest.skip(f"the browser does not start: {error.msg}")
     yield browser
     browser.quit()
