@@ -19,7 +19,7 @@ def tables(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]
         (
             "Rankings of evaluations, in %",
             "From info.json in each row's folder (measures, gains). The change is in points, with its 95 % interval of "
-            "a paired bootstrap over queries: an interval that does not reach 0 is a change beyond chance.",
+            "a paired bootstrap over queries: one that does not reach 0 is not explained by the choice of queries.",
             ranking_rows(runs),
         ),
         (
