@@ -35,12 +35,13 @@ bench-gpu:
 reproduce: install
 	$(BIN)/python -m benchmarks.reproduce
 
-# The real commands on drawn photos; a step that has ended well is not run again. The best epoch is chosen on classes
-# held out of training. EPOCHS are those of the global, the frozen and the finetuned training.
+# The real commands on drawn photos, and a page to look at; a step that has ended well is not run again. The best epoch
+# is chosen on classes held out of training. EPOCHS are those of the global, the frozen and the finetuned training.
 demo: install
 	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
 	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 40 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
+	$(BIN)/python -m utils.logs report logs/demo/1 --out logs/demo/report.html
 
 demo-long: FROZEN_EPOCHS = 120
 demo-long: install

@@ -23,6 +23,16 @@ def encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Tens
     return _after_attention(layer, tokens, attended)
 
 
+def attention_weights(layer, tokens: Tensor) -> Tensor:
+    """The weights (B, heads, L, L) by which the layer's attention adds up its values, of its input (B, L, d)."""
+    attention = layer.self_attn
+    d, heads = attention.embed_dim, attention.num_heads
+    tokens = layer.norm1(tokens) if layer.norm_first else tokens
+    packed = F.linear(tokens, attention.in_proj_weight[: 2 * d], attention.in_proj_bias[: 2 * d])
+    query, key = packed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    return (query @ key.mT / (d // heads) ** 0.5).softmax(dim=-1)
+
+
 def _attended(attention: nn.MultiheadAttention, tokens: Tensor, num_outputs: int | None) -> Tensor:
     """Self-attention's heads (B, L, d) for the first `num_outputs` tokens, without the attention maps."""
     d, heads = attention.embed_dim, attention.num_heads

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoder_layer import encoder_layer
+from models.encoder_layer import attention_weights, encoder_layer
 from models.position_encoding import sine_position_encoding
 from utils.precision import true_float32
 
@@ -74,9 +74,7 @@ class Matcher(nn.Module):
 
     def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
         """Logits (B,) of pairs of encoded images, query (B, n, d) and candidate (B, m, d)."""
-        batch = len(query_tokens)
-        cls, sep = (self.seg_encoder.weight[row].expand(batch, 1, -1) for row in (CLS, SEP))
-        tokens = torch.cat((cls, query_tokens, sep, candidate_tokens), dim=1)
+        tokens = self._sequence(query_tokens, candidate_tokens)
         *layers, last = self.encoder.layers
         for layer in layers:
             tokens = encoder_layer(layer, tokens)
@@ -86,6 +84,23 @@ class Matcher(nn.Module):
         # a logit's last digits order the candidates
         with torch.autocast(readout.device.type, enabled=False), true_float32():
             return F.linear(readout.float(), self.classifier.weight.float(), self.classifier.bias.float())[:, 0]
+
+    def attention(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
+        """Attention weights (B, layers, heads, L, L) of pairs as for `score`, L = n + m + 2, each row adding up to 1.
+
+        Row i tells how much token i takes of each token, in the order [CLS], query, [SEP], candidate: row 0 is the
+        readout's. Of the last layer `score` uses this row alone. Computed plainly, for eval mode.
+        """
+        tokens, weights = self._sequence(query_tokens, candidate_tokens), []
+        for layer in self.encoder.layers:
+            weights.append(attention_weights(layer, tokens))
+            tokens = encoder_layer(layer, tokens)
+        return torch.stack(weights, dim=1)
+
+    def _sequence(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
+        """The encoder's input (B, 1 + n + 1 + m, d)."""
+        cls, sep = (self.seg_encoder.weight[row].expand(len(query_tokens), 1, -1) for row in (CLS, SEP))
+        return torch.cat((cls, query_tokens, sep, candidate_tokens), dim=1)
 
 
 @lru_cache(maxsize=8)

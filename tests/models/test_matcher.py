@@ -41,6 +41,22 @@ def test_equals_torch_encoder_without_gradients(normalize_before, activation, sh
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("normalize_before", [False, True])
+@pytest.mark.parametrize("shapes", [((1, 16, 1, 1), (1, 16, 1, 1)), ((3, 16, 2, 5), (3, 16, 4, 3))])
+def test_attention_equals_that_of_torch(normalize_before, shapes):
+    matcher = Matcher(16, 4, 3, 40, normalize_before=normalize_before).eval()
+    query, candidate = map(torch.randn, shapes)
+    found = matcher.attention(matcher.encode_queries(query), matcher.encode_candidates(candidate))
+    tokens, expected = straightforward.pair_tokens(matcher, query, candidate), []
+    for layer in matcher.encoder.layers:
+        x = layer.norm1(tokens) if normalize_before else tokens
+        expected.append(layer.self_attn(x, x, x, need_weights=True, average_attn_weights=False)[1])
+        tokens = straightforward.encoder_layer(layer, tokens)
+    torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
+
+
 def test_dropout_acts_in_training_only():
     matcher = Matcher(16, 2, 2, 32, dropout=0.5)
     maps = torch.randn(4, 16, 2, 2)

@@ -7,6 +7,7 @@ from utils.logs.values import nested, noted_number
 
 MEASURES = ("mAP@R", "R-precision", "MRR")  # beside R@K
 GAIN = "R@1 over global"
+INTERVAL = re.compile(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)")
 MOST_MEASURES = 100  # the columns of more would bury those of the other evaluations
 
 
@@ -37,3 +38,9 @@ def read_rankings(files: RunFiles, info: dict) -> dict[str, dict[str, object]]:
             if points is not None and low is not None and high is not None:
                 rankings[name][GAIN] = f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
     return rankings
+
+
+def interval_of(gain: str) -> tuple[float, ...] | None:
+    """The points, and the ends of their interval, that a gain in words names; None where it names none."""
+    match = INTERVAL.fullmatch(gain)
+    return tuple(map(float, match.groups())) if match else None

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from utils.logs.files import RunFiles
-from utils.logs.rankings import read_rankings
+from utils.logs.rankings import interval_of, read_rankings
 
 
 def read(info):
@@ -36,3 +36,8 @@ def test_more_measures_than_a_table_can_show():
     rankings, problems = read({"measures": {"global": {f"R@{k}": 50.0 for k in range(1, 1001)}}})
     assert list(rankings["global"]) == [f"R@{k}" for k in range(1, 101)]
     assert problems == ["info.json: ranking global has 1000 measures: those after the first 100 are left out"]
+
+
+def test_the_numbers_of_a_gain():
+    assert interval_of("+1.50 (-0.25 to +3.25)") == (1.5, -0.25, 3.25)
+    assert interval_of("") is None and interval_of("+1.50") is None

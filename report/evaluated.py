@@ -1,0 +1,143 @@
+"""What an evaluation of reranking has left: its rankings, and the photos that they rank, as far as they are its own."""
+
+import contextlib
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sop.ingredient import DATASET_RULES
+from sop.splits import Split, class_map, read_split
+from utils.caches import pickle_load
+from utils.errors import InputError
+from utils.evaluation import Labels, Rankings, rank_candidates
+from utils.files import open_file
+from utils.fusion import Candidates
+from utils.logs.files import RunFiles
+from utils.logs.runs import Run
+from utils.logs.values import nested
+from utils.metrics import first_match_ranks
+from utils.scores import NAME, load_scores
+from utils.settings import TEXT, check_settings
+
+SCRIPT = "eval_rerank.py"
+TOLERANCE = 0.011  # of recalls in %, which are rounded to two decimals
+
+
+class Evaluated(NamedTuple):
+    """An evaluation, with a rank for each query (n,) and ranking: of its first match, from 0, infinite without one."""
+
+    run: Run
+    data: Path  # the dataset folder
+    queries: Split
+    gallery: Split
+    candidates: Candidates
+    labels: Labels
+    found: Rankings
+    ranks: dict[str, np.ndarray]
+    files: list[Path]  # that it is read from
+
+
+def read_evaluated(run: Run) -> Evaluated:
+    """Read the files in the `temp_dir` of an evaluation, and its split files.
+
+    InputError where one is missing, damaged, or of another run than the run folder.
+    """
+    config, dataset = run.config, nested(run.config, "dataset")
+    if not isinstance(dataset, dict):
+        raise InputError(f"{run.folder / 'config.json'} has no settings of the data set: run {SCRIPT} again")
+    check_settings({"temp_dir": config.get("temp_dir")}, {"temp_dir": TEXT})
+    for name in ("data_path", "test_file"):
+        check_settings({name: dataset.get(name)}, {name: DATASET_RULES[name]}, "dataset.")
+    folders = [*located(run, config["temp_dir"]), run.folder.parent]
+    folder = next((folder for folder in folders if (folder / NAME).exists()), Path(config["temp_dir"]))
+    candidates, labels = load_scores(folder)
+
+    data = first_existing(run, dataset["data_path"])
+    names = dataset["test_file"] if isinstance(dataset["test_file"], list) else [dataset["test_file"]]
+    splits = [read_split(data, name) for name in names]
+    queries, gallery = splits[0], splits[-1]
+    numbers = class_map(*splits)
+    for split, classes in ((queries, labels.queries), (gallery, labels.gallery)):
+        if [numbers[number] for number in split.classes] != classes.tolist():
+            raise InputError(f"{folder / NAME} is of other photos than {data / names[0]} lists: run {SCRIPT} again")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = rank_candidates(candidates, labels, config.get("fusion"))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{run.folder / 'config.json'}: fusion={config.get('fusion')!r} is unknown") from error
+    written = folder / "nn_inds.pkl"
+    if not np.array_equal(pickle_load(written), found.rankings[found.written].positions):
+        raise InputError(
+            f"{written} is not the ranking by {found.titles[found.written]} of {folder / NAME}: it is another run's; "
+            f"run {SCRIPT} again"
+        )
+    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
+    _check_recalls(run, ranks, folder)
+    _check_per_query(folder / "per_query.csv", queries, ranks)
+    files = [run.folder / "config.json", run.folder / "info.json"]
+    files += [folder / name for name in (NAME, written.name, "per_query.csv")] + [data / name for name in names]
+    return Evaluated(run, data, queries, gallery, candidates, labels, found, ranks, files)
+
+
+def located(run: Run, path: str) -> list[Path]:
+    """Where a path in a run's settings may lead: from the folder of the command that ran, and from here."""
+    base = nested(RunFiles(run.folder).json("run.json"), "experiment", "base_dir")
+    is_elsewhere = isinstance(base, str) and "\0" not in base and Path(base) != Path.cwd()
+    return [*([Path(str(base), path)] if is_elsewhere else []), Path(path)]
+
+
+def first_existing(run: Run, path: str) -> Path:
+    """The first place of `located` that is there, or the first."""
+    places = located(run, path)
+    return next((place for place in places if place.exists()), places[-1])
+
+
+def md5(path: Path) -> str:
+    """A file's MD5 sum in hexadecimal; InputError where it cannot be read."""
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check_recalls(run: Run, ranks: dict[str, np.ndarray], folder: Path) -> None:
+    """InputError where recalls in info.json are not those of the ranks."""
+    for name in run.rankings.keys() & ranks.keys():
+        for measure, noted in run.rankings[name].items():
+            k = measure.removeprefix("R@")
+            if k.isdecimal() and isinstance(noted, int | float):
+                recall = 100 * float(np.mean(ranks[name] < int(k)))
+                if abs(recall - noted) > TOLERANCE:
+                    raise InputError(
+                        f"{folder / NAME} has a recall of {recall:.2f} where {run.folder / 'info.json'} notes {noted} "
+                        f"({measure}, {name}): it is of another run; run {SCRIPT} again, with a temp_dir of its own"
+                    )
+
+
+def _check_per_query(path: Path, queries: Split, ranks: dict[str, np.ndarray]) -> None:
+    """InputError unless the table is of these queries and ranks."""
+    expected = [
+        [*row[:2], *("" if np.isinf(rank) else str(int(rank) + 1) for rank in row[2:])]
+        for row in zip(queries.paths, map(str, queries.classes), *ranks.values(), strict=True)
+    ]
+    columns = ["path", "class", *(f"rank_{name}" for name in ranks)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(_columns(file, columns))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run {SCRIPT} with this temp_dir again") from error
+    except (OSError, ValueError, csv.Error, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}): run {SCRIPT} with this temp_dir again") from error
+    if rows != expected:
+        raise InputError(f"{path} is of other queries or rankings than {NAME} beside it: run {SCRIPT} again")
+
+
+def _columns(file: io.TextIOBase, names: list[str]) -> Iterator[list[str]]:
+    for row in csv.DictReader(file):
+        yield [row[name] for name in names]

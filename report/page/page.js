@@ -1,0 +1,25 @@
+// The page, from the data that it holds.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+
+showTables(document.getElementById("tables"), data.tables);
+showCurves(document.getElementById("curves"), data.curves);
+showGallery(document.getElementById("gallery"), data.galleries);
+showSources(document.getElementById("sources"));
+
+function showSources(section) {
+  section.append(
+    element("h2", {}, "Sources"),
+    element("p", { class: "faint" }, "All that this page shows is from these folders of runs, and from the files below."),
+    element("ul", {}, ...data.folders.map((folder) => element("li", { class: "path" }, folder))),
+  );
+  for (const { folder, files } of data.galleries) {
+    section.append(
+      element("h3", { class: "path" }, `Gallery of ${folder}`),
+      element("ul", {}, ...files.map(({ path, md5 }) => element("li", { class: "path" }, path, element("span", { class: "faint" }, `, MD5 ${md5}`)))),
+    );
+  }
+  if (data.problems.length) {
+    section.append(element("h3", {}, "What could not be shown"), element("ul", { class: "problems" }, ...data.problems.map((line) => element("li", {}, line))));
+  }
+}

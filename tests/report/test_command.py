@@ -1,0 +1,101 @@
+import json
+import re
+
+import numpy as np
+
+import report.command
+from report.command import main
+from tests.report.conftest import HOSTILE
+from tests.utils.logs.folders import entry, training_run, write
+from utils import pickle_save
+from utils.evaluation import Labels, rank_candidates, write_per_query
+from utils.fusion import Candidates
+from utils.logs.__main__ import main as logs_main
+from utils.logs.runs import read_run
+from utils.metrics import first_match_ranks
+from utils.scores import save_scores
+
+
+def written(path) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])  # type: ignore[index]
+
+
+def test_a_page_of_trainings(trainings, tmp_path, capsys):
+    page = tmp_path / "new" / "report.html"
+    assert logs_main(["report", str(trainings), str(tmp_path / "none"), "--out", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{page} shows 2 runs, in 0.0 MB")
+    assert f"{tmp_path}/none: no such folder" in err
+    (line,) = written(page)["problems"]
+    assert line.startswith("No gallery: none of the runs is an evaluation of reranking; eval_rerank.py makes one")
+
+
+def test_what_cannot_be_written_or_read(trainings, tmp_path, capsys, monkeypatch):
+    assert main([str(tmp_path), "--out", str(tmp_path / "a.html")]) == 1
+    assert "no run could be read" in capsys.readouterr().err
+    assert main([str(trainings), "--out", str(tmp_path)]) == 1
+    assert "could not be written" in capsys.readouterr().err
+    monkeypatch.setattr(report.command, "LARGEST_PAGE", 1000)
+    assert main([str(trainings), "--out", str(tmp_path / "a.html")]) == 1
+    assert "give fewer runs" in capsys.readouterr().err and not (tmp_path / "a.html").exists()
+
+
+def test_an_evaluation_without_its_files_says_what_makes_them(evaluation, tmp_path):
+    (evaluation.folder / "scores.npz").unlink()
+    assert main([str(evaluation.run), "--out", str(tmp_path / "a.html")]) == 0
+    page = written(tmp_path / "a.html")
+    assert page["galleries"] == [] and len(page["tables"]) == 2
+    assert "run eval_rerank.py with this temp_dir first" in page["problems"][0]
+
+
+def test_photos_that_cannot_be_read_are_grey(evaluation, tmp_path):
+    broken, gone = (f"{HOSTILE}/0_{i}.JPG" for i in (0, 1))
+    contents = {name: (evaluation.data / name).read_bytes() for name in (broken, gone)}
+    try:
+        (evaluation.data / broken).write_bytes(contents[broken][:300])
+        (evaluation.data / gone).unlink()
+        assert main([str(evaluation.run), "--out", str(tmp_path / "a.html")]) == 0
+    finally:
+        for name, content in contents.items():
+            (evaluation.data / name).write_bytes(content)
+    page = written(tmp_path / "a.html")
+    problems = {photo["path"][-7:]: photo["problem"] for photo in page["photos"] if "problem" in photo}
+    assert problems.keys() == {"0_0.JPG", "0_1.JPG"}
+    assert "cannot be read" in problems["0_0.JPG"] and "does not exist" in problems["0_1.JPG"]
+    assert "a photo cannot be shown" in page["galleries"][0]["notes"][1]
+    assert len(page["galleries"][0]["queries"]) == 20
+
+
+def test_many_queries_are_sampled(tmp_path, monkeypatch):
+    n, rng = 1000, np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    paths, classes = [f"{i}.jpg" for i in range(n)], [i // 5 for i in range(n)]
+    (tmp_path / "data" / "test.txt").write_text("\n".join(map("{},{}".format, paths, classes)))
+    labels = Labels(np.array(classes), np.array(classes), True)
+    neighbours = (np.arange(n)[:, None] + 1 + np.argsort(rng.random((n, 12)))) % n
+    scores = (rng.random((n, 12)).astype(np.float32) for _ in range(3))
+    candidates = Candidates(neighbours, *scores)
+    found = rank_candidates(candidates, labels, None)
+    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
+    save_scores(tmp_path, candidates, labels)
+    pickle_save(tmp_path / "nn_inds.pkl", found.rankings["published"].positions)
+    write_per_query(tmp_path / "per_query.csv", paths, classes, ranks)
+    config = {"temp_dir": str(tmp_path), "dataset": {"data_path": str(tmp_path / "data"), "test_file": "test.txt"}}
+    write(tmp_path / "1", run=entry(script="eval_rerank.py"), config=config, info={})
+    assert main([str(tmp_path / "1"), "--out", str(tmp_path / "a.html")]) == 0
+    (gallery,) = written(tmp_path / "a.html")["galleries"]
+    assert len(gallery["queries"]) == 200
+    assert gallery["sample"].startswith("200 of 1,000 queries, drawn at random (seed 0): in turn one that is gained")
+    assert [sum(counts) for counts in gallery["counts"].values()] == [n] * len(ranks)
+    assert "No attention: resume=None" in gallery["notes"][0]
+    monkeypatch.setattr(report.command, "PHOTO_ROOM", 30_000)
+    assert main([str(tmp_path / "1"), "--out", str(tmp_path / "a.html")]) == 0
+    (gallery,) = written(tmp_path / "a.html")["galleries"]
+    assert 0 < len(gallery["queries"]) < 50 and gallery["sample"].endswith("More photos would make the page too large.")
+
+
+def test_hostile_texts_of_runs(tmp_path):
+    training_run(tmp_path / HOSTILE / "1", seed=HOSTILE, dataset={"name": HOSTILE})
+    assert read_run(tmp_path / HOSTILE / "1").losses
+    assert main([str(tmp_path), "--out", str(tmp_path / "a.html")]) == 0
+    assert (tmp_path / "a.html").read_text().count("<script") == 2

@@ -1,0 +1,86 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from report.evaluated import read_evaluated
+from utils import pickle_load, pickle_save
+from utils.errors import InputError
+from utils.logs.runs import read_run
+
+
+def test_rankings_and_ranks(evaluation):
+    found = read_evaluated(read_run(evaluation.run))
+    assert list(found.ranks) == ["global", "published", "chamfer", "fused"]
+    assert found.found.written == "published"
+    for name, ranking in found.found.rankings.items():
+        matches = found.labels.gallery[ranking.positions] == found.labels.queries[:, None]
+        assert found.ranks[name].tolist() == matches.argmax(axis=1).tolist()
+    np.testing.assert_array_equal(
+        found.found.rankings["published"].positions, pickle_load(evaluation.folder / "nn_inds.pkl")
+    )
+
+
+def remove(name):
+    return lambda evaluation: (evaluation.folder / name).unlink()
+
+
+def rewrite(name, old, new):
+    def change(evaluation):
+        path = evaluation.folder / name
+        path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
+def other_order(evaluation):
+    path = evaluation.folder / "nn_inds.pkl"
+    pickle_save(path, pickle_load(path)[:, ::-1])
+
+
+def other_queries(evaluation):
+    path = evaluation.folder / "nn_inds.pkl"
+    pickle_save(path, np.roll(pickle_load(path), 1, axis=0))
+
+
+def other_recalls(evaluation):
+    path = evaluation.run / "info.json"
+    info = json.loads(path.read_text())
+    info["measures"]["published"]["R@1"] = 55.5
+    path.write_text(json.dumps(info))
+
+
+CHANGES = {
+    "no scores": (remove("scores.npz"), r"scores.npz does not exist: run eval_rerank.py"),
+    "no neighbours": (remove("nn_inds.pkl"), r"nn_inds.pkl could not be read"),
+    "no table": (remove("per_query.csv"), r"per_query.csv does not exist: run eval_rerank.py"),
+    "another ranking": (other_order, r"nn_inds.pkl is not the ranking by published \(logit\)"),
+    "another run's neighbours": (other_queries, r"is of other queries or neighbours than"),
+    "another table": (rewrite("per_query.csv", "0_1.JPG", "0_9.JPG"), r"per_query.csv is of other queries"),
+    "a cut table": (rewrite("per_query.csv", "rank_global", "rank"), r"per_query.csv cannot be read"),
+    "other recalls": (other_recalls, r"scores.npz has a recall of .* of another run"),
+    "no data": (rewrite("1/config.json", '"test.txt"', '"gone.txt"'), r"gone.txt does not exist"),
+    "other photos": (rewrite("1/config.json", '"test.txt"', '"four.txt"'), r"scores.npz is of other photos than"),
+    "a path of numbers": (
+        rewrite("1/config.json", '"data_path": "', '"data_path": 5, "x": "'),
+        r"data_path=5: give a text",
+    ),
+    "no data set": (rewrite("1/config.json", '"dataset"', '"set"'), r"config.json has no settings of the data set"),
+    "an unknown fusion": (rewrite("1/config.json", '"fusion": null', '"fusion": "best"'), r"fusion='best' is unknown"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_does_not_belong_together_is_refused(evaluation, change):
+    lines = (evaluation.data / "test.txt").read_text(encoding="utf-8").split("\n")
+    (evaluation.data / "four.txt").write_text("\n".join(lines[:4]), encoding="utf-8")
+    make, message = CHANGES[change]
+    make(evaluation)
+    with pytest.raises(InputError, match=message):
+        read_evaluated(read_run(evaluation.run))
+
+
+def test_files_moved_with_their_run_folder_are_found(evaluation, tmp_path):
+    shutil.move(evaluation.folder, tmp_path / "moved")
+    assert tmp_path / "moved" / "scores.npz" in read_evaluated(read_run(tmp_path / "moved" / "1")).files
