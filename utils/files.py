@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from utils.errors import InputError
 
+ORPHANS_LIVE = 10  # seconds: workers of a loader look for their parent every five
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+\.part")
 
 
@@ -93,7 +95,7 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
     try:
         is_new = not lock.parent.exists()
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked_file(lambda: lock.open("a+b"))
+        file = _lock_file(lock)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
@@ -157,6 +159,31 @@ def check_room(folders: Mapping[Path, int], what: str) -> None:
                 f"{what} in {' and '.join(names)} needs {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make "
                 "room, or choose a folder on another disk"
             )
+
+
+def _lock_file(lock: Path) -> BinaryIO:
+    """The file `lock`, locked. BlockingIOError where a process that lives has locked it; the workers of one that has
+    died, which hold its files a little longer, are waited for."""
+    end = time.monotonic() + ORPHANS_LIVE
+    while True:
+        try:
+            return _locked_file(lambda: lock.open("a+b"))
+        except BlockingIOError:
+            if time.monotonic() > end or not _holder_has_died(lock):
+                raise
+            time.sleep(0.1)
+
+
+def _holder_has_died(lock: Path) -> bool:
+    """Whether the process that a lock file names is one of this machine, and has ended."""
+    with suppress(OSError):
+        holder = re.fullmatch(r"process (\d+) on (.+)", lock.read_text(errors="replace"))
+        if holder and holder[2] == socket.gethostname():
+            try:
+                os.kill(int(holder[1]), 0)
+            except (ProcessLookupError, OverflowError):
+                return True
+    return False
 
 
 def _locked_file(open_file: Callable[[], BinaryIO]) -> BinaryIO:

@@ -170,6 +170,25 @@ def test_one_process_at_a_time(tmp_path):
     assert names(lock.parent) == []
 
 
+ORPHAN = """
+with only_writer(Path(sys.argv[1]), "the set", "wait"):
+    if not os.fork():
+        time.sleep(1)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_of_a_killed_process_are_waited_for(tmp_path):
+    holder = started(ORPHAN, tmp_path / ".lock")
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    ended(holder)
+    with only_writer(tmp_path / ".lock", "the set", "wait"):
+        pass
+
+
 RACE = """
 held = 0
 while held < 40:
