@@ -9,8 +9,8 @@ from models.ingredient import MODEL_RULES, load_model, model_ingredient
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import reports_errors, set_up
+from utils.launch import rank
 from utils.losses import Contrastive
-from utils.processes import rank
 from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
 from utils.settings import FLAG, number
 from utils.steps import global_step

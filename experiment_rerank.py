@@ -12,8 +12,8 @@ from utils.embedding import embed_views
 from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
 from utils.experiment import reports_errors, set_up
+from utils.launch import rank
 from utils.losses import BinaryCrossEntropyWithLogits
-from utils.processes import rank
 from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
 from utils.settings import TEXT, whole_number
 from utils.steps import rerank_step

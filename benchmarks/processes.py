@@ -22,10 +22,11 @@ from torch.optim.lr_scheduler import MultiStepLR
 from benchmarks.run import build
 from tests.soak import Workshop, of_several, result, run
 from utils import pickle_load
+from utils.launch import hush, is_first
 from utils.logs.table import markdown_table
 from utils.losses import BinaryCrossEntropyWithLogits
 from utils.precision import set_precision
-from utils.processes import count, hush, is_first, joined, share
+from utils.processes import count, joined, share
 from utils.reranking import matcher_for, pair_scores
 from utils.run import own_gpu
 from utils.steps import rerank_step

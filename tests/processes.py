@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from utils.processes import hush
+from utils.launch import hush
 
 
 def in_processes(number: int, work: Callable[[], object], folder: Path) -> list:

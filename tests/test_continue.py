@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_a_run_that_has_ended_takes_more_epochs(tiny, observed, neighbours, tmp_
 
 
 def test_what_an_unfinished_run_is_protected_from(tiny, observed, neighbours, tmp_path, monkeypatch):
-    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=0)
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run")
     with monkeypatch.context() as patch:
         killed_after(4, patch)
         with pytest.raises(Killed):
@@ -192,14 +193,14 @@ def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
     assert logged == 3 * last["epoch"] + last["iteration"] > 0
 
 
-def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_path):
-    _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=0, epochs=1000)
+def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_path, monkeypatch):
+    _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", epochs=1000)
     settings["dataset"]["num_workers"] = 1
-    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", tempfile.mkdtemp(dir="/tmp"))  # a socket's path may have 108 characters
+    temporary = Path(os.environ["TMPDIR"])
     process = subprocess.Popen(
         [sys.executable, ROOT / "experiment_rerank.py", "-u", "with", *flags(settings)],
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -213,12 +214,13 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_pa
             assert time.monotonic() < end
             time.sleep(0.02)
 
-    wait_until(lambda: (tmp_path / "run" / "last.pt").exists() and any((tmp_path / "tmp").glob("*/*")))
+    wait_until(lambda: (tmp_path / "run" / "last.pt").exists() and any(temporary.glob("*/*")))
     workers = children()
     assert workers
     process.kill()
     process.wait()
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
-    assert names(tmp_path / "tmp") == []
+    assert names(temporary) == []
+    temporary.rmdir()
     with only_writer(tmp_path / "run" / ".lock", "", ""):
         pass

@@ -14,6 +14,7 @@ from utils.caches import save_neighbours
 from utils.errors import InputError
 
 SETTINGS = {
+    "image_cache": None,
     "train_file": "train.txt",
     "test_file": "test.txt",
     "batch_size": 6,

@@ -16,7 +16,8 @@ from tests.processes import in_processes
 from tests.reference import META, pixels
 from utils import BinaryCrossEntropyWithLogits, Contrastive, pickle_load
 from utils.errors import InputError
-from utils.processes import PeerError, all_rows, count, is_any, joined, rank, share, sum_gradients, summed, total
+from utils.launch import rank
+from utils.processes import PeerError, all_rows, count, is_any, joined, share, sum_gradients, summed, total
 from utils.steps import global_step, rerank_step
 
 

@@ -12,7 +12,7 @@ import torch
 
 from utils.checkpoint import Origin, checkpoint_content, read_tensors, save_tensors, state_dict_to_cpu
 from utils.errors import InputError
-from utils.processes import is_first, rank
+from utils.launch import is_first, rank
 
 LAST = "last.pt"
 FREE_SETTINGS = {  # those that do not alter a run, and paths: what the files hold is compared

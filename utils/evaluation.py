@@ -21,9 +21,9 @@ from utils.errors import InputError
 from utils.files import atomic_write
 from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, describe_grid, ranking_by
 from utils.knn import EXACT
+from utils.launch import is_first
 from utils.logs.table import text_table
 from utils.metrics import Measures, changes_of, measures_of, recall_at_ks, recall_at_ks_rerank
-from utils.processes import is_first
 from utils.reranking import Scorer, matcher_for, pair_scores
 
 TITLES = {

@@ -16,8 +16,8 @@ from sacred.utils import SacredError, apply_backspaces_and_linefeeds
 
 from utils.errors import InputError, ReportedError
 from utils.files import atomic_write
+from utils.launch import hush, is_first, rank
 from utils.memory import peak_memory
-from utils.processes import hush, is_first, rank
 from utils.settings import SEED, check_settings
 from utils.signals import ended_by_signals
 

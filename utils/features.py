@@ -11,7 +11,8 @@ from torch import Tensor
 
 from utils.errors import InputError, listing
 from utils.files import only_writer
-from utils.processes import is_first, said_by_first, total
+from utils.launch import is_first
+from utils.processes import said_by_first, total
 from utils.rows import StoredRows
 from utils.store import Store
 

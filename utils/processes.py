@@ -1,29 +1,23 @@
-"""The processes of one job, one a device, as torchrun or a scheduler starts them; a plain command is a job of one.
+"""The processes of one job, one a device: how they share work (`utils.launch`: which one this is).
 
 All work on one batch, or one evaluation: each takes its share of rows, and rows are exchanged by `torch.distributed`,
-between GPUs by NCCL and between CPUs by gloo. Which process it is, the environment says: RANK of WORLD_SIZE processes,
-LOCAL_RANK on its machine.
+between GPUs by NCCL and between CPUs by gloo.
 """
 
-import logging
-import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partialmethod
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from utils.errors import ReportedError
+from utils.launch import is_first, is_one_of_several, local_rank, rank
 from utils.signals import deferred_signals, signal_with_parent, take_for_one
 
 Said = TypeVar("Said")
@@ -37,42 +31,15 @@ class PeerError(ReportedError):
     """Another process of the job has ended, or has not answered in time."""
 
 
-def rank() -> int:
-    """The number of this process among the job's."""
-    return int(os.environ.get("RANK", 0)) if _is_one_of_several() else 0
-
-
-def local_rank() -> int:
-    """The number of this process among those on its machine, and of the GPU that it computes on."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if _is_one_of_several() else 0
-
-
-def _is_one_of_several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def count() -> int:
     """How many processes the job has."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
-    """Whether this is the process that logs, observes and writes."""
-    return rank() == 0
-
-
-def hush() -> None:
-    """Leave what is said to the first process, but for errors."""
-    if not is_first():
-        logging.disable(logging.INFO)
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign,assignment]
-
-
 @contextmanager
 def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
     """In the block the job's processes exchange rows. PeerError where another one ends, or is silent for so long."""
-    if not _is_one_of_several():
+    if not is_one_of_several():
         yield
         return
     signal_with_parent(signal.SIGTERM)

@@ -27,9 +27,10 @@ from utils.continuing import (
 )
 from utils.errors import InputError, listing
 from utils.files import check_room, only_writer
+from utils.launch import is_first, local_rank
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
-from utils.processes import is_first, joined, local_rank, said_by_first, same_weights
+from utils.processes import joined, said_by_first, same_weights
 from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit

@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.evaluation import Labels
 from utils.files import atomic_write, check_stored_zip, open_file
 from utils.fusion import Candidates
-from utils.processes import is_first
+from utils.launch import is_first
 
 NAME = "scores.npz"
 

@@ -138,7 +138,7 @@ def test_text_fits_a_terminal_and_the_other_forms_have_all(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert max(map(width, text.splitlines())) <= 100
-    assert f"folders are below {tmp_path}/experiments\n" in text
+    assert f"foldersarebelow{tmp_path}/experiments" in "".join(text.split())  # a long path is broken
     assert "left out, see --format markdown: script\n" in text
     for form in ("csv", "markdown"):
         assert main([str(tmp_path), "--format", form]) == 0

@@ -1,0 +1,40 @@
+"""Which process of a job this is, as torchrun or a scheduler says: RANK of WORLD_SIZE, LOCAL_RANK on its machine.
+
+A plain command is a job of one. Without torch, which not every command needs.
+"""
+
+import logging
+import os
+import sys
+from functools import partialmethod
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def is_one_of_several() -> bool:
+    """Whether the job has more processes than this."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def rank() -> int:
+    """The number of this process among the job's."""
+    return int(os.environ.get("RANK", 0)) if is_one_of_several() else 0
+
+
+def local_rank() -> int:
+    """The number of this process among those on its machine, and of the GPU that it computes on."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if is_one_of_several() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that logs, observes and writes."""
+    return rank() == 0
+
+
+def hush() -> None:
+    """Leave what is said to the first process, but for errors."""
+    if not is_first():
+        logging.disable(logging.INFO)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign,assignment]
