@@ -22,6 +22,9 @@ soak: install
 
 bench: install
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.saving
+	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.memory
 
 # With the packages of the machine's own python, for one that has a GPU and no network
 test-gpu:
@@ -30,6 +33,7 @@ test-gpu:
 bench-gpu:
 	$(PYTHON) -m benchmarks.run --device cuda
 	$(PYTHON) -m benchmarks.saving --device cuda
+	$(PYTHON) -m benchmarks.processes --device cuda
 
 # SOP, the published weights and neighbours, the three published evaluations, and one table of both
 reproduce: install
