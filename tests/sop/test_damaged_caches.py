@@ -134,7 +134,7 @@ get, killed = ImageSet.__getitem__, sys.argv[3] == "killed"
 def get_until_killed(images, item):
     return os.kill(os.getpid(), signal.SIGKILL) if killed and item == 13 else get(images, item)
 ImageSet.__getitem__ = get_until_killed
-list(get_loaders(data_path=Path(sys.argv[1]), image_cache=sys.argv[2], **{SETTINGS!r})[0].query)
+list(get_loaders(data_path=Path(sys.argv[1]), **{SETTINGS!r} | {{"image_cache": sys.argv[2]}})[0].query)
 """
 
 
