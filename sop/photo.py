@@ -25,7 +25,7 @@ def opened(path: Path) -> Iterator[ImageFile]:
     """A photo as PIL opens it: its pixels are read later. InputError, with its name, for what is none."""
     with naming(path):
         if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"photo {path} is a folder, a pipe or a device: take it out of the split file")
+            raise InputError(f"photo {path} is a folder, a pipe or a device: take it out of the list")
         photo = Image.open(path)
         photo.getbands()  # fails where a damaged header names an unknown mode
     with photo:
@@ -66,9 +66,7 @@ def naming(path: Path | str) -> Iterator[None]:
         raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
     except Exception as error:  # a damaged photo makes PIL raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(
-            f"photo {path} cannot be read ({reason}): replace it or take it out of the split file"
-        ) from error
+        raise InputError(f"photo {path} cannot be read ({reason}): replace it or take it out of the list") from error
 
 
 def _white_is_65535(photo: Image.Image) -> bool:
