@@ -17,13 +17,14 @@ from rrt.images import Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.transforms import test_transform
 from utils.chamfer import Chamfer
-from utils.embedding import IMAGES_AT_ONCE
+from utils.embedding import pieces_for
 from utils.errors import InputError
 from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.reranking import pair_scores
 from utils.rows import StoredRows
 from utils.settings import number
 
+IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB
 WEIGHT = number(0, 1_000_000)
 Fusion = Sequence[float] | None
 _computing = threading.Lock()  # torch's TF32 flag, which the network's heads turn off meanwhile, is the process's
@@ -117,10 +118,9 @@ class Reranker:
         InputError, with its path or position, for an image that cannot be read.
         """
         listed, parts = as_list(images), []
-        size = max(1, IMAGES_AT_ONCE[self.device.type] * 224**2 // self.crop_size**2)
         with tqdm(total=len(listed), desc="Embedding", unit="image", disable=not progress) as shown:
-            for start in range(0, len(listed), size):
-                batch = listed[start : start + size]
+            for start in range(0, len(listed), IMAGES_READ):
+                batch = listed[start : start + IMAGES_READ]
                 parts.append(self.embed_pixels(torch.stack([self.pixels(image) for image in batch])))
                 shown.update(len(batch))
         return Features(*map(torch.cat, zip(*parts, strict=True))) if parts else self._nothing()
@@ -130,10 +130,13 @@ class Reranker:
         return pixels_of(image, self._transform)
 
     def embed_pixels(self, pixels: Tensor) -> Features:
-        """Features of a batch of `pixels`, uint8 (B, 3, crop_size, crop_size)."""
-        with _computing:
-            descriptors, maps = self._embedder(pixels.to(self.device))
-        return Features(F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu())
+        """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), a few images at a time."""
+        parts = []
+        for piece in pieces_for(pixels, self.device):
+            with _computing:
+                descriptors, maps = self._embedder(piece.to(self.device))
+            parts.append((F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()))
+        return Features(*map(torch.cat, zip(*parts, strict=True)))
 
     def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
         """Scores float32 (n,) of n pairs: queries `a`, candidates `b`, image by image."""

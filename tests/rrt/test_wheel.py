@@ -17,12 +17,17 @@ PIP = (
     "--disable-pip-version-check",
 )
 USE = """
-import sys
+import runpy, sys
 import utils, models
 from rrt import Reranker
 model, *photos = sys.argv[1:]
 matches = Reranker.from_pretrained(model, crop_size=64, device="cpu").rank(photos[0], photos[1:])
 print([match.index for match in matches])
+sys.argv = ["rrt", "search", "nowhere", photos[0]]
+try:
+    runpy.run_module("rrt", run_name="__main__")
+except SystemExit as ended:
+    assert ended.code == 1
 assert utils.MINE and models.MINE and not {"sacred", "faiss", "matplotlib", "requests", "sop"} & sys.modules.keys()
 """
 
@@ -45,5 +50,6 @@ def test_the_wheel_stands_alone(saved, reranker, paths, tmp_path):
     found = subprocess.run(
         command, cwd=own, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False
     )
-    assert (found.returncode, found.stderr) == (0, "")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == "nowhere is no index: `python -m rrt index PHOTOS... --to nowhere` makes one\n"
     assert found.stdout == f"{[match.index for match in reranker.rank(paths[0], paths[1:])]}\n"
