@@ -21,7 +21,6 @@ from utils.embedding import pieces_for
 from utils.errors import InputError
 from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.reranking import pair_scores
-from utils.rows import StoredRows
 from utils.settings import number
 
 IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB
@@ -200,9 +199,8 @@ class Reranker:
         """Features as float32 tensors, those of images computed; InputError for those of another network."""
         if not isinstance(images, Features):
             return self.embed(images)
-        descriptors = _float32(images.descriptors)
-        maps = images.maps if isinstance(images.maps, StoredRows) else _float32(images.maps)
-        shape = maps.layout.shape if isinstance(maps, StoredRows) else tuple(maps.shape)
+        descriptors, maps = _float32(images.descriptors), _float32(images.maps)
+        shape = tuple(maps.shape)
         expected = self._nothing()
         sizes = descriptors.shape[1:], shape[1:2], len(shape), len(descriptors)
         if sizes != (expected.descriptors.shape[1:], expected.maps.shape[1:2], 4, shape[0]):

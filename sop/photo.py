@@ -1,7 +1,6 @@
 """Photos as files: opened, read and brought to RGB, or refused by name."""
 
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,6 @@ from utils.errors import InputError, ReportedError
 GREYS_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 GREYS_OF_32_BITS = ("I", "F")
 
-# PIL refuses a photo that may be a decompression bomb, and warns of one of half as many pixels: no photo has so many
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
 
 @contextmanager
 def opened(path: Path) -> Iterator[ImageFile]:
@@ -29,6 +25,9 @@ def opened(path: Path) -> Iterator[ImageFile]:
         photo = Image.open(path)
         photo.getbands()  # fails where a damaged header names an unknown mode
     with photo:
+        most = Image.MAX_IMAGE_PIXELS  # PIL warns above it, and refuses twice as many: it may be a decompression bomb
+        if most and photo.width * photo.height > most:
+            raise InputError(f"photo {path} has {photo.width} x {photo.height} pixels, more than {most:,}: resize it")
         yield photo
 
 

@@ -72,6 +72,10 @@ def test_reranks_the_results_of_another_search(reranker, paths):
         matches = reranker.rank(Features(*(part[row : row + 1] for part in features)), gallery, fusion=(1, 0))
         assert ranking.positions[row].tolist() == [neighbours[row][match.index] for match in matches]
         np.testing.assert_allclose(ranking.scores[row], [match.score for match in matches], atol=1e-5)
+    smaller = Features(features.descriptors, features.maps[..., :1])  # as images of another shape have them
+    assert reranker.rank(paths[0], smaller)[0].logit == pytest.approx(
+        plain_logits(reranker, reranker.embed(paths[0]), smaller).max().item(), abs=1e-5
+    )
     assert reranker.rerank(queries, features, neighbours[:, :0]).positions.shape == (3, 0)
 
 
