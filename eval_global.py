@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
-from models.ingredient import MODEL_RULES, load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient
+from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import Labels, evaluate_global, print_notes, save_evaluation
 from utils.experiment import reports_errors, set_up

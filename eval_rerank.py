@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
-from models.ingredient import MODEL_RULES, load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient
+from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates

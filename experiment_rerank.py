@@ -5,7 +5,8 @@ from sacred import Experiment
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from models.ingredient import MODEL_RULES, load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient
+from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
 from utils.embedding import embed_views

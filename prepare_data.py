@@ -7,7 +7,7 @@ from sacred import Experiment
 from sop.demo.photos import draw_demo
 from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, official_md5, read_list, unpack
 from sop.preparation.download import download
-from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
+from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, NEIGHBOURS, evaluation_commands, fetch
 from sop.preparation.settings import check, check_split_files
 from sop.preparation.unfinished import LATER, is_free
 from sop.preparation.verify import verify_images
@@ -39,7 +39,7 @@ def config():
     test_file = "test.txt"
     val_file = "val.txt"  # written where there are val_classes
     val_classes = 0  # training classes to hold out, for dataset.val_file
-    hub_repository = "fwtan/rrt_sop_data"  # the published files
+    hub_repository = HUB_REPOSITORY  # the published files
     checkpoint_dir = "rrt_sop_ckpts"
     neighbour_dir = "rrt_sop_caches"
     demo_dir = "data/demo"

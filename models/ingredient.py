@@ -6,34 +6,11 @@ from typing import Any
 import torch
 from sacred import Ingredient
 
-from models.matcher import Matcher
-from models.resnet import BLOCKS, NORM_LAYERS, RerankingResNet
+from models.network import ANSWER_SETTINGS, make_network
+from models.resnet import RerankingResNet
 from utils.checkpoint import Origin, load_weights
-from utils.errors import InputError
-from utils.settings import FLAG, Rules, number, one_of, whole_number
 
 model_ingredient = Ingredient("model")
-
-MODEL_RULES: Rules = {
-    "arch": one_of(*BLOCKS)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BLOCKS),
-    "pretrained": FLAG,
-    "dropout": number(0, 1),
-    "norm_layer": one_of(*NORM_LAYERS),
-    "remap": FLAG,
-    "detach": FLAG,
-    "normalize": FLAG,
-    "set_bn_eval": FLAG,
-    "normalize_weight": FLAG,
-    "freeze_backbone": FLAG,
-    "num_global_features": whole_number(1, 1_000_000),
-    "num_local_features": whole_number(4, 1_000_000, multiple=4),
-    "ert_dim_feedforward": whole_number(1, 1_000_000),
-    "ert_nhead": whole_number(1, 1_000_000),
-    "ert_num_encoder_layers": whole_number(1, 1000),
-    "ert_dropout": number(0, 1),
-    "ert_activation": one_of("relu", "gelu"),
-    "ert_normalize_before": FLAG,
-}
 
 
 @model_ingredient.config
@@ -100,55 +77,28 @@ def get_model(
     ert_activation,
     ert_normalize_before,
 ) -> RerankingResNet:
-    """The network for `num_classes` training classes; inside a run, Sacred fills in the rest from the config.
-
-    Raises InputError for an unknown `arch` or `norm_layer`, for heads that do not divide the matcher's width, and when
-    pretrained weights cannot be fetched.
-    """
-    if num_local_features % ert_nhead:
-        raise InputError(
-            f"model.num_local_features={num_local_features} is no multiple of model.ert_nhead={ert_nhead}: each head "
-            "takes an equal share"
-        )
-    matcher = Matcher(
-        d_model=num_local_features,
-        nhead=ert_nhead,
-        num_encoder_layers=ert_num_encoder_layers,
-        dim_feedforward=ert_dim_feedforward,
-        dropout=ert_dropout,
-        activation=ert_activation,
-        normalize_before=ert_normalize_before,
-    )
-    return RerankingResNet(
+    """`make_network` for `num_classes` training classes; inside a run, Sacred fills in the rest from the config."""
+    return make_network(
         num_classes,
-        matcher,
         arch=arch,
         pretrained=pretrained,
-        num_global_features=num_global_features,
-        num_local_features=num_local_features,
+        dropout=dropout,
         norm_layer=norm_layer,
         remap=remap,
-        normalize=normalize,
-        dropout=dropout,
         detach=detach,
-        normalize_weight=normalize_weight,
+        normalize=normalize,
         set_bn_eval=set_bn_eval,
+        normalize_weight=normalize_weight,
         freeze_backbone=freeze_backbone,
+        num_global_features=num_global_features,
+        num_local_features=num_local_features,
+        ert_dim_feedforward=ert_dim_feedforward,
+        ert_nhead=ert_nhead,
+        ert_num_encoder_layers=ert_num_encoder_layers,
+        ert_dropout=ert_dropout,
+        ert_activation=ert_activation,
+        ert_normalize_before=ert_normalize_before,
     )
-
-
-ANSWER_SETTINGS = (  # those that evaluation depends on
-    "arch",
-    "norm_layer",
-    "remap",
-    "num_global_features",
-    "num_local_features",
-    "ert_dim_feedforward",
-    "ert_nhead",
-    "ert_num_encoder_layers",
-    "ert_activation",
-    "ert_normalize_before",
-)
 
 
 @model_ingredient.capture

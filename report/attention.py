@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.ingredient import MODEL_RULES, get_model
+from models.ingredient import get_model
+from models.network import MODEL_RULES
 from models.resnet import RerankingResNet
 from report.evaluated import Evaluated, first_existing, md5
 from report.photos import jpeg

@@ -1,7 +1,6 @@
 """Photos as files: opened, read and brought to RGB, or refused by name."""
 
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +15,19 @@ from utils.errors import InputError, ReportedError
 GREYS_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 GREYS_OF_32_BITS = ("I", "F")
 
-# PIL refuses a photo that may be a decompression bomb, and warns of one of half as many pixels: no photo has so many
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
 
 @contextmanager
 def opened(path: Path) -> Iterator[ImageFile]:
     """A photo as PIL opens it: its pixels are read later. InputError, with its name, for what is none."""
     with naming(path):
         if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"photo {path} is a folder, a pipe or a device: take it out of the split file")
+            raise InputError(f"photo {path} is a folder, a pipe or a device: take it out of the list")
         photo = Image.open(path)
         photo.getbands()  # fails where a damaged header names an unknown mode
     with photo:
+        most = Image.MAX_IMAGE_PIXELS  # PIL warns above it, and refuses twice as many: it may be a decompression bomb
+        if most and photo.width * photo.height > most:
+            raise InputError(f"photo {path} has {photo.width} x {photo.height} pixels, more than {most:,}: resize it")
         yield photo
 
 
@@ -66,9 +65,7 @@ def naming(path: Path | str) -> Iterator[None]:
         raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
     except Exception as error:  # a damaged photo makes PIL raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(
-            f"photo {path} cannot be read ({reason}): replace it or take it out of the split file"
-        ) from error
+        raise InputError(f"photo {path} cannot be read ({reason}): replace it or take it out of the list") from error
 
 
 def _white_is_65535(photo: Image.Image) -> bool:

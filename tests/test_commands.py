@@ -422,7 +422,7 @@ def test_an_unreadable_photo_ends_a_run_in_one_line(tiny, observed, photos, tmp_
     (photos / "with_broken.txt").write_text("broken.JPG,0")
     for workers in (0, 1):
         data = {"test_file": "with_broken.txt", "num_workers": workers}
-        with pytest.raises(CommandError, match=r"^photo \S+broken\.JPG cannot be read \(.*\): replace it.*split file$"):
+        with pytest.raises(CommandError, match=r"^photo \S+broken\.JPG cannot be read \(.*\): replace it.*the list$"):
             observed(eval_global.ex, **tiny(temp_dir=tmp_path / "run", dataset=data))
 
 

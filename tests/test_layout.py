@@ -5,7 +5,12 @@ from graphlib import TopologicalSorter
 
 from tests import ROOT
 
-BELOW = {"utils": {"utils"}, "models": {"models", "utils"}, "sop": {"sop", "utils"}}
+BELOW = {
+    "utils": {"utils"},
+    "models": {"models", "utils"},
+    "sop": {"sop", "utils"},
+    "rrt": {"rrt", "models", "sop", "utils"},
+}
 COMMANDS = {"utils.logs.__main__"}  # they stand above all
 WITH_SACRED = {"models.ingredient", "sop.ingredient", "utils.experiment"}
 
@@ -30,6 +35,7 @@ def test_arrows_run_one_way():
                 "utils",
                 "models",
                 "sop",
+                "rrt",
                 "report",
                 "benchmarks",
                 "tests",

@@ -87,8 +87,18 @@ def load_weights(
     Raises InputError for a file that is missing, damaged, no checkpoint, or of another architecture, for weights that
     are not finite, and where the model `settings` are not those that the checkpoint says it was trained with.
     """
-    content = read_tensors(path)
-    state, expected, origin = _state(content, path), model.state_dict(), _origin(content)
+    return take_weights(read_tensors(path), path, model, training, settings)
+
+
+def take_weights(
+    content: object,
+    path: Path | str,
+    model: nn.Module,
+    training: bool,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Origin:
+    """`load_weights` of what the checkpoint `path` holds."""
+    state, expected, origin = state_of(content, path), model.state_dict(), origin_of(content)
     differing = [name for name in settings if origin.model.get(name, settings[name]) != settings[name]]
     if differing:
         raise InputError(
@@ -140,8 +150,8 @@ def read_tensors(path: Path | str) -> object:
         raise InputError(f"checkpoint {path} could not be read: {_first_line(error)}") from error
 
 
-def _state(content: object, path: Path | str) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds."""
+def state_of(content: object, path: Path | str) -> dict[str, Tensor]:
+    """The state dict in what the checkpoint `path` holds; InputError where there is none."""
     state = content.get("state", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state, state.values())):
         raise InputError(f"{path} is not a checkpoint: expected a dict with 'state', or a dict of named tensors")
@@ -155,7 +165,7 @@ def _is_named_tensor(name: object, tensor: object) -> bool:
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
-def _origin(content: object) -> Origin:
+def origin_of(content: object) -> Origin:
     """Where weights come from; where a checkpoint does not say, its optimiser tells which training it is of."""
     said = content.get("origin") if isinstance(content, dict) else None
     if isinstance(said, dict) and isinstance(said.get("model"), dict):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from utils.caches import save_neighbours
@@ -19,7 +18,7 @@ from utils.chamfer import Chamfer
 from utils.embedding import GLOBAL, LOCAL, embed
 from utils.errors import InputError
 from utils.files import atomic_write
-from utils.fusion import Candidates, CrossFit, Ranking, Weights, crossfit, describe_grid, ranking_by
+from utils.fusion import Candidates, CrossFit, Ranking, Weights, candidate_cosines, crossfit, describe_grid, ranking_by
 from utils.knn import EXACT
 from utils.launch import is_first
 from utils.logs.table import text_table
@@ -33,7 +32,6 @@ TITLES = {
     "chamfer": "Chamfer + cosine (crossfit)",
     "fused": "all three (crossfit)",
 }
-COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
 
 
 def evaluate_global(
@@ -86,17 +84,6 @@ def score_candidates(
     chamfer, *logits = (scores.numpy() for scores in pair_scores(model, maps, gallery_maps, scored, scorers))
     cosines = candidate_cosines(descriptors, gallery_descriptors, scored)
     return Candidates(neighbours.numpy(), cosines, chamfer, logits[0] if logits else None)
-
-
-def candidate_cosines(descriptors: Tensor, gallery_descriptors: Tensor, neighbours: Tensor) -> np.ndarray:
-    """Cosines float32 (n, k) of descriptors (n, d) with those of their neighbours (n, k) in the gallery (m, d)."""
-    descriptors, gallery_descriptors = (F.normalize(part, dim=1) for part in (descriptors, gallery_descriptors))
-    cosines = np.empty(neighbours.shape, np.float32)
-    for start in range(0, len(cosines), COSINE_BLOCK):
-        rows = slice(start, start + COSINE_BLOCK)
-        candidates = gallery_descriptors[neighbours[rows].to(gallery_descriptors.device)]
-        cosines[rows] = (candidates * descriptors[rows, None]).sum(dim=2).cpu()
-    return cosines
 
 
 def _embed_sets(

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from utils.errors import InputError
 
@@ -20,6 +22,7 @@ COSINE_WEIGHTS = (0, 1, 2, 5, 10, 20, 50, 100)  # w beside logits, which lie wit
 CHAMFER_WEIGHTS = (0, 5, 10, 20, 50, 100)  # v beside logits
 COSINE_TO_CHAMFER = (0, 0.25, 0.5, 1, 2, 4)  # w beside the Chamfer similarity alone
 NUM_CANDIDATES = (10, 25, 50, 100)
+COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
 
 
 class Candidates(NamedTuple):
@@ -55,6 +58,17 @@ class Weights(NamedTuple):
         parts = [(self.logit, "logit"), (self.cosine, "cosine"), (self.chamfer, "Chamfer")]
         terms = [name if weight == 1 else f"{weight:g} * {name}" for weight, name in parts if weight]
         return f"{' + '.join(terms) or '0'}, {self.num_candidates} candidates"
+
+
+def candidate_cosines(descriptors: Tensor, gallery_descriptors: Tensor, neighbours: Tensor) -> np.ndarray:
+    """Cosines float32 (n, k) of descriptors (n, d) with those of their neighbours (n, k) in the gallery (m, d)."""
+    descriptors, gallery_descriptors = (F.normalize(part, dim=1) for part in (descriptors, gallery_descriptors))
+    cosines = np.empty(neighbours.shape, np.float32)
+    for start in range(0, len(cosines), COSINE_BLOCK):
+        rows = slice(start, start + COSINE_BLOCK)
+        candidates = gallery_descriptors[neighbours[rows].to(gallery_descriptors.device)]
+        cosines[rows] = (candidates * descriptors[rows, None]).sum(dim=2).cpu()
+    return cosines
 
 
 def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:

@@ -48,7 +48,12 @@ def matcher_for(model, dtype: torch.dtype) -> Scorer:
 
 @torch.inference_mode()
 def pair_scores(
-    model: nn.Module, query_maps: Maps, gallery_maps: Maps, neighbours: Tensor, scorers: Sequence[Scorer]
+    model: nn.Module,
+    query_maps: Maps,
+    gallery_maps: Maps,
+    neighbours: Tensor,
+    scorers: Sequence[Scorer],
+    with_progress: bool = True,
 ) -> list[Tensor]:
     """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
 
@@ -64,7 +69,8 @@ def pair_scores(
     query_maps = gallery_maps if is_self_search else _on_device_if_they_fit(query_maps, device)
     pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], share(len(neighbours))
     scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
-    with tqdm(total=len(scores[0]), desc="Reranking", unit="pair", unit_scale=True) as progress:
+    total = len(scores[0])
+    with tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress:
         for block in _blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device):
             start = block.start
             while start < block.stop:

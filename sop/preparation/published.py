@@ -12,6 +12,7 @@ from sop.preparation.unfinished import LATER
 from utils.errors import InputError
 from utils.files import atomic_write, only_writer
 
+HUB_REPOSITORY = "fwtan/rrt_sop_data"
 RERANK = (
     "python eval_rerank.py -F logs/eval_rerank_{backbone}_r50 with temp_dir=logs/eval_rerank_{backbone}_r50 "
     "resume={{checkpoints}}/rrt_r50_sop_rerank_{backbone}.pt dataset.sop_rerank model.resnet50 "

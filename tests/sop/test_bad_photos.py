@@ -45,7 +45,7 @@ UNKNOWN_MODE = b"Image type: Gr\r\nImage size (x*y): 8*8\r\nFile size (no of ima
 @pytest.mark.filterwarnings("ignore:IM image format is deprecated:DeprecationWarning")
 def test_a_damaged_photo_is_named(tmp_path, load, content):
     (tmp_path / "photo").write_bytes(content)
-    told = rf"^photo {tmp_path}/photo cannot be read \(.+\): replace it or take it out of the split file$"
+    told = rf"^photo {tmp_path}/photo cannot be read \(.+\): replace it or take it out of the list$"
     with pytest.raises(InputError, match=told):
         load("photo")
     with pytest.raises(InputError, match="of 1 images 0 are missing and 1 unreadable"):
@@ -59,7 +59,7 @@ def test_what_is_no_file_is_named(tmp_path, load):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(tmp_path / "socket"))
         for name in ("folder", "pipe", "device", "socket"):
-            told = f"photo {tmp_path}/{name} is a folder, a pipe or a device: take it out of the split file"
+            told = f"photo {tmp_path}/{name} is a folder, a pipe or a device: take it out of the list"
             with pytest.raises(InputError) as raised:
                 load(name)
             assert str(raised.value) == told
@@ -98,7 +98,7 @@ def test_many_pixels_are_refused_outside_of_tests_too(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, tmp_path / "photo"], cwd=ROOT, capture_output=True, text=True
     )
-    assert f"InputError: photo {tmp_path}/photo cannot be read (Image size (90000000 pixels) exceeds" in done.stderr
+    assert f"InputError: photo {tmp_path}/photo has 10000 x 9000 pixels, more than 89,478,485: resize it" in done.stderr
 
 
 @pytest.mark.parametrize(

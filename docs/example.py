@@ -1,0 +1,40 @@
+"""Own photos -> index -> search -> rerank -> a picture of the best pair: `python -m docs.example PHOTOS MODEL OUT`.
+
+PHOTOS is a folder with photos, MODEL what `Reranker.from_pretrained` takes, OUT a folder for the index and picture.png.
+"""
+
+import sys
+from pathlib import Path
+
+from rrt import Reranker
+from rrt.index import Index, update
+from rrt.photos import find_photos
+from rrt.picture import attention_picture
+
+
+def main(photos: str, model: str, out: str, **settings) -> list[str]:
+    """Search the index for the first photo; returns the paths of the five best others."""
+    paths = find_photos([photos])
+    reranker = Reranker.from_pretrained(model, **settings)
+
+    # index: a second call embeds new photos only, and goes on where it was interrupted
+    done = update(Path(out, "index"), paths, reranker)
+    print(f"{done.photos} photos, {done.added} of them new", *done.problems, sep="\n")
+
+    # search: by the cosine of the global descriptors
+    index, query = Index(Path(out, "index")), paths[0]
+    (nearest,) = index.search(reranker.embed(query), top=100)
+    candidates = [found.photo for found in nearest if found.photo != str(query)]
+
+    # rerank: by the matcher; index.search(..., rerank=100) does the same from the index's own maps
+    matches = reranker.rank(query, candidates, top_k=5)
+    for match in matches:
+        print(f"{match.score:.3f}  {candidates[match.index]}")
+
+    # picture: what the matcher reads in the query and its best match
+    attention_picture(reranker, query, candidates[matches[0].index]).save(Path(out, "picture.png"))
+    return [candidates[match.index] for match in matches]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

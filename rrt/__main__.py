@@ -1,0 +1,145 @@
+"""`python -m rrt`: index one's own photos, search them, compare two."""
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rrt.index import Index, update
+from rrt.page import describe, page
+from rrt.photos import find_photos
+from rrt.picture import attention_picture
+from rrt.pretrained import WHERE_FROM
+from rrt.reranker import Reranker
+from utils.errors import InputError, ReportedError
+from utils.files import atomic_write
+from utils.logs.characters import printable
+
+MOST = 1_000_000  # photos of an answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ReportedError as error:
+        print(printable(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def index(options: argparse.Namespace) -> None:
+    """Index photos."""
+    paths = find_photos(options.photos)
+    kept = options.to / "model"
+    reranker = Reranker.from_pretrained(kept) if options.model is None and kept.is_dir() else _model(options)
+    done = update(options.to, paths, reranker, progress=True)
+    for line in done.problems:
+        print(printable(line), file=sys.stderr)
+    print(
+        printable(options.to) + f" has {done.photos} photos: {done.added} were embedded, {done.removed} taken out, "
+        f"{len(done.problems)} could not be read"
+    )
+
+
+def search(options: argparse.Namespace) -> None:
+    """Search an index."""
+    searched = Index(options.index, with_maps=options.rerank > 0)
+    queries = [Path(query) for query in options.queries]
+    found = searched.search(searched.reranker.embed(queries), options.top, options.rerank, options.fusion)
+    if options.html is not None:
+        with atomic_write(options.html) as file:
+            file.write(page(queries, found).encode())
+        print(f"{printable(options.html)} shows what was found: open it in a browser")
+    elif options.json:
+        answers = [
+            {"query": str(query), "found": [photo._asdict() for photo in photos]}
+            for query, photos in zip(queries, found, strict=True)
+        ]
+        print(json.dumps(answers, indent=1, allow_nan=False))
+    else:
+        for query, photos in zip(queries, found, strict=True):
+            print(printable(query))
+            for rank, photo in enumerate(photos, start=1):
+                print(f"{rank:4}. {describe(photo)}  {printable(photo.photo)}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Score a pair."""
+    reranker = _model(options)
+    (match,) = reranker.rank(options.a, [options.b])
+    print(f"logit {match.logit:.3f}, cosine {match.cosine:.3f}")
+    if options.picture is not None:
+        picture = attention_picture(reranker, options.a, options.b)
+        with atomic_write(options.picture) as file:
+            picture.save(file, "PNG")
+        print(f"{printable(options.picture)}: the brighter a patch, the more the matcher reads from it")
+
+
+def _model(options: argparse.Namespace) -> Reranker:
+    if options.model is None:
+        raise InputError(f"no model was given: --model takes {WHERE_FROM}")
+    return Reranker.from_pretrained(options.model, crop_size=options.crop_size, **dict(options.setting))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rrt", description="Search one's own photos.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", help=WHERE_FROM)
+    model.add_argument("--crop-size", type=int, metavar="PIXELS", help="what the model was trained on, where not 224")
+    model.add_argument(
+        "--setting", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="of a model that says none"
+    )
+
+    of_index = commands.add_parser("index", parents=[model], help="embed photos, or what is new of them")
+    of_index.add_argument("photos", nargs="+", metavar="PHOTOS", help="folders, photos, or a list NAME.txt of paths")
+    of_index.add_argument("--to", type=Path, required=True, metavar="INDEX", help="folder; has these photos afterwards")
+    of_index.set_defaults(run=index)
+
+    of_search = commands.add_parser("search", help="find the photos most like others")
+    of_search.add_argument("index", type=Path, metavar="INDEX")
+    of_search.add_argument("queries", nargs="+", metavar="QUERY", help="photos")
+    of_search.add_argument("--top", type=_number, default=10, metavar="N", help="photos for each query; 10")
+    of_search.add_argument(
+        "--rerank", type=_number, default=100, metavar="N", help="rescore the first N: 100, or 0 for none"
+    )
+    of_search.add_argument(
+        "--fusion", type=float, nargs=2, metavar=("W", "V"), help="rerank by logit + W * cosine + V * Chamfer"
+    )
+    outputs = of_search.add_mutually_exclusive_group()
+    outputs.add_argument("--html", type=Path, metavar="FILE", help="a page to look at")
+    outputs.add_argument("--json", action="store_true", help="print JSON")
+    of_search.set_defaults(run=search)
+
+    of_compare = commands.add_parser("compare", parents=[model], help="score a pair of photos")
+    of_compare.add_argument("a", metavar="QUERY")
+    of_compare.add_argument("b", metavar="CANDIDATE")
+    of_compare.add_argument("--picture", type=Path, metavar="FILE", help="PNG of what the matcher reads in them")
+    of_compare.set_defaults(run=compare)
+    return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {MOST:,}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

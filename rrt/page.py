@@ -1,0 +1,76 @@
+"""A page with queries and the photos found for them: no script, and a policy that lets none run and nothing load."""
+
+import base64
+import hashlib
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import ImageOps
+
+from rrt.index import Found
+from sop.photo import opened, to_rgb
+from utils.errors import InputError
+from utils.logs.characters import printable
+
+SIDE, QUALITY = 200, 75  # pixels of a photo's longer side, and its JPEG's quality
+STYLE = """body { font: 15px sans-serif; margin: 2em; color-scheme: light dark }
+section { display: flex; flex-wrap: wrap; gap: 1em; margin-bottom: 3em }
+figure { margin: 0; width: 200px; overflow-wrap: anywhere }
+figure.query { outline: 3px double; outline-offset: 4px }"""
+POLICY = (
+    "default-src 'none'; img-src data:; "
+    f"style-src 'sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}'"
+)
+
+
+def page(queries: Sequence[Path], found: Sequence[Sequence[Found]]) -> str:
+    """The page, in ASCII."""
+    sections = "\n".join(
+        f"<section>{figure(query, 'query', 'query')}{''.join(_figures(photos))}</section>"
+        for query, photos in zip(queries, found, strict=True)
+    )
+    text = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>Photos found</title>'
+        f"<style>{STYLE}</style></head><body><h1>Photos found</h1>\n{sections}\n</body></html>\n"
+    )
+    return text.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def _figures(photos: Sequence[Found]) -> list[str]:
+    return [
+        figure(Path(found.photo), f"{rank}. {describe(found)}", "found") for rank, found in enumerate(photos, start=1)
+    ]
+
+
+def describe(found: Found) -> str:
+    """The scores in words."""
+    if found.score is None:
+        return f"cosine {found.cosine:.3f}, not rescored"
+    if found.logit is None:
+        return f"cosine {found.cosine:.3f}"
+    return f"score {found.score:.3f} (logit {found.logit:.3f}, cosine {found.cosine:.3f})"
+
+
+def figure(path: Path, text: str, kind: str) -> str:
+    """A photo, upright, with a text and its path below, or what is wrong with it."""
+    try:
+        shown = f'<img alt="" src="data:image/jpeg;base64,{_thumbnail(path)}">'
+    except InputError as error:
+        shown = f"<p>{html.escape(printable(error))}</p>"
+    caption = f"{html.escape(text)}<br>{html.escape(printable(path))}"
+    return f'<figure class="{kind}">{shown}<figcaption>{caption}</figcaption></figure>'
+
+
+def _thumbnail(path: Path) -> str:
+    """The photo as a small JPEG in base64, turned as its EXIF says."""
+    with opened(path) as photo:
+        photo.draft("RGB", (2 * SIDE, 2 * SIDE))
+        small = to_rgb(photo)
+        small.thumbnail((SIDE, SIDE))
+        upright = ImageOps.exif_transpose(small)
+    content = io.BytesIO()
+    upright.save(content, "JPEG", quality=QUALITY)
+    return base64.b64encode(content.getvalue()).decode()

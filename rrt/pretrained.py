@@ -1,0 +1,156 @@
+"""Trained networks from where they are kept, and into a folder: `config.json` and `model.safetensors`.
+
+`config.json` has `crop_size` and, as `network`, the settings that the answers depend on.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import safetensors.torch
+from huggingface_hub.constants import HF_HOME
+
+from models.network import ANSWER_SETTINGS, MODEL_RULES, make_network
+from models.resnet import RerankingResNet
+from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch
+from utils.checkpoint import origin_of, read_tensors, state_dict_to_cpu, state_of, take_weights
+from utils.errors import InputError, listing
+from utils.files import atomic_write_all
+from utils.settings import check_settings, whole_number
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CROP_SIZE = 224  # pixels; the published one
+CROP_RULES = {"crop_size": whole_number(32, 4096)}  # the trunk halves it five times
+DEFAULTS: Mapping[str, Any] = MappingProxyType(  # of the published networks
+    {
+        "arch": "resnet50",
+        "norm_layer": None,
+        "remap": False,
+        "num_global_features": 128,
+        "num_local_features": 128,
+        "ert_dim_feedforward": 1024,
+        "ert_nhead": 4,
+        "ert_num_encoder_layers": 6,
+        "ert_activation": "relu",
+        "ert_normalize_before": False,
+    }
+)
+PUBLISHED = "published"
+WHERE_FROM = (
+    "a checkpoint of experiment_rerank.py, a folder or a repository of the hub with config.json and "
+    f"model.safetensors, or '{PUBLISHED}', which fetches the published one; `make demo` trains one in ten minutes"
+)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Pretrained(NamedTuple):
+    """A trained network, with the settings and the size of images it was found with."""
+
+    network: RerankingResNet
+    settings: dict[str, Any]
+    crop_size: int
+
+
+def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
+    """The network of `source`: see WHERE_FROM. `given` are settings that it does not say itself.
+
+    InputError where there is none, where it is damaged, says no settings, or says others than those given.
+    """
+    check_given(given)
+    path = Path(source)
+    if str(source) == PUBLISHED:
+        return _checkpoint(_published(), crop_size, given)
+    if path.is_dir():
+        return _folder(path / CONFIG, path / WEIGHTS, crop_size, given)
+    if path.exists():
+        return _checkpoint(path, crop_size, given)
+    if HUB_NAME.fullmatch(str(source)) and not path.suffix:
+        return _folder(*_from_hub(str(source)), crop_size, given)
+    raise InputError(f"{source} does not exist: give {WHERE_FROM}")
+
+
+def save(folder: Path, network: RerankingResNet, settings: Mapping[str, Any], crop_size: int) -> None:
+    """Write both files of a network into a folder, which is made: both or neither. InputError where they cannot be."""
+    tensors = {name: tensor.contiguous() for name, tensor in state_dict_to_cpu(network.state_dict()).items()}
+    content = {"crop_size": crop_size, "network": dict(settings)}
+    with atomic_write_all(folder / CONFIG, folder / WEIGHTS) as (config, weights):
+        config.write(json.dumps(content, indent=2).encode())
+        weights.write(safetensors.torch.save(tensors))
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raise InputError for settings that there are not, and for values that they cannot have."""
+    unknown = [name for name in given if name not in ANSWER_SETTINGS]
+    if unknown:
+        raise InputError(f"{listing(unknown)} is no setting of the network: choose from {listing(ANSWER_SETTINGS)}")
+    check_settings(given, {name: MODEL_RULES[name] for name in given})
+
+
+def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
+    content = read_tensors(path)
+    origin = origin_of(content)
+    said = {name: value for name, value in origin.model.items() if name in ANSWER_SETTINGS}
+    if not said and not given and path.name not in CHECKPOINTS.names:
+        raise InputError(
+            f"checkpoint {path} does not say by which settings it was trained: give those that differ from "
+            + ", ".join(f"{name}={value!r}" for name, value in DEFAULTS.items())
+            + "; where none does, arch='resnet50'"
+        )
+    if origin.matcher_trained is False:
+        raise InputError(f"checkpoint {path} has a matcher that was never trained: experiment_rerank.py trains it")
+    return _network(path, content, {**given, **said}, given, CROP_SIZE if crop_size is None else crop_size)
+
+
+def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
+    for path in (config, weights):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: give {WHERE_FROM}")
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        said, said_crop_size = dict(content["network"]), content["crop_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config} is not as save_pretrained writes it: write it anew") from error
+    try:
+        tensors = safetensors.torch.load_file(weights)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{weights} could not be read: {error}") from error
+    differing = [name for name in given if said.get(name, given[name]) != given[name]]
+    if differing:
+        raise InputError(f"{config} says other values of {listing(differing)}: leave them out")
+    return _network(weights, tensors, {**given, **said}, given, said_crop_size if crop_size is None else crop_size)
+
+
+def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], crop_size: int) -> Pretrained:
+    check_settings({"crop_size": crop_size}, CROP_RULES)
+    check_given(said)
+    settings = {**DEFAULTS, **said}
+    state = state_of(content, path)
+    if "classifier.bias" not in state:
+        raise InputError(f"{path} is no checkpoint of a network: it lacks classifier.bias")
+    network = make_network(state["classifier.bias"].numel(), normalize=True, **settings)
+    take_weights(content, path, network, training=False, settings=given)
+    return Pretrained(network.eval(), settings, crop_size)
+
+
+def _published() -> Path:
+    """The published checkpoint with a finetuned backbone, fetched into the hub's cache the first time."""
+    folder = Path(HF_HOME) / "rrt"
+    path = folder / CHECKPOINTS.names[-1]
+    if not path.exists():
+        fetch(CHECKPOINTS, HUB_REPOSITORY, folder)
+    return path
+
+
+def _from_hub(repository: str) -> tuple[Path, Path]:
+    try:
+        config, weights = (Path(huggingface_hub.hf_hub_download(repository, name)) for name in (CONFIG, WEIGHTS))
+    except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{repository} is no file here and could not be fetched ({reason}): give {WHERE_FROM}"
+        ) from error
+    return config, weights

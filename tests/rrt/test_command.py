@@ -1,0 +1,140 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rrt.__main__ import main
+from rrt.index import Found
+from rrt.page import page
+from rrt.picture import DARKEST, GAP, SIDE, attention_picture
+
+NAMES = ["a b.png", "quo'te\".png", "<script>alert(1)<", "naïve 写真.png", "line\nbreak.png"]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Photos whose names would run or break a page."""
+    folder = tmp_path / "own"
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path, "PNG")
+    (folder / NAMES[2]).rename(folder / f"{NAMES[2]}script>.png")
+    return folder
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and the texts of its captions."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_index_search_compare(saved, own, tmp_path, capsys):
+    index, query = str(tmp_path / "index"), str(own / NAMES[0])
+    model = ["--model", str(saved), "--crop-size", "64"]
+    assert main(["index", str(own), "--to", index, *model]) == 0
+    assert "has 5 photos: 5 were embedded, 0 taken out, 0 could not be read" in capsys.readouterr().out
+    (own / "broken.jpg").write_text("no photo")
+    assert main(["index", str(own), "--to", index]) == 0  # by its own network
+    told = capsys.readouterr()
+    assert "has 5 photos: 0 were embedded, 0 taken out, 1 could not be read" in told.out
+    assert re.search(r"photo .*broken\.jpg cannot be read", told.err)
+
+    assert main(["search", index, query, "--top", "3", "--rerank", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0] == query and lines[3].startswith("   3. cosine")
+    assert main(["search", index, query, query, "--rerank", "0", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 2 and answers[0]["found"][0]["photo"] == query
+    assert main(["search", index, query, "--fusion", "20", "10", "--html", str(tmp_path / "out.html")]) == 0
+    elements = Elements((tmp_path / "out.html").read_text("ascii"))
+    assert "script" not in elements.names and elements.names.count("img") == 6
+    assert "<script>alert(1)<script>.png" in elements.text and "line\\nbreak.png" in elements.text
+    assert "写真" in elements.text
+    assert all(source.startswith("data:image/jpeg;base64,") for source in elements.sources)
+
+    capsys.readouterr()
+    assert main(["compare", query, str(own / NAMES[1]), *model, "--picture", str(tmp_path / "pair.png")]) == 0
+    assert capsys.readouterr().out.startswith("logit ")
+    with Image.open(tmp_path / "pair.png") as picture:
+        assert picture.size == (2 * SIDE + GAP, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["index", ".", "--to", "index"], "no model was given: --model takes a checkpoint"),
+        (["search", "nowhere", "a.jpg"], "nowhere is no index"),
+        (["compare", "a.jpg", "b.jpg", "--model", "none.pt"], "none.pt does not exist"),
+    ],
+)
+def test_reports_errors(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (9, 9)).save("photo.png")
+    assert main(arguments) == 1
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_the_page_shows_photos_upright(tmp_path):
+    turned = Image.Exif()
+    turned[0x112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (80, 40)).save(tmp_path / "wide.jpg", exif=turned)
+    text = page([tmp_path / "wide.jpg"], [[Found(str(tmp_path / "gone.jpg"), 1.0, None, 1.0)]])
+    content = re.search(r"base64,([^\"]+)", text)
+    assert content is not None
+    assert Image.open(io.BytesIO(base64.b64decode(content[1]))).size == (40, 80)
+    assert "gone.jpg does not exist" in Elements(text).text
+
+
+def test_embeds_photos_as_they_are_stored(reranker, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    image.save(tmp_path / "turned.png", exif=turned)
+    frames = [image.rotate(angle) for angle in (90, 180)]
+    image.save(tmp_path / "animated.png", save_all=True, append_images=frames)
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    expected = reranker.pixels(image)
+    assert (reranker.pixels(tmp_path / "turned.png") == expected).all()
+    assert (reranker.pixels(tmp_path / "animated.png") == expected).all()
+    assert (reranker.pixels(tmp_path / "deep.png") == reranker.pixels(((deep + 128.0) // 257).astype(np.uint8))).all()
+
+
+def test_the_picture_shows_the_readout(reranker, paths):
+    picture = np.asarray(attention_picture(reranker, paths[0], paths[1]), float)
+    views = [reranker.pixels(path).permute(1, 2, 0).numpy() for path in paths[:2]]
+    features = reranker.embed(paths[:2]).maps
+    matcher = reranker.network.matcher
+    tokens = matcher.encode_queries(features[:1]), matcher.encode_candidates(features[1:])
+    row = matcher.attention(*tokens)[0, -1, :, 0].mean(0).detach().numpy()
+    patches = [row[1:5], row[6:10]]
+    for side, (view, weights) in enumerate(zip(views, patches, strict=True)):
+        left = side * (SIDE + GAP)
+        for patch, weight in enumerate(weights):
+            y, x = divmod(patch, 2)
+            half = SIDE // 2
+            shown = picture[y * half : (y + 1) * half, left + x * half : left + (x + 1) * half].mean()
+            seen = view[y * 32 : (y + 1) * 32, x * 32 : (x + 1) * 32].mean()
+            light = 1 - DARKEST * (1 - min(1, weight / max(part.max() for part in patches)))
+            assert shown == pytest.approx(light * seen, abs=6)

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.ingredient import model_ingredient
+from models.network import ANSWER_SETTINGS
+from rrt import InputError, Reranker, pretrained
+from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
+from tests.rrt.conftest import CROP_SIZE, SETTINGS
+from utils.checkpoint import save_tensors
+
+DIFFERING = {name: value for name, value in SETTINGS.items() if DEFAULTS[name] != value}
+
+
+def test_the_published_settings():
+    config = model_ingredient.named_configs["resnet50"]
+    settings = model_ingredient.configurations[0]() | config()
+    assert {name: settings[name] for name in ANSWER_SETTINGS} == DEFAULTS
+
+
+def test_folder_there_and_back(reranker, paths, tmp_path, monkeypatch):
+    reranker.save_pretrained(tmp_path / "tiny")
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {CONFIG, WEIGHTS}
+    loaded = Reranker.from_pretrained(tmp_path / "tiny", device="cpu")
+    assert (loaded.crop_size, loaded.settings) == (CROP_SIZE, SETTINGS)
+    assert loaded.digest() == reranker.digest()
+    assert loaded.rank(paths[0], paths) == reranker.rank(paths[0], paths)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(tmp_path / repository / name))
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "someone").mkdir()
+    (tmp_path / "tiny").rename(tmp_path / "someone" / "tiny")
+    assert Reranker.from_pretrained("someone/tiny", device="cpu").digest() == reranker.digest()
+
+
+def test_fetches_the_published_one(content, tmp_path, monkeypatch):
+    def fetch(published, repository, folder):
+        save_tensors(folder / "rrt_r50_sop_rerank_finetune.pt", {"state": content["state"]})
+
+    monkeypatch.setattr(pretrained, "fetch", fetch)
+    monkeypatch.setattr(pretrained, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(pretrained, "DEFAULTS", SETTINGS)  # a small network in its place
+    loaded = Reranker.from_pretrained("published", device="cpu")
+    assert loaded.crop_size == 224
+    assert torch.equal(loaded.network.state_dict()["conv1.weight"], content["state"]["conv1.weight"])
+
+
+def test_a_checkpoint_without_settings(content, reranker, tmp_path):
+    save_tensors(tmp_path / "bare.pt", content["state"])
+    with pytest.raises(InputError, match=r"does not say by which settings .* arch='resnet50', .*ert_nhead=4"):
+        Reranker.from_pretrained(tmp_path / "bare.pt")
+    loaded = Reranker.from_pretrained(tmp_path / "bare.pt", CROP_SIZE, "cpu", **DIFFERING)
+    assert loaded.digest() == reranker.digest()
+    with pytest.raises(InputError, match=r"does not fit this model: .*was it trained with other"):
+        Reranker.from_pretrained(tmp_path / "bare.pt", arch="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"arch": "resnet34"}, "was trained with model.arch=resnet18, not resnet34"),
+        ({"arch": "alexnet"}, "arch='alexnet' is unknown: choose from 'resnet18'"),
+        ({"colour": 1}, "'colour' is no setting of the network: choose from"),
+        ({"crop_size": 5}, "crop_size=5: give a whole number from 32"),
+    ],
+)
+def test_settings_that_do_not_fit(saved, options, told):
+    with pytest.raises(InputError, match=told):
+        Reranker.from_pretrained(saved, **options)
+
+
+def test_a_matcher_that_was_not_trained(content, tmp_path):
+    save_tensors(tmp_path / "global.pt", content | {"origin": {"model": SETTINGS, "matcher_trained": False}})
+    with pytest.raises(InputError, match="matcher that was never trained"):
+        Reranker.from_pretrained(tmp_path / "global.pt")
+
+
+def test_what_is_no_model(reranker, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"nowhere\.pt does not exist: give a checkpoint"):
+        Reranker.from_pretrained("nowhere.pt")
+    with pytest.raises(InputError, match=r"config\.json does not exist"):
+        Reranker.from_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *arguments: Path("/nowhere").read_text())
+    with pytest.raises(InputError, match="someone/none is no file here and could not be fetched"):
+        Reranker.from_pretrained("someone/none")
+    reranker.save_pretrained(tmp_path)
+    config, weights = json.loads((tmp_path / CONFIG).read_text()), (tmp_path / WEIGHTS).read_bytes()
+    with pytest.raises(InputError, match="says other values of 'arch'"):
+        Reranker.from_pretrained(tmp_path, arch="resnet34")
+    for damaged in ("", "[]", json.dumps(config | {"network": 3}), json.dumps({"crop_size": 64})):
+        (tmp_path / CONFIG).write_text(damaged)
+        with pytest.raises(InputError, match="not as save_pretrained writes it"):
+            Reranker.from_pretrained(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"network": SETTINGS | {"ert_nhead": "four"}}))
+    with pytest.raises(InputError, match="ert_nhead='four'"):
+        Reranker.from_pretrained(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    (tmp_path / WEIGHTS).write_bytes(weights[:-9])
+    with pytest.raises(InputError, match="could not be read"):
+        Reranker.from_pretrained(tmp_path)

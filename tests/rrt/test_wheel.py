@@ -1,0 +1,55 @@
+"""What `pip install .` brings, used in a folder that has modules of the clone's names."""
+
+import shutil
+import subprocess
+import sys
+
+from tests import ROOT
+
+PIP = (
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    "--no-deps",
+    "--no-build-isolation",
+    "--no-index",
+    "--disable-pip-version-check",
+)
+USE = """
+import runpy, sys
+import utils, models
+from rrt import Reranker
+model, *photos = sys.argv[1:]
+matches = Reranker.from_pretrained(model, crop_size=64, device="cpu").rank(photos[0], photos[1:])
+print([match.index for match in matches])
+sys.argv = ["rrt", "search", "nowhere", photos[0]]
+try:
+    runpy.run_module("rrt", run_name="__main__")
+except SystemExit as ended:
+    assert ended.code == 1
+assert utils.MINE and models.MINE and not {"sacred", "faiss", "matplotlib", "requests", "sop"} & sys.modules.keys()
+"""
+
+
+def test_the_wheel_stands_alone(saved, reranker, paths, tmp_path):
+    source, installed, own = tmp_path / "clone", tmp_path / "installed", tmp_path / "own"
+    source.mkdir()
+    for name in ("rrt", "models", "utils", "sop"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, *PIP, "--target", installed, source], check=True)
+    names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
+    assert names == {"rrt"}
+
+    (own / "models").mkdir(parents=True)
+    for file in (own / "utils.py", own / "models" / "__init__.py"):
+        file.write_text("MINE = True")
+    command = [sys.executable, "-W", "error", "-c", USE, saved, *paths]
+    found = subprocess.run(
+        command, cwd=own, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == "nowhere is no index: `python -m rrt index PHOTOS... --to nowhere` makes one\n"
+    assert found.stdout == f"{[match.index for match in reranker.rank(paths[0], paths[1:])]}\n"
