@@ -33,7 +33,7 @@ class PeerError(ReportedError):
 
 def count() -> int:
     """How many processes the job has."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @contextmanager
