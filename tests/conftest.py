@@ -1,6 +1,7 @@
 """A tiny dataset in SOP's layout, Sacred runs in process, and the devices that tests run on."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,12 @@ def observed(tmp_path):
 @pytest.fixture(params=[torch.device("cpu"), CUDA], ids=["cpu", "cuda"])
 def device(request) -> torch.device:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch):
+    """No test cuts the power; of hundreds of checkpoints each wait takes a second."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(autouse=True)
