@@ -39,7 +39,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def cost(task: str, device: torch.device, folder: Path) -> dict[str, object]:
     """A row of the table."""
     dtype = set_precision(None, device)
-    model = build(freeze_backbone=task == "rerank, frozen trunk").to(device)
+    model = build(freeze_backbone=task == "rerank, frozen trunk").to(device, memory_format=torch.channels_last)
     optimizer: Optimizer
     if task == "global":
         optimizer, step = SGD(model.parameters(), 1e-3, 0.9), global_step(model, Contrastive(0.5), dtype, None)
