@@ -57,7 +57,7 @@ def comparisons() -> list[dict[str, object]]:
         weights = place / "out" / "resnet18_sop.pt"
         for script, scores, settings in (
             ("eval_global.py", "squared distances", ()),
-            ("eval_rerank.py", "logits", (f"cache_nn_inds={workshop.folder / 'test.pkl'}", "fusion=crossfit")),
+            ("eval_rerank.py", "logits", (f"cache_nn_inds={workshop.folder / 'test.pkl'}",)),
         ):
             found = []
             for number in (1, 2, 3):
