@@ -182,9 +182,9 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
             run(of_several(workshop.training(kind, folder)))
             whole[kind], lengths[kind] = result(folder), time.monotonic() - began
         folder = workshop.new_folder()
-        options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
+        options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={3 * restarts}")
         job = subprocess.Popen(
-            of_several(workshop.training(kind, folder, "continue_run=True"), *options),
+            of_several(workshop.training(kind, folder, "continue_run=True", "timeout_minutes=1"), *options),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
