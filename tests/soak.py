@@ -201,7 +201,7 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
             wrong = messages or "no message" if job.returncode else differences(folder, whole[kind])
         else:
             told = victim == 0 or status(folder) in ("", "FAILED", "COMPLETED")
-            wrong = left_behind(folder) or f"status {status(folder)}" * (not told)
+            wrong = f"status {status(folder)}" * (not told)
             wrong = wrong or continued(workshop, kind, folder, whole[kind], several=True)
         yield not wrong, f"{what}: {wrong}"
 
