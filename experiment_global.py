@@ -70,11 +70,9 @@ def main(_run, temperature, micro_batch, resume, seed):
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))
         training = look_for_run()
-        if training.earlier is None:
-            model, origin = load_model(loaders.num_classes, resume, device, training=True)
-            note_files(_run, resume)
-        else:
-            model, origin = load_model(loaders.num_classes, None, device, pretrained=False)
+        weights = training.first_weights(resume)
+        model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
+        note_files(_run, weights["resume"])
         state = new_state(model, dtype, origin)
         training.begin(state)
         step = global_step(model, Contrastive(temperature), dtype, micro_batch)

@@ -79,11 +79,9 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))
         training = look_for_run()
-        if training.earlier is None:
-            model, origin = load_model(loaders.num_classes, resume, device, training=True)
-            note_files(_run, resume)
-        else:
-            model, origin = load_model(loaders.num_classes, None, device, pretrained=False)
+        weights = training.first_weights(resume)
+        model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
+        note_files(_run, weights["resume"])
         state = new_state(model, dtype, origin._replace(matcher_trained=True))
         training.begin(state)
         step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)

@@ -153,6 +153,10 @@ class Training(NamedTuple):
     files: TrainingFiles
     earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
 
+    def first_weights(self, resume: str | None) -> dict[str, object]:
+        """Where `load_model` takes weights from: nowhere for a run that is continued, which has its own."""
+        return {"resume": resume} if self.earlier is None else {"resume": None, "pretrained": False}
+
     def begin(self, state: TrainingState) -> None:
         """Take the run up where it was left; InputError where there is no room for what it will write."""
         size = 3 * sum(tensor.nbytes for tensor in state.model.state_dict().values())  # with AdamW's two moments
