@@ -16,9 +16,8 @@ from models.ingredient import get_model
 from models.network import MODEL_RULES
 from models.resnet import RerankingResNet
 from report.evaluated import Evaluated, first_existing, md5
-from report.photos import jpeg
 from sop.ingredient import DATASET_RULES
-from sop.photo import opened
+from sop.photo import jpeg, opened
 from sop.transforms import test_transform
 from utils.checkpoint import load_weights
 from utils.errors import InputError

@@ -1,13 +1,9 @@
 """Photos as small JPEGs in base64, each once, and what keeps one from being shown."""
 
-import base64
-import io
 import json
 from pathlib import Path
 
-from PIL import Image
-
-from sop.photo import opened, to_rgb
+from sop.photo import jpeg, thumbnail
 from utils.errors import InputError
 from utils.logs.characters import printable
 
@@ -27,25 +23,14 @@ class Photos:
         """The number of a photo, which is read the first time."""
         if path not in self.numbers:
             self.numbers[path] = len(self.entries)
-            self.entries.append(thumbnail(path))
+            self.entries.append(entry(path))
             self.size += len(json.dumps(self.entries[-1]))
         return self.numbers[path]
 
 
-def thumbnail(path: Path) -> dict[str, str]:
+def entry(path: Path) -> dict[str, str]:
     """A photo's `path` and its `jpeg`, or the `problem` that it has."""
     try:
-        with opened(path) as photo:
-            photo.draft("RGB", (2 * SIDE, 2 * SIDE))
-            small = to_rgb(photo)
-            small.thumbnail((SIDE, SIDE))
-            return {"path": printable(path), "jpeg": jpeg(small)}
+        return {"path": printable(path), "jpeg": jpeg(thumbnail(path, SIDE), QUALITY)}
     except InputError as error:
         return {"path": printable(path), "problem": printable(error)}
-
-
-def jpeg(image: Image.Image, quality: int = QUALITY) -> str:
-    """An image as a JPEG in base64."""
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=quality)
-    return base64.b64encode(content.getvalue()).decode()

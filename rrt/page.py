@@ -3,14 +3,11 @@
 import base64
 import hashlib
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import ImageOps
-
 from rrt.index import Found
-from sop.photo import opened, to_rgb
+from sop.photo import jpeg, thumbnail
 from utils.errors import InputError
 from utils.logs.characters import printable
 
@@ -57,20 +54,9 @@ def describe(found: Found) -> str:
 def figure(path: Path, text: str, kind: str) -> str:
     """A photo, upright, with a text and its path below, or what is wrong with it."""
     try:
-        shown = f'<img alt="" src="data:image/jpeg;base64,{_thumbnail(path)}">'
+        small = thumbnail(path, SIDE, upright=True)
+        shown = f'<img alt="" src="data:image/jpeg;base64,{jpeg(small, QUALITY)}">'
     except InputError as error:
         shown = f"<p>{html.escape(printable(error))}</p>"
     caption = f"{html.escape(text)}<br>{html.escape(printable(path))}"
     return f'<figure class="{kind}">{shown}<figcaption>{caption}</figcaption></figure>'
-
-
-def _thumbnail(path: Path) -> str:
-    """The photo as a small JPEG in base64, turned as its EXIF says."""
-    with opened(path) as photo:
-        photo.draft("RGB", (2 * SIDE, 2 * SIDE))
-        small = to_rgb(photo)
-        small.thumbnail((SIDE, SIDE))
-        upright = ImageOps.exif_transpose(small)
-    content = io.BytesIO()
-    upright.save(content, "JPEG", quality=QUALITY)
-    return base64.b64encode(content.getvalue()).decode()

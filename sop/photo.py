@@ -1,12 +1,14 @@
 """Photos as files: opened, read and brought to RGB, or refused by name."""
 
+import base64
+import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
 
@@ -52,6 +54,25 @@ def to_rgb(photo: Image.Image) -> Image.Image:
             raise InputError(f"photo {name} has greys that are not of 8 or 16 bits: save it with 8 bits")
         photo.info.pop("transparency", None)  # PIL would warn of some that RGB has none
         return photo if photo.mode == "RGB" else photo.convert("RGB")
+
+
+def thumbnail(path: Path, side: int, upright: bool = False) -> Image.Image:
+    """A photo in RGB, with `side` pixels at most on its longer side, or `upright`, turned as its EXIF says.
+
+    InputError where it cannot be read.
+    """
+    with opened(path) as photo:
+        photo.draft("RGB", (2 * side, 2 * side))
+        small = to_rgb(photo)
+        small.thumbnail((side, side))
+        return ImageOps.exif_transpose(small) if upright else small  # while the file is open: a TIFF's EXIF is read now
+
+
+def jpeg(image: Image.Image, quality: int) -> str:
+    """An image as a JPEG in base64."""
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=quality)
+    return base64.b64encode(content.getvalue()).decode()
 
 
 @contextmanager
