@@ -134,9 +134,14 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch):
-    """No test cuts the power; of hundreds of checkpoints each wait takes a second."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def without_waiting_for_the_disk():
+    """No test cuts the power; of hundreds of checkpoints each wait takes a second.
+
+    It asks for no `monkeypatch`, which would be undone after the test's folder is deleted.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
