@@ -14,11 +14,11 @@ import torch
 from utils.launch import hush
 
 
-def in_processes(number: int, work: Callable[[], object], folder: Path) -> list:
-    """What `work()` returns in each of so many processes of one job."""
+def in_processes(number: int, work: Callable[[], object], folder: Path, port: int | None = None) -> list:
+    """What `work()` returns in each of so many processes of one job, whose store is at `port`, or its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = port or free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(rank: int) -> None:

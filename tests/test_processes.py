@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import eval_global
 import eval_rerank
@@ -136,6 +137,20 @@ def test_a_process_that_is_silent(tmp_path):
                 total(1)
 
     in_processes(2, work, tmp_path)
+
+
+def test_a_job_that_is_started_again_does_not_wait_for_its_first_processes(tmp_path, monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def work(late):
+        if rank() == late:
+            time.sleep(1)  # the other one finds only what the first start left
+        with joined(1, on_cpu=True):
+            return total(rank() + 1)
+
+    for start, late in enumerate((1, 1, 0)):
+        assert in_processes(2, lambda late=late: work(late), tmp_path / str(start), store.port) == [3, 3]
 
 
 COMMANDS = {

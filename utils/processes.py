@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -44,9 +45,12 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
         return
     signal_with_parent(signal.SIGTERM)
     take_for_one(SECONDS)
+    timeout = timedelta(minutes=timeout_minutes)
     try:
+        store, number, processes = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(_name_of_start(store, number, processes, timeout), store)
         backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
         yield
         dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:
@@ -58,6 +62,32 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
             f"another process of the job has ended, or has not answered for {timeout_minutes} minutes (see its own "
             f"message; {str(error).splitlines()[0]})"
         ) from error
+
+
+def _name_of_start(store: dist.Store, number: int, processes: int, timeout: timedelta) -> str:
+    """A name that the processes of this start of the job agree on, and none of an earlier one has.
+
+    torchrun keeps one store through all restarts. Without a name, processes may read where those of the last start
+    were listening, and wait for them, whatever the timeout (PyTorch issue 135712). Restarts are counted by each
+    machine for itself, so that their number is none.
+    """
+    own = uuid4().hex
+    if number:
+        store.set(f"started {number}", own)
+        name = store.get(f"name for {own}").decode()
+        store.set(f"{name} has {number}", "")
+        return name
+    deadline = time.monotonic() + timeout.total_seconds()
+    while not store.check([f"{own} has {other}" for other in range(1, processes)]):
+        for other in range(1, processes):
+            if store.check(
+                [f"started {other}"]
+            ):  # perhaps in an earlier start: it is asked for until all have answered
+                store.set(f"name for {store.get(f'started {other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise ValueError("Timed out: not all processes have started")
+        time.sleep(0.02)
+    return own
 
 
 def share(rows: int, group: int = 1) -> slice:
