@@ -13,6 +13,7 @@ from torch.backends import cudnn
 
 from models.ingredient import get_model
 from sop.encoded import jpeg_decoder
+from tests.narrow import narrow
 from tests.reference import META
 from utils import pickle_save
 from utils.errors import InputError
@@ -86,14 +87,15 @@ def checkpoint(tmp_path_factory):
     """A model as it is before training, for 6 classes."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "initial.pt"
-    model = get_model(6, **{**META["default"], **TINY["model"]})
+    with narrow():
+        model = get_model(6, **{**META["default"], **TINY["model"]})
     torch.save(model.state_dict(), path)
     return str(path)
 
 
 @pytest.fixture
 def tiny(photos):
-    """Config updates for a tiny run on the photos, with nested changes merged in."""
+    """Config updates for a tiny run on the photos, with nested changes merged in; its network is narrow."""
 
     def merge(**changes):
         merged = json.loads(json.dumps(TINY | {"dataset": TINY["dataset"] | {"data_path": str(photos)}}))
@@ -103,7 +105,8 @@ def tiny(photos):
             )
         return merged
 
-    return merge
+    with narrow():
+        yield merge
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_continuing_what_never_began(tiny, observed, neighbours, tmp_path):
 def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
     _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=60, epochs=1000)
     log = tmp_path / "log"
-    command = [sys.executable, "-u", ROOT / "experiment_rerank.py", "-F", log, "with", *flags(settings)]
+    command = [sys.executable, "-u", "-m", "tests.narrow", "experiment_rerank.py", "-F", log, "with", *flags(settings)]
     with (tmp_path / "errors").open("w+") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
         assert process.stdout
@@ -199,7 +199,7 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_pa
     monkeypatch.setenv("TMPDIR", tempfile.mkdtemp(dir="/tmp"))  # a socket's path may have 108 characters
     temporary = Path(os.environ["TMPDIR"])
     process = subprocess.Popen(
-        [sys.executable, ROOT / "experiment_rerank.py", "-u", "with", *flags(settings)],
+        [sys.executable, "-m", "tests.narrow", "experiment_rerank.py", "-u", "with", *flags(settings)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

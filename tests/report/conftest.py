@@ -10,12 +10,19 @@ import pytest
 
 import eval_rerank
 from tests.conftest import TINY, draw_photo
+from tests.narrow import narrow
 from tests.utils.logs.folders import training_run
 from utils import pickle_save
 from utils.experiment import RunFolder
 
 HOSTILE = "<script>alert(1)</script>'\"&\u2028ü漢"
 CLASSES, PHOTOS = range(5), 4
+
+
+@pytest.fixture(scope="package", autouse=True)
+def narrow_network() -> Iterator[None]:
+    with narrow():
+        yield
 
 
 @pytest.fixture(scope="package")
