@@ -53,12 +53,12 @@ begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_trai
 
 @ex.capture
 def new_state(
-    model, dtype, origin, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
+    model, dtype, origin, dataset, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
 ) -> TrainingState:
     groups = parameter_groups(model, no_bias_decay)
     optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
-    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin)
+    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin._replace(crop_size=dataset["crop_size"]))
 
 
 @ex.automain

@@ -56,10 +56,12 @@ begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_trai
 
 
 @ex.capture
-def new_state(model, dtype, origin, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma) -> TrainingState:
+def new_state(
+    model, dtype, origin, dataset, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
+) -> TrainingState:
     optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
-    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin)
+    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin._replace(crop_size=dataset["crop_size"]))
 
 
 @ex.automain

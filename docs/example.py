@@ -12,10 +12,10 @@ from rrt.photos import find_photos
 from rrt.picture import attention_picture
 
 
-def main(photos: str, model: str, out: str, **settings) -> list[str]:
+def main(photos: str, model: str, out: str) -> list[str]:
     """Search the index for the first photo; returns the paths of the five best others."""
     paths = find_photos([photos])
-    reranker = Reranker.from_pretrained(model, **settings)
+    reranker = Reranker.from_pretrained(model)
 
     # index: a second call embeds new photos only, and goes on where it was interrupted
     done = update(Path(out, "index"), paths, reranker)

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", help=WHERE_FROM)
-    model.add_argument("--crop-size", type=int, metavar="PIXELS", help="what the model was trained on, where not 224")
+    model.add_argument("--crop-size", type=int, metavar="PIXELS", help="of a model that does not say it, where not 224")
     model.add_argument(
         "--setting", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="of a model that says none"
     )

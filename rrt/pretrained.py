@@ -102,7 +102,8 @@ def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> 
         )
     if origin.matcher_trained is False:
         raise InputError(f"checkpoint {path} has a matcher that was never trained: experiment_rerank.py trains it")
-    return _network(path, content, {**given, **said}, given, CROP_SIZE if crop_size is None else crop_size)
+    said_crop_size = CROP_SIZE if origin.crop_size is None else origin.crop_size
+    return _network(path, content, {**given, **said}, given, said_crop_size if crop_size is None else crop_size)
 
 
 def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:

@@ -93,7 +93,7 @@ class Reranker:
         repository of the hub with its two files, or 'published', which fetches the published checkpoint.
 
         `settings` such as arch='resnet18' are needed where a checkpoint does not say its own. `crop_size` None: that of
-        the folder, else 224; a checkpoint that was trained on other sizes (the demo's: 96) does not say so.
+        the training, or 224 where it is not said.
         InputError where it cannot be had, or where settings do not fit.
         """
         return cls(*load(source, crop_size, settings), device=device)

@@ -327,6 +327,7 @@ def test_an_earlier_checkpoint_is_kept(tiny, observed, tmp_path):
     assert resumed.info["md5"][str(tmp_path / "resnet18_sop.1.pt")] == hashlib.md5(contents[0]).hexdigest()
     assert states[1]["origin"]["matcher_trained"] is False
     assert states[1]["origin"]["model"]["ert_nhead"] == 4
+    assert states[1]["origin"]["crop_size"] == 64
 
 
 def test_a_matcher_that_was_never_trained_is_said(tiny, observed, neighbours, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints: dicts with `state`, `optim` and `scheduler`, read without running any code they may hold.
 
-Ours also have an `origin`: the `model` settings that the answers depend on, and whether the matcher was trained.
+Ours also have an `origin`: the `model` settings that the answers depend on, whether the matcher was trained, and the
+size of its images.
 """
 
 import pickle
@@ -45,6 +46,7 @@ class Origin(NamedTuple):
 
     model: dict[str, Any]  # settings that answers depend on, by name
     matcher_trained: bool | None
+    crop_size: int | None = None  # pixels of a side of the training images
 
 
 UNKNOWN = Origin({}, None)
@@ -170,7 +172,8 @@ def origin_of(content: object) -> Origin:
     said = content.get("origin") if isinstance(content, dict) else None
     if isinstance(said, dict) and isinstance(said.get("model"), dict):
         plain = {name: value for name, value in said["model"].items() if isinstance(value, str | int | float | None)}
-        return Origin(plain, bool(said.get("matcher_trained")))
+        crop_size = said.get("crop_size")
+        return Origin(plain, bool(said.get("matcher_trained")), crop_size if isinstance(crop_size, int) else None)
     try:
         group = content["optim"]["param_groups"][0]  # type: ignore[index]
         return Origin({}, "nesterov" not in group)  # SGD trains the global descriptor alone

@@ -21,7 +21,7 @@ def content() -> dict:
     """What a checkpoint of the tiny network holds."""
     network = make_network(6, normalize=True, **SETTINGS)
     state = {name: drawn(name, tensor) for name, tensor in network.state_dict().items()}
-    return {"state": state, "origin": Origin(SETTINGS, True)._asdict()}
+    return {"state": state, "origin": Origin(SETTINGS, True, CROP_SIZE)._asdict()}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def saved(content, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reranker(saved) -> Reranker:
-    return Reranker.from_pretrained(saved, crop_size=CROP_SIZE, device="cpu")
+    return Reranker.from_pretrained(saved, device="cpu")
 
 
 @pytest.fixture

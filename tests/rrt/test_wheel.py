@@ -25,7 +25,7 @@ import runpy, sys
 import utils, models
 from rrt import Reranker
 model, *photos = sys.argv[1:]
-matches = Reranker.from_pretrained(model, crop_size=64, device="cpu").rank(photos[0], photos[1:])
+matches = Reranker.from_pretrained(model, device="cpu").rank(photos[0], photos[1:])
 print([match.logit for match in sorted(matches)])
 sys.argv = ["rrt", "search", "nowhere", photos[0]]
 try:

@@ -223,7 +223,7 @@ def test_settings_that_change_the_answer(tmp_path):
     model = randomised()
     optimizer = AdamW(model.parameters())
     scheduler = MultiStepLR(optimizer, [1])
-    origin = Origin({"ert_nhead": 32, "norm_layer": None}, matcher_trained=True)
+    origin = Origin({"ert_nhead": 32, "norm_layer": None}, matcher_trained=True, crop_size=96)
     save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler, origin)
     assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "norm_layer": None}) == origin
     assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "unheard_of": 1}) == origin
@@ -236,7 +236,10 @@ def test_what_older_checkpoints_tell_of_their_training(tmp_path):
     for optimizer, expected in ((SGD(model.parameters(), 0.1), False), (AdamW(model.parameters()), True)):
         save_checkpoint(tmp_path / "c.pt", model, optimizer, MultiStepLR(optimizer, [1]))
         assert load_weights(tmp_path / "c.pt", small(), False).matcher_trained is expected
-    torch.save({"state": model.state_dict(), "origin": {"model": {"a": torch.ones(2), "b": 1}}}, tmp_path / "c.pt")
+    torch.save(
+        {"state": model.state_dict(), "origin": {"model": {"a": torch.ones(2), "b": 1}, "crop_size": "96"}},
+        tmp_path / "c.pt",
+    )
     assert load_weights(tmp_path / "c.pt", small(), False, {"a": 1, "b": 1}) == Origin({"b": 1}, False)
     for optim in ([], {"param_groups": []}, {"param_groups": 3}, None):
         torch.save({"state": model.state_dict(), "optim": optim, "origin": 5}, tmp_path / "c.pt")
