@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except ReportedError as error:
+    except (ReportedError, OSError) as error:
         print(printable(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -39,7 +39,9 @@ def index(options: argparse.Namespace) -> None:
     """Index photos."""
     paths = find_photos(options.photos)
     kept = options.to / "model"
-    reranker = Reranker.from_pretrained(kept) if options.model is None and kept.is_dir() else _model(options)
+    if options.model is None and kept.is_dir():
+        options.model = kept
+    reranker = _model(options)
     done = update(options.to, paths, reranker, progress=True)
     for line in done.problems:
         print(printable(line), file=sys.stderr)
@@ -51,7 +53,9 @@ def index(options: argparse.Namespace) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Search an index."""
-    searched = Index(options.index, with_maps=options.rerank > 0)
+    if options.fusion and not options.rerank:
+        raise InputError("--fusion is of reranking: leave it out, or --rerank 0")
+    searched = Index(options.index)
     queries = [Path(query) for query in options.queries]
     found = searched.search(searched.reranker.embed(queries), options.top, options.rerank, options.fusion)
     if options.html is not None:

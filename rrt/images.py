@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sop.photo import opened, to_rgb
+from sop.photo import naming, opened, to_rgb
 from sop.transforms import Transform
 from utils.errors import InputError
 
@@ -38,12 +38,16 @@ def pixels_of(image: Photo, transform: Transform) -> Tensor:
     """
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110  # Path's raises for names that are too long
             raise InputError(f"photo {path} does not exist: check the path")
         with opened(path) as photo:
             return transform(photo)
     if isinstance(image, Image.Image):
-        return transform(to_rgb(image.copy()))  # a copy, as PIL's loading and converting leave traces
+        with naming(getattr(image, "filename", "")):
+            copy: Any = image.copy()  # as PIL's loading and converting leave traces
+        if hasattr(image, "tag_v2"):
+            copy.tag_v2 = image.tag_v2  # tells what greys mean
+        return transform(to_rgb(copy))
     if isinstance(image, np.ndarray):
         return transform(to_rgb(_from_array(image)))
     if isinstance(image, Tensor):

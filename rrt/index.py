@@ -2,10 +2,11 @@
 
 * `model`: the network, as `Reranker.save_pretrained` writes it,
 * `part_N`: a store (`utils.store`) of up to PART photos that were embedded together,
-* `index.json`: `format`, the network's sum as `model`, the numbers of photos of `parts`, and the `photos`: path, size,
-  time of change, part and row.
+* `index.json`: `format`, the network's sum as `model`, the numbers of photos of `parts`, the number of the `next` part,
+  and the `photos`: path, size, time of change, part and row.
 
 `index.json` is replaced whole, after what it tells of is on the disk: an interrupt costs the part that is being made.
+No number of a part comes twice, so that who searches meanwhile finds a part as it was, or none.
 """
 
 import json
@@ -13,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rrt.pretrained import CONFIG, WEIGHTS
 from rrt.reranker import Features, Fusion, Reranker
 from utils.errors import InputError
 from utils.features import DIMS
@@ -30,8 +32,10 @@ from utils.rows import StoredRows
 from utils.store import Store
 
 FORMAT = 1
+OPEN_PARTS = 256  # files at a time
 PART = 256  # photos; an interrupt costs no more. Maps of 128 x 7 x 7 take 6 MB
-OWN_NAMES = re.compile(r"index\.json|model|part_\d+|\..*")
+OWN_FOLDERS = re.compile(r"model|part_\d+")
+OWN_FILES = ("index.json", "store.json", *(f"{name}.npy" for name in DIMS), CONFIG, WEIGHTS)
 
 
 class Photo(NamedTuple):
@@ -49,6 +53,7 @@ class Content(NamedTuple):
 
     model: str
     parts: dict[int, int]  # photos of each part, those that are gone included
+    next: int  # a part's number
     photos: list[Photo]
 
 
@@ -76,11 +81,11 @@ def update(folder: Path, paths: Iterable[Path], reranker: Reranker, progress: bo
     What was interrupted goes on. A photo that cannot be read is left out, and said. InputError where the index is of
     another network, is being written by another process or cannot be written, and where no photo can be read.
     """
-    if folder.is_dir() and not all(OWN_NAMES.fullmatch(path.name) for path in folder.iterdir()):
+    if folder.is_dir() and not all(map(_is_own, folder.iterdir())):
         raise InputError(f"{folder} has files that are not an index's: choose a new folder")
     with only_writer(folder / ".lock", str(folder), "wait for it, or choose another folder"):
         model = reranker.digest()
-        before = read_content(folder) if (folder / "index.json").exists() else Content(model, {}, [])
+        before = read_content(folder) if (folder / "index.json").exists() else Content(model, {}, 0, [])
         if before.model != model:
             raise InputError(f"{folder} is an index of another network: choose another folder, or give its own")
         whole = {number for number, count in before.parts.items() if _is_whole(_part(folder, before, number), count)}
@@ -88,7 +93,7 @@ def update(folder: Path, paths: Iterable[Path], reranker: Reranker, progress: bo
         photos = [photo for photo in before.photos if stats.get(photo.path) == photo[1:3] and photo.part in whole]
         known = {photo.path for photo in photos}
         missing = [path for path in stats if path not in known]
-        content = Content(model, {number: before.parts[number] for number in sorted(whole)}, photos)
+        content = before._replace(parts={number: before.parts[number] for number in sorted(whole)}, photos=photos)
         with tqdm(total=len(missing), desc="Indexing", unit="photo", disable=not (progress and missing)) as shown:
             for start in range(0, len(missing), PART):
                 names = missing[start : start + PART]
@@ -119,37 +124,39 @@ def read_content(folder: Path) -> Content:
         if found == FORMAT:
             parts = {int(number): int(count) for number, count in content["parts"]}
             photos = [Photo(str(path), *map(int, numbers)) for path, *numbers in content["photos"]]
-            if all(0 <= photo.row < parts[photo.part] for photo in photos):
-                return Content(str(content["model"]), parts, photos)
+            following = int(content["next"])
+            if all(0 <= photo.row < parts[photo.part] for photo in photos) and max(parts, default=-1) < following:
+                return Content(str(content["model"]), parts, following, photos)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged: delete the folder and index again") from error
     raise InputError(f"{folder} is an index of version {found!r}, not {FORMAT}: delete the folder and index again")
 
 
 class Index:
-    """An index that is searched; `reranker` is its network. InputError where it is damaged."""
+    """An index that is searched, as it is now; `reranker` is its network. InputError where it is damaged."""
 
-    def __init__(self, folder: Path, device: torch.device | str | None = None, with_maps: bool = True):
-        """Without maps it is there sooner, and cannot rerank."""
-        content = read_content(folder)
-        if not content.photos:
+    def __init__(self, folder: Path, device: torch.device | str | None = None):
+        self.folder, self.content = folder, read_content(folder)
+        self.photos = self.content.photos
+        if not self.photos:
             raise InputError(f"{folder} has no photos: index some")
-        self.folder, self.photos = folder, content.photos
         self.reranker = Reranker.from_pretrained(folder / "model", device=device)
-        if self.reranker.digest() != content.model:
+        if self.reranker.digest() != self.content.model:
             raise InputError(f"{folder}/model is not the network that its photos were embedded with: index them again")
-        self.parts = np.array([photo.part for photo in content.photos])
-        self.rows = np.array([photo.row for photo in content.photos])
-        self.maps: dict[int, StoredRows] = {}
-        of_parts = {}
-        for number, count in content.parts.items():
-            store = _part(folder, content, number)
-            if store.whole_rows(DIMS if with_maps else ["descriptors"]) < count:
-                raise InputError(f"{store.folder} is damaged: run `python -m rrt index` again, which makes it anew")
-            of_parts[number] = store.tensors["descriptors"][:]
-            if with_maps:
-                self.maps[number] = store.tensors["maps"]
-        self.descriptors = torch.stack([of_parts[photo.part][photo.row] for photo in content.photos])
+        self.parts = np.array([photo.part for photo in self.photos])
+        self.rows = np.array([photo.row for photo in self.photos])
+        of_parts = {number: self._rows_of(number, "descriptors")[:] for number in self.content.parts}
+        self.descriptors = torch.stack([of_parts[photo.part][photo.row] for photo in self.photos])
+        self._maps = lru_cache(OPEN_PARTS)(partial(self._rows_of, name="maps"))
+
+    def _rows_of(self, part: int, name: str) -> StoredRows:
+        """A tensor of a part, once it is found to be whole."""
+        store = _part(self.folder, self.content, part)
+        if store.whole_rows([name]) < self.content.parts[part]:
+            if read_content(self.folder) != self.content:
+                raise InputError(f"{self.folder} has been indexed again meanwhile: search again")
+            raise InputError(f"{store.folder} is damaged: run `python -m rrt index` again, which makes it anew")
+        return store.tensors[name]
 
     def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = None) -> list[list[Found]]:
         """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`."""
@@ -179,13 +186,24 @@ class Index:
     def _maps_of(self, positions: np.ndarray) -> Tensor:
         """The local maps of some photos."""
         parts, rows = self.parts[positions], self.rows[positions]
-        maps = next(iter(self.maps.values())).room(len(positions))
+        maps = self._maps(int(parts[0])).room(len(positions))
         for number in np.unique(parts).tolist():
             own = np.flatnonzero(parts == number)
             own = own[rows[own].argsort()]
-            stored = self.maps[number]
+            stored = self._maps(number)
             maps[torch.from_numpy(own)] = stored.read(rows[own], stored.room(len(own)))
         return maps
+
+
+def _is_own(path: Path) -> bool:
+    """Whether something in the folder is an index's, or the system's, as hidden files are."""
+    if path.is_dir():
+        return (
+            bool(OWN_FOLDERS.fullmatch(path.name))
+            and not any(map(Path.is_dir, path.iterdir()))
+            and all(map(_is_own, path.iterdir()))
+        )
+    return path.name in OWN_FILES or path.name.startswith(".")
 
 
 def _stats(paths: Iterable[Path]) -> tuple[dict[str, tuple[int, int]], list[str]]:
@@ -224,15 +242,12 @@ def _with_part(
     images = {name: pixels for name, pixels in read_ones.items() if isinstance(pixels, Tensor)}
     if not images:
         return content
-    if not (folder / "model" / "config.json").exists():
+    if not content.photos:  # a model without photos may be another one, of a call that was interrupted
         reranker.save_pretrained(folder / "model")
-    number = max(content.parts, default=-1) + 1
+    number = content.next
     parts = content.parts | {number: len(images)}
     photos = [Photo(name, *stats[name], number, row) for row, name in enumerate(images)]
-    content = Content(content.model, parts, content.photos + photos)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder / f"part_{number}")  # of a call that was killed
-    (folder / f"part_{number}").mkdir()
+    content = Content(content.model, parts, number + 1, content.photos + photos)
     _part(folder, content, number).write(0, [reranker.embed_pixels(torch.stack(list(images.values())))])
     _write_content(folder, content)
     return content
@@ -251,6 +266,7 @@ def _write_content(folder: Path, content: Content) -> None:
         "format": FORMAT,
         "model": content.model,
         "parts": list(content.parts.items()),
+        "next": content.next,
         "photos": content.photos,
     }
     with atomic_write(folder / "index.json") as file:

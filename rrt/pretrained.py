@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,11 +65,11 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
     path = Path(source)
     if str(source) == PUBLISHED:
         return _checkpoint(_published(), crop_size, given)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # Path's raises for names that are too long
         return _folder(path / CONFIG, path / WEIGHTS, crop_size, given)
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         return _checkpoint(path, crop_size, given)
-    if HUB_NAME.fullmatch(str(source)) and not path.suffix:
+    if HUB_NAME.fullmatch(str(source)) and path.suffix not in (".pt", ".pth", ".safetensors"):
         return _folder(*_from_hub(str(source)), crop_size, given)
     raise InputError(f"{source} does not exist: give {WHERE_FROM}")
 

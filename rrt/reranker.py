@@ -76,6 +76,8 @@ class Reranker:
         `device` None: CUDA where there is a device, else the CPU.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type not in ("cpu", "cuda"):
+            raise InputError(f"device={str(self.device)!r}: give 'cpu' or 'cuda', nothing else has been tried")
         self.network = network.eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.crop_size = dict(settings), crop_size
@@ -114,19 +116,26 @@ class Reranker:
     def embed(self, images: Photo | Sequence[Photo], progress: bool = False) -> Features:
         """Descriptors (n, dg) and local maps (n, dl, h, w) of images, or of one, on the CPU; `progress` shows a bar.
 
-        InputError, with its path or position, for an image that cannot be read.
+        InputError, with its position, for an image that cannot be read.
         """
         listed, parts = as_list(images), []
         with tqdm(total=len(listed), desc="Embedding", unit="image", disable=not progress) as shown:
             for start in range(0, len(listed), IMAGES_READ):
                 batch = listed[start : start + IMAGES_READ]
-                parts.append(self.embed_pixels(torch.stack([self.pixels(image) for image in batch])))
+                pixels = [self._pixels_of(image, start + i) for i, image in enumerate(batch)]
+                parts.append(self.embed_pixels(torch.stack(pixels)))
                 shown.update(len(batch))
         return Features(*map(torch.cat, zip(*parts, strict=True))) if parts else self._nothing()
 
     def pixels(self, image: Photo) -> Tensor:
         """An image as the network sees it, uint8 (3, crop_size, crop_size)."""
         return pixels_of(image, self._transform)
+
+    def _pixels_of(self, image: Photo, position: int) -> Tensor:
+        try:
+            return self.pixels(image)
+        except InputError as error:
+            raise InputError(f"image {position}: {error}") from error
 
     def embed_pixels(self, pixels: Tensor) -> Features:
         """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), a few images at a time."""
@@ -177,12 +186,16 @@ class Reranker:
         reads local maps, so queries and gallery are `Features` with both: of numpy or torch, from `embed`. Equal scores
         keep their order. InputError for features of another network, and for positions outside the gallery.
         """
-        queries, gallery = self._features(queries), self._features(gallery)
+        queries = self._features(queries)
+        gallery = gallery if isinstance(gallery, Features) else self.embed(gallery)
         positions = _positions(neighbours, len(queries.descriptors), len(gallery.descriptors))
         weights = _weights(fusion, positions.shape[1])
+        rows, places = positions.unique(return_inverse=True)
+        candidates = self._features(gallery, rows)  # a gallery may be large, and in a file
         if not positions.numel():
             return Ranking(np.empty(positions.shape, np.float32), positions.numpy())
-        return ranking_by(self._scored(queries, gallery, positions, fusion), weights)
+        ranking = ranking_by(self._scored(queries, candidates, places, fusion), weights)
+        return ranking._replace(positions=rows.numpy()[ranking.positions])
 
     def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
         with_chamfer = _weights(fusion, positions.shape[1]).chamfer > 0
@@ -195,11 +208,12 @@ class Reranker:
         similarities = chamfer[0].numpy() if chamfer else np.zeros_like(cosines)
         return Candidates(positions.numpy(), cosines, similarities, logits.numpy())
 
-    def _features(self, images: Images) -> Features:
-        """Features as float32 tensors, those of images computed; InputError for those of another network."""
+    def _features(self, images: Images, rows: Tensor | None = None) -> Features:
+        """Features as float32 tensors, of some rows or all, those of images computed; InputError for those of another
+        network."""
         if not isinstance(images, Features):
             return self.embed(images)
-        descriptors, maps = _float32(images.descriptors), _float32(images.maps)
+        descriptors, maps = images
         shape = tuple(maps.shape)
         expected = self._nothing()
         sizes = descriptors.shape[1:], shape[1:2], len(shape), len(descriptors)
@@ -208,7 +222,7 @@ class Reranker:
                 f"features of descriptors {tuple(descriptors.shape)} and maps {shape} are not of this network: "
                 f"expected (n, {expected.descriptors.shape[1]}) and (n, {expected.maps.shape[1]}, h, w)"
             )
-        return Features(descriptors, maps)
+        return Features(*(_float32(part if rows is None else part[rows.numpy()]) for part in images))
 
     def _nothing(self) -> Features:
         """Features of no image."""
@@ -245,4 +259,6 @@ def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Te
 
 
 def _float32(rows: np.ndarray | Tensor) -> Tensor:
+    if isinstance(rows, np.ndarray):
+        rows = np.require(rows, requirements="W")  # torch warns of what may not be written
     return torch.as_tensor(rows).to("cpu", torch.float32)

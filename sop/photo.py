@@ -4,7 +4,7 @@ import base64
 import io
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +61,20 @@ def thumbnail(path: Path, side: int, upright: bool = False) -> Image.Image:
 
     InputError where it cannot be read.
     """
-    with opened(path) as photo:
+    with opened(path) as photo, naming(path):
         photo.draft("RGB", (2 * side, 2 * side))
         small = to_rgb(photo)
         small.thumbnail((side, side))
-        return ImageOps.exif_transpose(small) if upright else small  # while the file is open: a TIFF's EXIF is read now
+        if upright:
+            with suppress(Exception):  # damaged EXIF turns nothing
+                return ImageOps.exif_transpose(small)  # while the file is open: a TIFF's EXIF is read now
+        return small
 
 
 def jpeg(image: Image.Image, quality: int) -> str:
     """An image as a JPEG in base64."""
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=quality)
+    image.save(content, "JPEG", quality=quality, comment=b"")
     return base64.b64encode(content.getvalue()).decode()
 
 

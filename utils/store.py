@@ -115,6 +115,7 @@ class Store:
         check_room({self.folder: missing}, f"what is kept of {self.count} images")
         self.layouts = layouts
         with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
             if not start:
                 for path in (self.file, *self.paths.values()):
                     path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rrt.__main__ import main
 from rrt.index import Found
@@ -58,6 +59,8 @@ def test_index_search_compare(saved, own, tmp_path, capsys):
     told = capsys.readouterr()
     assert "has 5 photos: 0 were embedded, 0 taken out, 1 could not be read" in told.out
     assert re.search(r"photo .*broken\.jpg cannot be read", told.err)
+    assert main(["index", str(own), "--to", index, "--crop-size", "96"]) == 1
+    assert "is an index of another network" in capsys.readouterr().err
 
     assert main(["search", index, query, "--top", "3", "--rerank", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -85,6 +88,7 @@ def test_index_search_compare(saved, own, tmp_path, capsys):
         (["index", ".", "--to", "index"], "no model was given: --model takes a checkpoint"),
         (["search", "nowhere", "a.jpg"], "nowhere is no index"),
         (["compare", "a.jpg", "b.jpg", "--model", "none.pt"], "none.pt does not exist"),
+        (["search", "nowhere", "a.jpg", "--rerank", "0", "--fusion", "1", "1"], "--fusion is of reranking"),
     ],
 )
 def test_reports_errors(arguments, told, tmp_path, monkeypatch, capsys):
@@ -104,6 +108,16 @@ def test_the_page_shows_photos_upright(tmp_path):
     assert content is not None
     assert Image.open(io.BytesIO(base64.b64decode(content[1]))).size == (40, 80)
     assert "gone.jpg does not exist" in Elements(text).text
+
+
+def test_the_page_shows_photos_with_damaged_notes(tmp_path):
+    names = ["orientation.png", "comment.png"]
+    Image.new("RGB", (80, 40)).save(tmp_path / names[0], exif=b"Exif\0\0nothing")
+    notes = PngInfo()
+    notes.add_text("comment", "long" * 20_000)
+    Image.new("RGB", (80, 40)).save(tmp_path / names[1], pnginfo=notes)
+    text = page([tmp_path / name for name in names], [[], []])
+    assert Elements(text).names.count("img") == 2
 
 
 def test_embeds_photos_as_they_are_stored(reranker, tmp_path):

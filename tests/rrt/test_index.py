@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -47,6 +49,20 @@ def test_finds_photos(own, tmp_path):
         find_photos([tmp_path / "empty"])
 
 
+def test_a_folder_that_cannot_be_read_is_no_folder_without_photos(own, monkeypatch):
+    (own / "deeper").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deeper"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"deeper cannot be read \(Permission denied\)"):
+        find_photos([own])
+
+
 def test_searches_as_the_reranker_ranks(reranker, own, tmp_path, small_parts):
     photos = find_photos([own])
     assert update(tmp_path / "index", photos, reranker)[:3] == (7, 7, 0)
@@ -80,7 +96,7 @@ def test_follows_the_folder(reranker, own, tmp_path, small_parts, monkeypatch):
         path.unlink()  # the first part has no photos now
     done = update(index, find_photos([own]), reranker)
     assert done[:3] == (5, 2, 3)
-    assert not (index / "part_0").exists()
+    assert {path.name for path in index.glob("part_*")} == {"part_1", "part_2", "part_3"}
     searched = Index(index, device="cpu")
     assert sorted(photo.path for photo in searched.photos) == [str(path) for path in find_photos([own])]
     for query in (own / "new.png", first[5]):
@@ -100,9 +116,38 @@ def test_goes_on_where_it_was_interrupted(reranker, own, tmp_path, small_parts, 
     monkeypatch.setattr(Reranker, "embed_pixels", interrupted)
     with pytest.raises(KeyboardInterrupt):
         update(tmp_path / "index", find_photos([own]), reranker)
+    with pytest.raises(KeyboardInterrupt):  # with another model, before there is a photo
+        update(tmp_path / "begun", find_photos([own]), Reranker(reranker.network, reranker.settings, device="cpu"))
     monkeypatch.setattr(Reranker, "embed_pixels", embed_pixels)
     assert len(Index(tmp_path / "index", device="cpu").photos) == 3
-    assert update(tmp_path / "index", find_photos([own]), reranker)[:3] == (7, 4, 0)
+    for name, added in (("index", 4), ("begun", 7)):
+        assert update(tmp_path / name, find_photos([own]), reranker)[:3] == (7, added, 0)
+        assert len(Index(tmp_path / name, device="cpu").photos) == 7
+
+
+def test_a_search_while_photos_are_indexed(reranker, own, tmp_path, small_parts):
+    index, photos = tmp_path / "index", find_photos([own])
+    update(index, photos, reranker)
+    searched, query = Index(index, device="cpu"), reranker.embed(photos[6])
+    for path in photos[:3]:
+        path.unlink()
+    for number in range(2):  # the highest part comes and goes, with as many photos
+        Image.new("RGB", (40, 30), "red").save(own / f"{number}.png")
+        update(index, find_photos([own]), reranker)
+        (own / f"{number}.png").unlink()
+    with pytest.raises(InputError, match="has been indexed again meanwhile: search again"):
+        searched.search(query, top=7, rerank=7)
+
+
+def test_folders_of_photos_are_no_index(reranker, own, small_parts):
+    photos = find_photos([own])
+    for number in range(2):
+        (own / f"part_{number}").mkdir()
+    for number, path in enumerate(photos):
+        path.rename(own / f"part_{number % 2}" / path.name)
+    with pytest.raises(InputError, match="has files that are not an index's"):
+        update(own, find_photos([own]), reranker)
+    assert len(find_photos([own])) == 7
 
 
 def test_leaves_out_what_it_cannot_read(reranker, own, tmp_path):
@@ -143,6 +188,6 @@ def test_refuses_another_index(reranker, own, tmp_path, content):
     maps = index / "part_0" / "maps.npy"
     maps.write_bytes(maps.read_bytes()[:-1] + b"\1")
     with pytest.raises(InputError, match=r"part_0 is damaged: run"):
-        Index(index, device="cpu")
+        Index(index, device="cpu").search(reranker.embed(photos[0]), top=3, rerank=3)
     assert update(index, photos, reranker)[:3] == (7, 7, 0)
     assert torch.equal(Index(index, device="cpu").descriptors, reranker.embed(photos).descriptors)

@@ -31,8 +31,8 @@ def test_folder_there_and_back(reranker, paths, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(tmp_path / repository / name))
     monkeypatch.chdir(tmp_path.parent)
     (tmp_path / "someone").mkdir()
-    (tmp_path / "tiny").rename(tmp_path / "someone" / "tiny")
-    assert Reranker.from_pretrained("someone/tiny", device="cpu").digest() == reranker.digest()
+    (tmp_path / "tiny").rename(tmp_path / "someone" / "tiny-v1.0")
+    assert Reranker.from_pretrained("someone/tiny-v1.0", device="cpu").digest() == reranker.digest()
 
 
 def test_fetches_the_published_one(content, tmp_path, monkeypatch):

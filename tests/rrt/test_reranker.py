@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from rrt import Features, InputError, Reranker
@@ -66,6 +66,8 @@ def test_reranks_the_results_of_another_search(reranker, paths):
     features = reranker.embed(paths)
     neighbours = np.array([[3, 1], [5, 0], [2, 4]])
     queries = Features(features.descriptors[:3].numpy(), features.maps[:3].numpy())
+    for part in queries:
+        part.setflags(write=False)  # as numpy maps files
     ranking = reranker.rerank(queries, features, neighbours, fusion=[1, 0])
     for row in range(3):
         gallery = Features(*(part[neighbours[row]] for part in features))
@@ -104,13 +106,26 @@ def test_kinds_of_images(reranker, paths):
         (torch.full((3, 4, 4), 255.0), "outside 0 to 1"),
         (torch.full((3, 4, 4), float("nan")), "outside 0 to 1"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), r"a tensor of torch\.int64"),
-        ([3], "int is no image"),
+        ([3], "image 0: int is no image"),
+        ("long" * 99, "does not exist"),
     ],
     ids=str,
 )
 def test_what_is_no_image(reranker, image, told):
     with pytest.raises(InputError, match=told):
         reranker.embed(image)
+
+
+def test_images_of_pil_are_read_as_their_files_are(reranker, tmp_path):
+    deep = Image.fromarray(np.full((40, 60), 4095, np.uint16))
+    deep.save(tmp_path / "black.tif", tiffinfo={ExifTags.Base.PhotometricInterpretation: 0})  # 0 is white
+    Image.new("RGB", (300, 300)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:100])
+    for name, told in (("black.tif", "greys that are not of 8 or 16 bits"), ("cut.png", r"image 1: .*cannot be read")):
+        with Image.open(tmp_path / name) as opened:
+            for image in (tmp_path / name, opened):
+                with pytest.raises(InputError, match=told):
+                    reranker.embed([np.zeros((4, 4), np.uint8), image])
 
 
 def test_refuses_what_does_not_fit(reranker, paths):
@@ -127,6 +142,7 @@ def test_refuses_what_does_not_fit(reranker, paths):
         (lambda: reranker.rerank(features, features, np.full((7, 3), 7)), "hold 7 to 7, but the gallery has 7"),
         (lambda: reranker.rank(Features(features.descriptors[:1, :8], features.maps[:1]), features), "expected .n, 16"),
         (lambda: reranker.rank(features[:1], paths), "no image"),
+        (lambda: Reranker(reranker.network, reranker.settings, device="meta"), "give 'cpu' or 'cuda'"),
         (
             lambda: reranker.rank(Features(*(part[:2] for part in (features.descriptors, features.maps[:1]))), paths),
             "not of",
