@@ -9,7 +9,9 @@ export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 50000))
 
 # Two minutes before its time is up Slurm sends SIGUSR1 to what srun has started. That ends its iteration, saves, and
 # ends with 128 + the signal's number; after a failed node or a preemption Slurm itself starts the job anew.
-srun bash -c 'WORLD_SIZE=$SLURM_NTASKS RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec python "$@"' - "$@" continue_run=True
+# Without a binding all tasks of a node see its GPUs, and each takes that of its number.
+srun --gpu-bind=none bash -c 'WORLD_SIZE=$SLURM_NTASKS RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID \
+    LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE exec python "$@"' - "$@" continue_run=True
 code=$?
 if [ $code -eq $((128 + $(kill -l USR1))) ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -15,12 +15,13 @@ from torch import Tensor
 from models.ingredient import get_model
 from models.network import MODEL_RULES
 from models.resnet import RerankingResNet
-from report.evaluated import Evaluated, first_existing, md5
+from report.evaluated import Evaluated, first_existing
 from sop.ingredient import DATASET_RULES
 from sop.photo import jpeg, opened
 from sop.transforms import test_transform
 from utils.checkpoint import load_weights
 from utils.errors import InputError
+from utils.files import md5
 from utils.logs.files import RunFiles
 from utils.logs.values import nested
 from utils.settings import TEXT, check_settings

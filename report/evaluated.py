@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from sop.splits import Split, class_map, read_split
 from utils.caches import pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels, Rankings, rank_candidates
-from utils.files import open_file
 from utils.fusion import Candidates
 from utils.logs.files import RunFiles
 from utils.logs.runs import Run
@@ -95,15 +93,6 @@ def first_existing(run: Run, path: str) -> Path:
     """The first place of `located` that is there, or the first."""
     places = located(run, path)
     return next((place for place in places if place.exists()), places[-1])
-
-
-def md5(path: Path) -> str:
-    """A file's MD5 sum in hexadecimal; InputError where it cannot be read."""
-    try:
-        with open_file(path) as file:
-            return hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _check_recalls(run: Run, ranks: dict[str, np.ndarray], folder: Path) -> None:

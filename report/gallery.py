@@ -6,10 +6,11 @@ import numpy as np
 from tqdm import tqdm
 
 from report.attention import Attention
-from report.evaluated import Evaluated, md5, read_evaluated
+from report.evaluated import Evaluated, read_evaluated
 from report.photos import Photos
 from report.sample import OUTCOMES, SEED, draw, outcomes
 from utils.errors import InputError
+from utils.files import md5
 from utils.logs.characters import printable
 from utils.logs.runs import Run
 

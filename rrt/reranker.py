@@ -213,7 +213,7 @@ class Reranker:
         network."""
         if not isinstance(images, Features):
             return self.embed(images)
-        descriptors, maps = images
+        descriptors, maps = images.descriptors, images.maps
         shape = tuple(maps.shape)
         expected = self._nothing()
         sizes = descriptors.shape[1:], shape[1:2], len(shape), len(descriptors)
@@ -222,7 +222,7 @@ class Reranker:
                 f"features of descriptors {tuple(descriptors.shape)} and maps {shape} are not of this network: "
                 f"expected (n, {expected.descriptors.shape[1]}) and (n, {expected.maps.shape[1]}, h, w)"
             )
-        return Features(*(_float32(part if rows is None else part[rows.numpy()]) for part in images))
+        return Features(*(_float32(part if rows is None else part[rows.numpy()]) for part in (descriptors, maps)))
 
     def _nothing(self) -> Features:
         """Features of no image."""

@@ -1,6 +1,9 @@
 """Jobs of several processes on CPUs: what they come to is what one process comes to."""
 
+import hashlib
+import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +21,21 @@ from tests.reference import META, pixels
 from utils import BinaryCrossEntropyWithLogits, Contrastive, pickle_load
 from utils.errors import InputError
 from utils.launch import rank
-from utils.processes import PeerError, all_rows, count, is_any, joined, share, sum_gradients, summed, total
+from utils.processes import (
+    PeerError,
+    all_rows,
+    count,
+    is_any,
+    joined,
+    said_by_all,
+    said_by_first,
+    share,
+    sum_gradients,
+    summed,
+    total,
+    wait_for_all,
+)
+from utils.run import note_files
 from utils.steps import global_step, rerank_step
 
 
@@ -133,8 +150,44 @@ def test_a_process_that_is_silent(tmp_path):
                 time.sleep(2)
                 total(1)
         else:
-            with pytest.raises(PeerError, match=r"not answered for 0\.01 minutes"), joined(0.01, on_cpu=True):
+            with pytest.raises(PeerError, match=r"not answered for timeout_minutes=0\.01"), joined(0.01, on_cpu=True):
                 total(1)
+
+    in_processes(2, work, tmp_path)
+
+
+def test_work_may_take_longer_than_an_answer(tmp_path):
+    def work():
+        with joined(0.01, on_cpu=True):
+            time.sleep(2 * rank())
+            wait_for_all()
+            return said_by_first(lambda: "done"), said_by_all(rank())
+
+    assert in_processes(2, work, tmp_path) == [("done", [0, 1])] * 2
+
+
+def test_processes_that_cannot_meet(tmp_path):
+    def work():
+        del os.environ["MASTER_ADDR"]
+        with pytest.raises(InputError, match=r"processes cannot meet \(.*MASTER_ADDR.*: see"), joined(1, on_cpu=True):
+            pass
+
+    in_processes(2, work, tmp_path)
+
+
+def test_machines_with_other_files(tmp_path):
+    def work():
+        os.environ["LOCAL_RANK"] = "0"  # each is on a machine of its own
+        file, run = tmp_path / str(rank()) / "nn.pkl", SimpleNamespace(info={})
+        file.parent.mkdir()
+        os.chdir(file.parent)
+        with joined(1, on_cpu=True):
+            file.write_text("one")
+            note_files(run, "nn.pkl")
+            assert run.info["md5"] == {"nn.pkl": hashlib.md5(b"one").hexdigest()}
+            file.write_text(str(rank()))
+            with pytest.raises(InputError, match=rf"nn\.pkl on the machine of process {1 - rank()} is another file"):
+                note_files(run, "nn.pkl")
 
     in_processes(2, work, tmp_path)
 

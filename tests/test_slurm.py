@@ -10,6 +10,7 @@ from tests.test_commands import flags
 from tests.test_continue import command_of
 
 SRUN = """#!/bin/bash
+while [[ $1 = --* ]]; do shift; done
 for task in $(seq 0 $((SLURM_NTASKS - 1))); do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks="$tasks $!"
 done
@@ -37,7 +38,12 @@ def test_a_job_of_two_processes_whose_time_is_up_is_put_back_and_goes_on(tiny, n
     command = ["bash", ROOT / "docs" / "slurm.sh", "experiment_rerank.py", "-F", tmp_path / "log"]
     command += ["with", *flags(settings)]
     scheduler = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()), "JOBS": str(tmp_path)}
-    scheduler |= {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"}
+    scheduler |= {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_JOB_NODELIST": "here",
+        "OMP_NUM_THREADS": "1",
+    }
     first, second = (
         subprocess.run(command, cwd=ROOT, env=os.environ | scheduler, capture_output=True, text=True, timeout=300)
         for _ in range(2)

@@ -101,7 +101,7 @@ class TrainingFiles:
 
 def last_content(state, about: Mapping[str, Any]) -> dict:
     """All that a run is, between two iterations."""
-    random_state = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    random_state = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
     return {
         "model": state_dict_to_cpu(state.model.state_dict()),
         "optimizer": state.optimizer.state_dict(),
@@ -161,7 +161,7 @@ def restore_random_state(content: dict) -> None:
         return
     torch.set_rng_state(content["random_state"][0])
     if torch.cuda.is_initialized() and len(content["random_state"]) > 1:
-        torch.cuda.set_rng_state_all(content["random_state"][1:])
+        torch.cuda.set_rng_state(content["random_state"][1])
 
 
 def describe(config: Mapping[str, Any], sums: list[str], device: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.errors import InputError, listing
 from utils.files import only_writer
 from utils.launch import is_first
-from utils.processes import said_by_first, total
+from utils.processes import said_by_first, wait_for_all
 from utils.rows import StoredRows
 from utils.store import Store
 
@@ -68,7 +68,7 @@ def kept_features(
                 store.write(start, batches)
             else:
                 deque(batches, maxlen=0)  # takes part in embedding
-        total(0)  # waits for what the first writes
+        wait_for_all()
         if not is_first():
             store.load()
         has_looked = is_first() and start == len(images)

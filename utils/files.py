@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -122,6 +123,15 @@ def open_file(path: Path | str) -> BinaryIO:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no file", str(path))
     return path.open("rb")
+
+
+def md5(path: Path | str) -> str:
+    """A file's MD5 sum in hexadecimal; InputError where it cannot be read."""
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.memory import check_memory
-from utils.processes import all_rows, count, share
+from utils.processes import all_rows, count, share, wait_for_all
 
 EXACT = "Flat"
 BLOCK = 4096  # queries whose own positions are dropped, or that a GPU searches, at a time: of 1,000 neighbours, 50 MB
@@ -166,6 +166,7 @@ def _search(
         if own_positions is not None:
             _leave_out_own(distances[block], positions[block], own_positions[block])
     if count() > 1:
+        wait_for_all()
         distances, positions = (all_rows(torch.from_numpy(found)).numpy() for found in (distances, positions))
     return (distances, positions) if own_positions is None else (distances[:, 1:], positions[:, 1:])
 

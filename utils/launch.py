@@ -27,6 +27,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if is_one_of_several() else 0
 
 
+def local_processes() -> int:
+    """How many of the job's processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if is_one_of_several() else 1
+
+
 def is_first() -> bool:
     """Whether this is the process that logs, observes and writes."""
     return rank() == 0

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.launch import local_processes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -35,10 +36,13 @@ def memory_limit() -> int:
 
 
 def check_memory(size: int, what: str, advice: str) -> None:
-    """Raise InputError where `what` takes more bytes than this process may hold."""
-    limit = memory_limit()
-    if size > limit:
-        raise InputError(f"{what} take {size / 1e9:.3g} GB, but there are {limit / 1e9:.3g} GB of memory: {advice}")
+    """Raise InputError where `what`, in each process of the job on this machine, takes more bytes than there are."""
+    limit, processes = memory_limit(), local_processes()
+    if size * processes > limit:
+        raise InputError(
+            f"{what} take {size / 1e9:.3g} GB{f' in each of {processes} processes' * (processes > 1)}, but there are "
+            f"{limit / 1e9:.3g} GB of memory: {advice}"
+        )
 
 
 def peak_memory() -> int:

@@ -10,22 +10,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.errors import ReportedError
+from utils.errors import InputError, ReportedError
 from utils.launch import is_first, is_one_of_several, local_rank, rank
 from utils.signals import deferred_signals, signal_with_parent, take_for_one
 
 Said = TypeVar("Said")
 
 BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
+WORK = timedelta(days=7)  # for which processes may be at work, each on its share, before they meet again
 SECONDS = 5  # in which the launcher passes on a signal
-LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Timed out|timed out|Broken pipe")
+LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe")
+_at_work: Any = None  # the group of all that is waited in while others may be at work
 
 
 class PeerError(ReportedError):
@@ -39,7 +41,11 @@ def count() -> int:
 
 @contextmanager
 def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
-    """In the block the job's processes exchange rows. PeerError where another one ends, or is silent for so long."""
+    """In the block the job's processes exchange rows.
+
+    PeerError where another one ends, or is silent for so long. InputError where they cannot meet.
+    """
+    global _at_work
     if not is_one_of_several():
         yield
         return
@@ -51,17 +57,34 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
         store = dist.PrefixStore(_name_of_start(store, number, processes, timeout), store)
         backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
+        _at_work = dist.new_group(backend="gloo", timeout=WORK)
         yield
         dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, ReportedError) or not LOST.search(str(error)):
+        if isinstance(error, ReportedError) or not (is_lost(error) or not dist.is_initialized()):
             raise
+        reason = str(error).splitlines()[0]
+        if not is_lost(error):
+            raise InputError(
+                f"the job's processes cannot meet ({reason}): see docs/slurm.sh, or use torchrun"
+            ) from error
         with deferred_signals():  # one that has ended the other process may be on its way to this one
             time.sleep(1)
         raise PeerError(
-            f"another process of the job has ended, or has not answered for {timeout_minutes} minutes (see its own "
-            f"message; {str(error).splitlines()[0]})"
+            f"another process of the job has ended, or has not answered for timeout_minutes={timeout_minutes} (see its "
+            f"own message; {reason})"
         ) from error
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether torch says by an error that another process does not answer."""
+    return bool(LOST.search(str(error)))
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here, which may be at work for hours: an end is noticed, silence is not."""
+    if count() > 1:
+        dist.barrier(_at_work)
 
 
 def _name_of_start(store: dist.Store, number: int, processes: int, timeout: timedelta) -> str:
@@ -139,9 +162,19 @@ def is_any(flag: bool) -> bool:
     return total(flag) > 0
 
 
+def said_by_all(value: Said) -> list[Said]:
+    """Each process's value, in order of rank."""
+    if count() == 1:
+        return [value]
+    values: list = [None] * count()
+    dist.all_gather_object(values, value, _at_work)
+    return values
+
+
 def said_by_first(make: Callable[[], Said]) -> Said:
     """What `make` returns in the first process, which alone calls it."""
     said = [make() if is_first() else None]
+    wait_for_all()
     if count() > 1:
         dist.broadcast_object_list(said, device=torch.device("cpu"))
     return said[0]  # type: ignore[return-value]
@@ -151,10 +184,10 @@ def said_by_first(make: Callable[[], Said]) -> Said:
 def first_on_machine() -> Iterator[None]:
     """The first process of each machine goes through the block alone, then the others do."""
     if local_rank():
-        total(0)  # waits for the others
+        wait_for_all()
     yield
     if not local_rank():
-        total(0)
+        wait_for_all()
 
 
 def same_weights(model: nn.Module) -> None:

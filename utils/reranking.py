@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.embedding import reporting_device_errors
 from utils.errors import InputError
-from utils.processes import all_rows, share
+from utils.processes import all_rows, share, wait_for_all
 from utils.rows import StoredRows
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
@@ -70,7 +71,10 @@ def pair_scores(
     pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], share(len(neighbours))
     scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
     total = len(scores[0])
-    with tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress:
+    with (
+        reporting_device_errors("precision"),
+        tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress,
+    ):
         for block in _blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device):
             start = block.start
             while start < block.stop:
@@ -94,6 +98,7 @@ def pair_scores(
                     continue
                 progress.update(len(queries))
                 start = pairs.stop
+    wait_for_all()
     scores = [all_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
     for of_scorer in scores:
         _check_finite(of_scorer, columns)

@@ -1,6 +1,5 @@
 """What the four commands that compute do around their work: checks, the device, the run's files, training."""
 
-import hashlib
 import itertools
 import os
 import platform
@@ -26,11 +25,11 @@ from utils.continuing import (
     restore_random_state,
 )
 from utils.errors import InputError, listing
-from utils.files import check_room, only_writer
-from utils.launch import is_first, local_rank
+from utils.files import check_room, md5, only_writer
+from utils.launch import is_first, local_rank, rank
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
-from utils.processes import joined, said_by_first, same_weights
+from utils.processes import joined, said_by_all, said_by_first, same_weights
 from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit
@@ -82,7 +81,7 @@ def begin_run(
         check_settings(_config[name], rules[name], f"{name}.")
     on_cpu = cpu or not torch.cuda.is_available()
     lock = only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir")
-    with lock if is_first() else nullcontext(), joined(timeout_minutes, on_cpu):
+    with joined(timeout_minutes, on_cpu), lock if is_first() else nullcontext():
         setattr(cudnn, cudnn_flag, True)
         if any(repository["dirty"] for repository in _run.experiment_info["repositories"]):
             print("the working tree has changes that are not committed: the run folder's _sources are what runs")
@@ -122,11 +121,16 @@ def note_cuda_memory(run) -> None:
 
 
 def note_files(run, *paths: Path | str | None) -> None:
-    """Note the MD5 sums of a run's files under `info['md5']`."""
-    for path in paths:
-        if path is not None and is_first():
-            with Path(path).open("rb") as file:
-                run.info.setdefault("md5", {})[str(path)] = hashlib.file_digest(file, "md5").hexdigest()
+    """Note the MD5 sums of a run's files under `info['md5']`; InputError where a machine of the job has another one."""
+    sums = {str(path): md5(Path(path)) for path in paths if path is not None and not local_rank()}
+    for other, others in enumerate(said_by_all(sums)):
+        differing = [path for path in others if others[path] != sums.get(path, others[path])]
+        if differing:
+            raise InputError(
+                f"{', '.join(differing)} on the machine of process {other} is another file than that of process "
+                f"{rank()}: give all machines the same files"
+            )
+    run.info.setdefault("md5", {}).update(sums)
 
 
 def report_recalls(run, recalls: dict[int, float], columns: int, title: str = "", best: bool = True) -> None:
@@ -246,6 +250,7 @@ def run_training(
     if training.earlier is not None:
         restore_random_state(training.earlier)
         _run.info["recall"] = best_recalls(state)
+    paths = loader.dataset.unreadable
     try:
         best = fit(
             state,
@@ -258,9 +263,11 @@ def run_training(
             files=files,
             autotune=cudnn_flag == "benchmark",
         )
-    finally:
-        report_unreadable(_run, loader.dataset.unreadable())
+    except BaseException:
+        report_unreadable(_run, paths())
+        raise
+    report_unreadable(_run, sorted(set().union(*said_by_all(paths()))))
     if is_first():
-        note_files(_run, files.checkpoint)
+        _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)
         _run.add_artifact(str(files.checkpoint))
     return best

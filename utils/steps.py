@@ -94,6 +94,7 @@ def rerank_step(
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
         loss, accuracy = torch.zeros(2, device=images.device)
         size = total(len(images))
+        scale(loss)  # for a process without a triplet: the scaler wants to have seen a loss
         for piece in images.split(micro_batch or len(images)) if len(images) else ():
             features = features_of(piece)
             with autocast(images.device, dtype):

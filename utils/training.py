@@ -17,7 +17,7 @@ from utils.continuing import TrainingFiles
 from utils.embedding import device_of, reporting_device_errors
 from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
-from utils.processes import is_any, sum_gradients
+from utils.processes import is_any, is_lost, sum_gradients, wait_for_all
 from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
@@ -133,7 +133,7 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(state.epoch, state.iteration)
     device, scalars = device_of(model), PendingScalars(log, state.epoch)
-    title = f"Training   [{state.epoch:03d}]"
+    title, is_stopping = f"Training   [{state.epoch:03d}]", False
 
     def save() -> None:
         if files is not None:
@@ -147,8 +147,13 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
     ):
         for images, labels, positions in progress:
             optimizer.zero_grad()
-            loss, accuracy = step(images, labels, scaler.scale)
-            sum_gradients(model.parameters())
+            try:
+                loss, accuracy = step(images, labels, scaler.scale)
+                sum_gradients(model.parameters())
+            except RuntimeError as error:
+                if is_lost(error):  # weights are as the last iteration has left them
+                    save()
+                raise
             scaler.step(optimizer)
             scaler.update()
             scalars.add(loss, accuracy, positions)
@@ -167,6 +172,8 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
             state.epoch, state.iteration, state.is_validated = state.epoch + 1, 0, False
             if files is not None and (signal_has_come() or files.is_due()):
                 files.save_last(state)
+        if is_stopping:
+            wait_for_all()  # a launcher may end the first process, which saves, once another one has ended
 
 
 def batches_on(device: torch.device, loader, save: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

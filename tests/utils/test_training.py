@@ -10,7 +10,7 @@ from utils.continuing import TrainingFiles
 from utils.embedding import reporting_device_errors
 from utils.errors import DivergedError, InputError, ReportedError
 from utils.steps import in_two_passes
-from utils.training import TrainingState, fit, parameter_groups, train_global, train_rerank
+from utils.training import TrainingState, fit, parameter_groups, train_epoch, train_global, train_rerank
 
 
 class Log:
@@ -167,6 +167,26 @@ def test_errors_of_devices(error, message):
     optimizer = SGD(model.parameters(), lr=0.1)
     with pytest.raises(ReportedError, match=message):
         train_global(model, loader, None, optimizer, MultiStepLR(optimizer, [1]), 0)
+
+
+@pytest.mark.parametrize(("told", "saved"), [("gloo: Connection closed by peer", 2), ("shapes differ", None)])
+def test_another_process_that_is_lost_costs_its_iteration(tmp_path, told, saved):
+    model = torch.nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), torch.float32)
+
+    def step(images, labels, scale):
+        if state.iteration == 2:
+            raise RuntimeError(told)
+        loss = model(images).sum()
+        scale(loss).backward()
+        return loss, torch.tensor(1.0)
+
+    batch = torch.ones(1, 1), torch.zeros(1), torch.arange(1)
+    with pytest.raises(RuntimeError, match=told):
+        train_epoch(state, step, [batch] * 3, Log(), TrainingFiles(tmp_path / "c.pt", {"epochs": 1}))
+    last = tmp_path / "last.pt"
+    assert saved == (torch.load(last)["iteration"] if last.exists() else None)
 
 
 def test_other_errors_pass():
