@@ -103,9 +103,7 @@ def _name_of_start(store: dist.Store, number: int, processes: int, timeout: time
     deadline = time.monotonic() + timeout.total_seconds()
     while not store.check([f"{own} has {other}" for other in range(1, processes)]):
         for other in range(1, processes):
-            if store.check(
-                [f"started {other}"]
-            ):  # perhaps in an earlier start: it is asked for until all have answered
+            if store.check([f"started {other}"]):  # perhaps by one of an earlier start, which does not answer
                 store.set(f"name for {store.get(f'started {other}').decode()}", own)
         if time.monotonic() > deadline:
             raise ValueError("Timed out: not all processes have started")
