@@ -42,12 +42,12 @@ def comparisons() -> list[dict[str, object]]:
     """Trainings of three epochs and evaluations of small runs, by two and three processes and by one."""
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        workshop = Workshop(Path(folder))
+        workshop = Workshop(Path(folder), [sys.executable])
         for kind in KINDS:
             found = []
             for number in (1, 2, 3):
                 place = workshop.new_folder()
-                command = workshop.training(kind, place)
+                command = workshop.training(kind, place, "epochs=3")
                 run(command if number == 1 else of_several(command, "--standalone", f"--nproc_per_node={number}"))
                 found.append(result(place)[1])
             losses = [np.array(scalars["train.loss"][1]) for scalars in found]

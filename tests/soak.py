@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -32,10 +32,10 @@ Outcome = tuple[bool, str]  # whether it passed, and what failed
 
 
 class Workshop:
-    """A folder with photos and neighbour files, and the commands that train on them."""
+    """A folder with photos and neighbour files, and the commands that train on them, by default a narrow network."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.number = folder, 0
+    def __init__(self, folder: Path, python: Sequence[str] = (sys.executable, "-m", "tests.narrow")):
+        self.folder, self.python, self.number = folder, python, 0
         for name, classes in (("train", range(6)), ("test", range(6, 11))):
             lines = []
             for number in classes:
@@ -55,7 +55,7 @@ class Workshop:
         flags = [f"{key}={value}" for key, value in TINY.items() if not isinstance(value, dict)]
         flags += [f"{part}.{key}={value}" for part in ("dataset", "model") for key, value in TINY[part].items()]  # type: ignore[attr-defined]
         flags += [f"dataset.data_path={self.folder / 'sop'}", f"temp_dir={folder / 'out'}", *settings]
-        return [sys.executable, "-m", "tests.narrow", script, "-F", str(folder / "log"), "with", *flags]
+        return [*self.python, script, "-F", str(folder / "log"), "with", *flags]
 
     def training(self, kind: str, folder: Path, *settings: str) -> list[str]:
         """A training of 6 epochs of 4 iterations, saved after each iteration."""
