@@ -202,7 +202,7 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
             messages = " ".join(line for line in errors.splitlines() if "CommandError" in line)
             wrong = messages or "no message" if job.returncode else differences(folder, whole[kind])
         else:
-            told = victim == 0 or status(folder) != "RUNNING"  # INTERRUPTED where torchrun's signal was first
+            told = victim == 0 or status(folder) in ("", "FAILED", "COMPLETED")
             wrong = f"status {status(folder)}" * (not told)
             wrong = wrong or continued(workshop, kind, folder, whole[kind], several=True)
         yield not wrong, f"{what}: {wrong}"
