@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import signal
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +38,7 @@ from utils.processes import (
     wait_for_all,
 )
 from utils.run import note_files
+from utils.signals import Interrupted, ended_by_signals
 from utils.steps import global_step, rerank_step
 
 
@@ -141,6 +144,46 @@ def test_a_process_that_ends(tmp_path):
                 total(1)
 
     in_processes(2, work, tmp_path)
+
+
+@pytest.mark.parametrize("other", ["is lost", "has a signal", "is waiting"])
+def test_a_signal_to_the_first_process(other, tmp_path):
+    expected = PeerError if other == "is lost" else Interrupted
+
+    def work():
+        with ended_by_signals():
+            if rank() == 1 and other == "is waiting":
+                with pytest.raises(PeerError, match="another process"), joined(1, on_cpu=True):
+                    total(1)
+                return
+            if rank() == 1:
+                with suppress(Interrupted), joined(1, on_cpu=True):
+                    if other == "has a signal":
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        time.sleep(60)
+                return
+            with pytest.raises(expected), joined(1, on_cpu=True):
+                time.sleep(1)  # at work
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+
+    in_processes(2, work, tmp_path)
+
+
+def test_a_signal_before_all_have_met(tmp_path, monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def work():
+        if rank():
+            return
+        signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+        with ended_by_signals():
+            signal.setitimer(signal.ITIMER_REAL, 1)
+            with pytest.raises(PeerError, match="before the job's processes had met"), joined(1, on_cpu=True):
+                pass
+
+    in_processes(2, work, tmp_path, store.port)
 
 
 def test_a_process_that_is_silent(tmp_path):

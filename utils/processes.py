@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, ReportedError
 from utils.launch import is_first, is_one_of_several, local_rank, rank
-from utils.signals import deferred_signals, signal_with_parent, take_for_one
+from utils.signals import Interrupted, deferred_signals, signal_with_parent, take_for_one
 
 Said = TypeVar("Said")
 
@@ -45,21 +45,38 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
 
     PeerError where another one ends, or is silent for so long. InputError where they cannot meet.
     """
-    global _at_work
     if not is_one_of_several():
         yield
         return
     signal_with_parent(signal.SIGTERM)
     take_for_one(SECONDS)
-    timeout = timedelta(minutes=timeout_minutes)
     try:
-        store, number, processes = next(dist.rendezvous("env://", timeout=timeout))
-        store = dist.PrefixStore(_name_of_start(store, number, processes, timeout), store)
-        backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
-        _at_work = dist.new_group(backend="gloo", timeout=WORK)
+        with _reporting_losses(timeout_minutes):
+            store = _meet(timedelta(minutes=timeout_minutes), "gloo" if on_cpu else "cpu:gloo,cuda:nccl")
+            yield
+            dist.destroy_process_group()
+    except Interrupted:
+        if not dist.is_initialized():
+            raise PeerError("a signal came before the job's processes had met (see their own messages)") from None
+        if _one_is_lost(store):
+            raise PeerError("another process of the job has ended (see its own message)") from None
+        raise
+
+
+def _meet(timeout: timedelta, backend: str) -> dist.Store:
+    """Make the group of the job's processes; the store that they share."""
+    global _at_work
+    store, number, processes = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(_name_of_start(store, number, processes, timeout), store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
+    _at_work = dist.new_group(backend="gloo", timeout=WORK)
+    return store
+
+
+@contextmanager
+def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
+    try:
         yield
-        dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ReportedError) or not (is_lost(error) or not dist.is_initialized()):
             raise
@@ -109,6 +126,24 @@ def _name_of_start(store: dist.Store, number: int, processes: int, timeout: time
             raise ValueError("Timed out: not all processes have started")
         time.sleep(0.02)
     return own
+
+
+def _one_is_lost(store: dist.Store) -> bool:
+    """Whether another process has ended by itself; this one has a signal, and tells the others so.
+
+    A scheduler signals all processes; where one is lost, a launcher signals those that are left.
+    """
+    try:
+        store.set(f"signalled {rank()}", "")
+        for other in set(range(count())) - {rank()}:
+            try:
+                dist.isend(torch.empty(1), other)  # raises where there is no connection any more
+            except RuntimeError:
+                if not store.check([f"signalled {other}"]):
+                    return True
+    except RuntimeError:  # the store, too, is gone
+        return True
+    return False
 
 
 def share(rows: int, group: int = 1) -> slice:
