@@ -30,7 +30,7 @@ from sop.splits import class_map, read_split
 from tests.conftest import draw_photo
 from utils.caches import load_neighbours, pickle_save
 from utils.checkpoint import Origin, load_weights, save_checkpoint
-from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore
+from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore, restore_random_state
 from utils.errors import InputError
 from utils.evaluation import Labels
 from utils.features import DIMS, kept_features
@@ -161,6 +161,7 @@ def continue_last(folder: Path) -> None:
     if content is not None:
         check_continues(content, ABOUT)
         restore(tiny_state(), content)
+        restore_random_state(content)
 
 
 def make_scores(folder: Path) -> list[Path]:

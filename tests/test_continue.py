@@ -173,19 +173,35 @@ def test_continuing_what_never_began(tiny, observed, neighbours, tmp_path):
     assert f"there is no last.pt in {tmp_path}: the run starts anew" in run.printed
 
 
-def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
+def test_weights_that_the_run_would_replace(tiny, observed, neighbours, tmp_path):
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path, epochs=0)
+    observed(ex, **settings)
+    before = names(tmp_path)
+    with pytest.raises(CommandError, match=r"resume=\S+resnet18_sop\.pt is where this run writes: choose another temp"):
+        observed(ex, **settings, resume=str(tmp_path / "resnet18_sop.pt"))
+    assert [name for name in names(tmp_path) if not name.startswith("sacred")] == [
+        name for name in before if not name.startswith("sacred")
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path, number):
+    """As from a terminal or a launcher, all of its group."""
     _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=60, epochs=1000)
+    settings["dataset"]["num_workers"] = 1
     log = tmp_path / "log"
     command = [sys.executable, "-u", "-m", "tests.narrow", "experiment_rerank.py", "-F", log, "with", *flags(settings)]
     with (tmp_path / "errors").open("w+") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
+        )
         assert process.stdout
         next(line for line in process.stdout if line.startswith("Validation [000]"))
-        process.send_signal(signal.SIGUSR1)
+        os.killpg(process.pid, number)
         process.communicate(timeout=60)
         file.seek(0)
         errors = file.read()
-    assert process.returncode == 128 + signal.SIGUSR1, errors[-1500:]
+    assert process.returncode == 128 + number, errors[-1500:]
     assert "Traceback" not in errors
     assert json.loads((log / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)

@@ -137,8 +137,9 @@ def test_batch_norms_of_one_process_alone_are_refused(tmp_path):
 def test_a_process_that_ends(tmp_path):
     def work():
         if rank() == 1:
-            with joined(1, on_cpu=True):
-                return None
+            with suppress(ZeroDivisionError), joined(1, on_cpu=True):
+                raise ZeroDivisionError
+            return
         with pytest.raises(PeerError, match="another process of the job has ended"), joined(1, on_cpu=True):
             while True:
                 total(1)
@@ -157,10 +158,11 @@ def test_a_signal_to_the_first_process(other, tmp_path):
                     total(1)
                 return
             if rank() == 1:
-                with suppress(Interrupted), joined(1, on_cpu=True):
-                    if other == "has a signal":
-                        os.kill(os.getpid(), signal.SIGTERM)
-                        time.sleep(60)
+                with suppress(Interrupted, ZeroDivisionError), joined(1, on_cpu=True):
+                    if other == "is lost":
+                        raise ZeroDivisionError
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(60)
                 return
             with pytest.raises(expected), joined(1, on_cpu=True):
                 time.sleep(1)  # at work

@@ -53,19 +53,17 @@ class _Array:
         self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
-def _bytes_of(text: str = "", encoding: str = "latin1") -> bytes:
-    """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
-    return text.encode("latin1")
-
-
 class _ArrayUnpickler(pickle._Unpickler):
     """Knows the names in a pickled array, and nothing else.
 
     It is Python's own unpickler, which takes memory as it reads, where C's takes what nine bytes tell it to. Only for
     a bytearray it makes room beforehand, and not here.
     """
+
+    def __init__(self, file: BinaryIO, size: int):
+        """`size`, in bytes, is the file's."""
+        super().__init__(file)
+        self.unused = size
 
     dispatch = pickle._Unpickler.dispatch.copy()
 
@@ -74,6 +72,15 @@ class _ArrayUnpickler(pickle._Unpickler):
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
+
+    def bytes_of(self, text: str = "", encoding: str = "latin1") -> bytes:
+        """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
+        self.unused -= len(text)
+        if self.unused < 0:
+            raise pickle.UnpicklingError("it makes more bytes of its texts than it has")
+        return text.encode("latin1")
 
     def find_class(self, module: str, name: str):
         if module in MODULES and name == "_reconstruct":
@@ -85,9 +92,9 @@ class _ArrayUnpickler(pickle._Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _DType
         if (module, name) == ("_codecs", "encode"):
-            return _bytes_of
+            return self.bytes_of
         if module in ("builtins", "__builtin__") and name == "bytes":
-            return _bytes_of
+            return self.bytes_of
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
@@ -96,7 +103,7 @@ def pickle_load(path: Path | str) -> np.ndarray:
     path = Path(path)
     try:
         with open_file(path) as file:
-            loaded = _ArrayUnpickler(file).load()
+            loaded = _ArrayUnpickler(file, path.stat().st_size).load()
         if not isinstance(loaded, _Array):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}")
         return loaded.array.copy()

@@ -13,6 +13,7 @@ import torch
 from utils.checkpoint import Origin, checkpoint_content, read_tensors, save_tensors, state_dict_to_cpu
 from utils.errors import InputError
 from utils.launch import is_first, rank
+from utils.signals import deferred_signals
 
 LAST = "last.pt"
 FREE_SETTINGS = {  # those that do not alter a run, and paths: what the files hold is compared
@@ -77,11 +78,12 @@ class TrainingFiles:
         """Write `last.pt`, and a checkpoint that could not be written before."""
         if not is_first():
             return
-        for path, content in list(self.unsaved.items()):
-            if path != self.last:
-                self._save(path, content)
-        self._save(self.last, last_content(state, self.about))
-        self.saved_at = time.monotonic()
+        with deferred_signals():
+            for path, content in list(self.unsaved.items()):
+                if path != self.last:
+                    self._save(path, content)
+            self._save(self.last, last_content(state, self.about))
+            self.saved_at = time.monotonic()
 
     def check(self) -> None:
         """Raise InputError where a file could not be written to the end."""
@@ -149,6 +151,10 @@ def restore(state, content: dict) -> None:
         state.epoch, state.iteration, state.is_validated = (content[k] for k in ("epoch", "iteration", "is_validated"))
         state.origin = Origin(**content["origin"])
         state.best, state.scalars = content["best"], [(str(n), float(v), float(s)) for n, v, s in content["scalars"]]
+        for parameter, moments in state.optimizer.state.items():
+            for name, moment in moments.items():
+                if name != "step" and isinstance(moment, torch.Tensor) and moment.shape != parameter.shape:
+                    raise ValueError(f"a parameter of shape {tuple(parameter.shape)} has {name} {tuple(moment.shape)}")
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{LAST} does not fit this run ({str(error).splitlines()[0]}): start anew") from error
 
@@ -159,9 +165,12 @@ def restore_random_state(content: dict) -> None:
         key = (torch.initial_seed(), rank(), content["epoch"], content["iteration"])
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         return
-    torch.set_rng_state(content["random_state"][0])
-    if torch.cuda.is_initialized() and len(content["random_state"]) > 1:
-        torch.cuda.set_rng_state(content["random_state"][1])
+    try:
+        torch.set_rng_state(content["random_state"][0])
+        if torch.cuda.is_initialized() and len(content["random_state"]) > 1:
+            torch.cuda.set_rng_state(content["random_state"][1])
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{LAST} holds no random state ({error}): set continue_run=False to start anew") from error
 
 
 def describe(config: Mapping[str, Any], sums: list[str], device: str) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def check_continues(content: dict, about: Mapping[str, Any]) -> None:
     try:
         settings_before, settings_now = (json.loads(part["settings"]) for part in (before, now))
         settings_before.keys()
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{LAST} holds no settings ({error}): set continue_run=False to start anew") from error
     changed = [
         f"{key}={settings_now.get(key)!r}, not {settings_before.get(key)!r}"

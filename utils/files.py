@@ -111,7 +111,8 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # gone, or nothing can be written here any more
+                lock.unlink()
             if is_new:
                 with suppress(OSError):  # it holds what was written
                     lock.parent.rmdir()

@@ -26,6 +26,7 @@ Said = TypeVar("Said")
 BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
 WORK = timedelta(days=7)  # for which processes may be at work, each on its share, before they meet again
 SECONDS = 5  # in which the launcher passes on a signal
+# in what torch says where another process does not answer
 LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe")
 _at_work: Any = None  # the group of all that is waited in while others may be at work
 
@@ -50,13 +51,15 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
         return
     signal_with_parent(signal.SIGTERM)
     take_for_one(SECONDS)
+    store = None
     try:
         with _reporting_losses(timeout_minutes):
             store = _meet(timedelta(minutes=timeout_minutes), "gloo" if on_cpu else "cpu:gloo,cuda:nccl")
             yield
+            wait_for_all()  # one that ends earlier would be missed
             dist.destroy_process_group()
     except Interrupted:
-        if not dist.is_initialized():
+        if store is None:
             raise PeerError("a signal came before the job's processes had met (see their own messages)") from None
         if _one_is_lost(store):
             raise PeerError("another process of the job has ended (see its own message)") from None
@@ -78,10 +81,11 @@ def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, ReportedError) or not (is_lost(error) or not dist.is_initialized()):
+        is_lost = bool(LOST.search(str(error)))
+        if isinstance(error, ReportedError) or not (is_lost or not dist.is_initialized()):
             raise
         reason = str(error).splitlines()[0]
-        if not is_lost(error):
+        if not is_lost:
             raise InputError(
                 f"the job's processes cannot meet ({reason}): see docs/slurm.sh, or use torchrun"
             ) from error
@@ -91,11 +95,6 @@ def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
             f"another process of the job has ended, or has not answered for timeout_minutes={timeout_minutes} (see its "
             f"own message; {reason})"
         ) from error
-
-
-def is_lost(error: Exception) -> bool:
-    """Whether torch says by an error that another process does not answer."""
-    return bool(LOST.search(str(error)))
 
 
 def wait_for_all() -> None:

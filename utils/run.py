@@ -209,6 +209,8 @@ def _open_training(
             print(f"continue_run=True, but there is no {LAST} in {temp_dir}: the run starts anew")
         earlier, about["run_id"] = None, uuid.uuid4().hex
         for file in (checkpoint, Path(temp_dir) / LAST):
+            if file.exists() and _config["resume"] is not None and Path(_config["resume"]).resolve() == file.resolve():
+                raise InputError(f"resume={file} is where this run writes: choose another temp_dir")
             keep_earlier(file)
     _run.info["run_id"] = about["run_id"]
     about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
-
-
+HANGING_UP = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
@@ -44,6 +43,8 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, frame) -> None:
         if os.getpid() != process:  # a worker, which has the handler, too
             raise Interrupted(128 + number)
+        if _Asked.number is None and number == signal.SIGHUP:
+            take_for_one(max(HANGING_UP, _Asked.seconds))
         if not _Asked.seconds or (_Asked.number is not None and time.monotonic() - _Asked.at > _Asked.seconds):
             for handled in ENDING:
                 signal.signal(handled, signal.SIG_DFL)
@@ -63,8 +64,10 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for handled, handler in zip(ENDING, before, strict=True):
-            signal.signal(handled, handler)
+        if not _Asked.seconds or _Asked.number is None:  # else more of them may follow until the process has ended
+            for handled, handler in zip(ENDING, before, strict=True):
+                signal.signal(handled, handler)
+            _Asked.number = None
 
 
 def take_for_one(seconds: float) -> None:
@@ -89,8 +92,12 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 def end_with_parent(worker: int) -> None:
     """Have Linux end this process, a loader's worker, with the one that has started it, however that ends.
 
-    Else it would look for itself after some seconds, and hold its parent's locks until then.
+    Else it would look for itself after some seconds, and hold its parent's locks until then. Signals that end its
+    parent are not for it: the parent finishes its iteration, and needs it.
     """
+    os.setpgrp()  # signals of terminals and launchers are sent to whole groups
+    for ending in set(ENDING) - {signal.SIGTERM}:  # by which loaders end their workers
+        signal.signal(ending, signal.SIG_IGN)
 
     def end(number: int, frame) -> None:
         shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # the parent's, who cannot any more

@@ -17,7 +17,7 @@ from utils.continuing import TrainingFiles
 from utils.embedding import device_of, reporting_device_errors
 from utils.errors import DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
-from utils.processes import is_any, is_lost, sum_gradients, wait_for_all
+from utils.processes import is_any, sum_gradients, wait_for_all
 from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
@@ -147,18 +147,20 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
     ):
         for images, labels, positions in progress:
             optimizer.zero_grad()
+            random_state = torch.get_rng_state()
             try:
                 loss, accuracy = step(images, labels, scaler.scale)
                 sum_gradients(model.parameters())
-            except RuntimeError as error:
-                if is_lost(error):  # weights are as the last iteration has left them
-                    save()
+                is_stopping = is_any(signal_has_come())
+            except RuntimeError:  # weights are as the last iteration has left them
+                torch.set_rng_state(random_state)
+                save()
                 raise
             scaler.step(optimizer)
             scaler.update()
             scalars.add(loss, accuracy, positions)
             state.iteration += 1
-            is_last, is_stopping = state.iteration == len(loader), is_any(signal_has_come())
+            is_last = state.iteration == len(loader)
             if state.iteration % FETCH_EVERY == 0 or is_last:
                 loss_value, accuracy_value = scalars.fetch(state.iteration, len(loader))
                 rate = optimizer.param_groups[0]["lr"]

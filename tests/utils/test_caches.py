@@ -174,6 +174,11 @@ def test_queries_among_their_own_neighbours(tmp_path, capsys):
         b"\x80\x02Nr\x00\x00\x00\x10.",  # C's unpickler makes room for as many objects as this one's number
         b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"abc.",  # a bytearray, its length, and not its bytes
         b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",  # bytes
+        b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00"
+        + bytes(1 << 20)
+        + b"q\x01"
+        + 2000 * b"h\x00h\x01\x85R"
+        + b".",
     ],
 )
 def test_a_few_bytes_take_no_memory(tmp_path, content):

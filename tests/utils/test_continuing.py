@@ -1,10 +1,15 @@
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.faults import fill_disk, names
 from tests.fuzz import ABOUT, tiny_state
-from utils.continuing import TrainingFiles, read_last, restore
+from utils.continuing import TrainingFiles, read_last, restore, restore_random_state
 from utils.errors import InputError
+from utils.signals import Interrupted, ended_by_signals
 
 
 def test_what_cannot_be_written_is_tried_again(tmp_path, monkeypatch, capsys):
@@ -28,3 +33,42 @@ def test_what_cannot_be_written_is_tried_again(tmp_path, monkeypatch, capsys):
     other = tiny_state()
     restore(other, read_last(tmp_path))
     assert other.iteration == 1 and not other.model.conv1.weight.any()
+
+
+def test_a_signal_while_an_older_save_is_made_up_for(tmp_path, monkeypatch):
+    state, files = tiny_state(), TrainingFiles(tmp_path / "c.pt", ABOUT)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, ".part", 100)
+        files.save_best(state)
+    state.iteration = 1
+    plain = Path.replace
+
+    def replace(path: Path, target: Path) -> None:
+        plain(path, target)
+        if target.name == "c.pt":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(Interrupted), ended_by_signals():
+        files.save_last(state)
+    assert names(tmp_path) == ["c.pt", "last.pt"]
+    last = read_last(tmp_path)
+    assert last is not None and last["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("random_state", []), ("random_state", [torch.zeros(3)]), ("optimizer", "exp_avg")],
+)
+def test_a_run_that_is_damaged(tmp_path, key, value):
+    state = tiny_state()
+    TrainingFiles(tmp_path / "c.pt", ABOUT).save_last(state)
+    content = read_last(tmp_path)
+    assert content is not None
+    if key == "optimizer":
+        content[key]["state"] = {0: {value: torch.zeros(3), "step": torch.tensor(1.0)}}
+    else:
+        content[key] = value
+    with pytest.raises(InputError, match=r"last\.pt (holds no random state|does not fit this run)"):
+        restore(state, content)
+        restore_random_state(content)
