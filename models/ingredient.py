@@ -10,7 +10,7 @@ from models.network import ANSWER_SETTINGS, make_network
 from models.resnet import RerankingResNet
 from utils.checkpoint import Origin, load_weights
 
-model_ingredient = Ingredient("model")
+model_ingredient = Ingredient("model", save_git_info=False)  # the commands note all modules
 
 
 @model_ingredient.config

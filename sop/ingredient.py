@@ -20,7 +20,7 @@ from utils.errors import InputError
 from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
 from utils.signals import end_with_parent
 
-data_ingredient = Ingredient("dataset")
+data_ingredient = Ingredient("dataset", save_git_info=False)  # the commands note all modules
 
 SOP_TRAINING_IMAGES = 59551
 DATASET_RULES: Rules = {

@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 
-from sacred import SETTINGS, Experiment
+from sacred import SETTINGS, Experiment, dependencies
 from sacred.observers import FileStorageObserver, RunObserver, file_storage
 from sacred.run import Run
 from sacred.serializer import flatten
@@ -23,6 +23,10 @@ from utils.signals import ended_by_signals
 
 SETTINGS.CAPTURE_MODE = "sys"
 SETTINGS.DISCOVER_SOURCES = "sys"  # all modules of the project, not only those that the command itself imports
+# git is asked once a folder, and not once a module, and each module's path is resolved once: it takes seconds
+commit_of = cache(dependencies.get_commit_if_possible)
+dependencies.get_commit_if_possible = lambda file, wanted: commit_of(str(Path(file).parent / "any"), wanted)
+dependencies.is_local_source = cache(dependencies.is_local_source)
 
 
 class CommandError(SacredError):
