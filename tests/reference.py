@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,15 @@ def integers(name: str, high: int, *shape: int) -> Tensor:
 
 def drawn(name: str, old: Tensor) -> Tensor:
     """A weight or running statistic, scaled so that activations stay of order one."""
-    rng, shape = stream(name), tuple(old.shape)
     if name in ("mean", "std") or not old.is_floating_point():
         return old
-    if old.dim() > 1:
+    return weight(name, tuple(old.shape)).clone()
+
+
+@cache
+def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    rng = stream(name)
+    if len(shape) > 1:
         values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
     elif name.endswith("running_var"):
         values = rng.uniform(0.5, 1.5, shape)

@@ -18,6 +18,7 @@ import experiment_global
 import experiment_rerank
 from models.ingredient import get_model
 from tests.conftest import TINY
+from tests.narrow import narrow
 from tests.processes import in_processes
 from tests.reference import META, pixels
 from utils import BinaryCrossEntropyWithLogits, Contrastive, pickle_load
@@ -78,7 +79,8 @@ def test_gradients_that_only_some_have(tmp_path):
 
 def small_model(**settings):
     torch.manual_seed(0)
-    return get_model(6, **META["default"] | TINY["model"] | {"normalize": True} | settings)
+    with narrow():
+        return get_model(6, **META["default"] | TINY["model"] | {"normalize": True} | settings)
 
 
 STEPS = {

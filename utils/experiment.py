@@ -15,7 +15,7 @@ from sacred.stdout_capturing import CapturedStdout
 from sacred.utils import SacredError, apply_backspaces_and_linefeeds
 
 from utils.errors import InputError, ReportedError
-from utils.files import atomic_write
+from utils.files import atomic_write, remove_leftovers
 from utils.launch import hush, is_first, rank
 from utils.memory import peak_memory
 from utils.settings import SEED, check_settings
@@ -97,6 +97,8 @@ class RunFolder(FileStorageObserver):
         try:
             run_id = super().started_event(*args, **kwargs)
             self.save_json(self.metrics, "metrics.json")
+            for folder in filter(Path.is_dir, Path(self.basedir).iterdir()):
+                remove_leftovers(folder)  # of runs that were killed
         except (OSError, InputError) as error:
             raise CommandError(f"the run folder {self.basedir} (-F) cannot be written: {error}") from error
         if self.unsaved:

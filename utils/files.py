@@ -62,21 +62,23 @@ def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
 
 @contextmanager
 def _temporary_file(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside `target`, deleted at the end unless it has been renamed.
-
-    It is locked meanwhile. Those in the folder that are not, whatever their target, are left over from processes that
-    were killed, and are deleted.
-    """
-    for leftover in target.parent.iterdir():
-        if TEMPORARY.fullmatch(leftover.name):
-            with suppress(OSError), leftover.open("rb") as file:
-                if _lock(file) is True:
-                    leftover.unlink()
+    """A new file beside `target`, locked, and deleted at the end unless it has been renamed."""
+    remove_leftovers(target.parent)
     with _new_file(target) as file:
         try:
             yield file
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete a folder's temporary files, whatever their target, that no process has locked: theirs were killed."""
+    with suppress(OSError):
+        for leftover in folder.iterdir():
+            if TEMPORARY.fullmatch(leftover.name):
+                with suppress(OSError), leftover.open("rb") as file:
+                    if _lock(file) is True:
+                        leftover.unlink()
 
 
 def _new_file(target: Path) -> BinaryIO:

@@ -1,5 +1,6 @@
 """Sacred's run folders on a full disk, and commands that a signal ends."""
 
+import fcntl
 import json
 import os
 import signal
@@ -130,6 +131,16 @@ def test_an_artifact_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"lacks the last state of weights\.pt \(.*No space left on device"):
         run(experiment, tmp_path / "log")
     assert names(tmp_path / "log" / "1") == ["config.json", "cout.txt", "info.json", "metrics.json", "run.json"]
+
+
+def test_what_killed_runs_have_left_is_deleted(tmp_path, ex):
+    run(ex, tmp_path)
+    left, taken = (tmp_path / "1" / f".{number}.weights.pt.part" for number in ("0f7b9721", "0f7b9722"))
+    left.write_bytes(b"1")
+    with taken.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run(ex, tmp_path)
+    assert not left.exists() and taken.exists()
 
 
 def test_a_run_folder_that_cannot_be_begun(tmp_path, ex):

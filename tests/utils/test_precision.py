@@ -55,7 +55,7 @@ def test_half_precision_training_follows_float32(dtype, device):
         scheduler = MultiStepLR(optimizer, [5])
         train_global(
             model,
-            batches("half", 2, 12, torch.arange(12) // 2),
+            batches("half", 2, 6, torch.arange(6) // 2),
             Contrastive(temperature=0.05),
             optimizer,
             scheduler,
@@ -64,7 +64,7 @@ def test_half_precision_training_follows_float32(dtype, device):
             number,
         )
         optimizer = AdamW(model.parameters(), lr=1e-4)
-        loader = batches("halves", 2, 9, torch.arange(9))
+        loader = batches("halves", 2, 6, torch.arange(6))
         train_rerank(model, loader, BinaryCrossEntropyWithLogits(), optimizer, scheduler, 1, log, number)
         losses[number] = log.values("train.loss")
         assert {p.dtype for p in model.parameters()} == {torch.float32}
