@@ -1,5 +1,7 @@
 """Global retrieval: embed the images, search each query's nearest neighbours, report R@K (paper, section 4)."""
 
+import startup
+
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ from utils.knn import make_index
 from utils.metrics import measures_of
 from utils.run import begin_run, note_files, report_recalls
 from utils.settings import TEXT, one_of
+
+startup.done()
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
 

@@ -1,5 +1,7 @@
 """Reranking: rescore each query's cached neighbours, report R@K (paper, section 4) beside other rankings."""
 
+import startup
+
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ from utils.metrics import MAX_CANDIDATES
 from utils.run import begin_run, note_files, report_recalls
 from utils.scores import keep_scores, load_scores
 from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_number
+
+startup.done()
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 

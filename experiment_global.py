@@ -1,5 +1,7 @@
 """Train the global descriptor with the contrastive loss (paper, section 3.1)."""
 
+import startup
+
 import torch
 from sacred import Experiment
 from torch.optim import SGD
@@ -16,6 +18,8 @@ from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_
 from utils.settings import FLAG, number
 from utils.steps import global_step
 from utils.training import TrainingState, parameter_groups
+
+startup.done()
 
 ex = set_up(Experiment("Global (train)", ingredients=[data_ingredient, model_ingredient]))
 

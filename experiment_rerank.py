@@ -1,5 +1,7 @@
 """Train the matcher on triplets, with a frozen or a finetuned backbone (paper, section 3.3)."""
 
+import startup
+
 import torch
 from sacred import Experiment
 from torch.optim import AdamW
@@ -19,6 +21,8 @@ from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_
 from utils.settings import TEXT, whole_number
 from utils.steps import rerank_step
 from utils.training import TrainingState, parameter_groups
+
+startup.done()
 
 ex = set_up(Experiment("Rerank (train)", ingredients=[data_ingredient, model_ingredient]))
 
