@@ -1,7 +1,6 @@
 """Descriptors and maps of all images of a loader, in one number format."""
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +13,7 @@ from utils.features import DIMS, kept_features
 from utils.memory import check_memory
 from utils.processes import all_rows, count, share
 from utils.rows import StoredRows
-from utils.signals import deferred_signals
+from utils.signals import take_what_is_on_its_way
 
 GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
@@ -175,8 +174,7 @@ def reporting_device_errors(setting: str) -> Iterator[None]:
                 f"{setting}, or enlarge it (docker run --shm-size=8g)"
             ) from error
         if "DataLoader worker" in told:
-            with deferred_signals():  # one that has ended the worker may be on its way to this process
-                time.sleep(1)
+            take_what_is_on_its_way()
             raise InputError(
                 f"a worker of the loader was ended ({told}): where memory is short, lower dataset.num_workers or "
                 f"{setting}"

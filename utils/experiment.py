@@ -97,7 +97,7 @@ class RunFolder(FileStorageObserver):
         try:
             run_id = super().started_event(*args, **kwargs)
             self.save_json(self.metrics, "metrics.json")
-            for folder in filter(Path.is_dir, Path(self.basedir).iterdir()):
+            for folder in Path(self.basedir).iterdir():
                 remove_leftovers(folder)  # of runs that were killed
         except (OSError, InputError) as error:
             raise CommandError(f"the run folder {self.basedir} (-F) cannot be written: {error}") from error

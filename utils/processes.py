@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, ReportedError
 from utils.launch import is_first, is_one_of_several, local_rank, rank
-from utils.signals import Interrupted, deferred_signals, signal_with_parent, take_for_one
+from utils.signals import Interrupted, signal_with_parent, take_for_one, take_what_is_on_its_way
 
 Said = TypeVar("Said")
 
@@ -89,8 +89,7 @@ def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
             raise InputError(
                 f"the job's processes cannot meet ({reason}): see docs/slurm.sh, or use torchrun"
             ) from error
-        with deferred_signals():  # one that has ended the other process may be on its way to this one
-            time.sleep(1)
+        take_what_is_on_its_way()
         raise PeerError(
             f"another process of the job has ended, or has not answered for timeout_minutes={timeout_minutes} (see its "
             f"own message; {reason})"

@@ -89,6 +89,13 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         raise Interrupted(128 + _Asked.number)
 
 
+def take_what_is_on_its_way() -> None:
+    """Raise Interrupted where a signal has come, or comes within a second: one that has ended another process may be
+    sent to this one, too."""
+    with deferred_signals():
+        time.sleep(1)
+
+
 def end_with_parent(worker: int) -> None:
     """Have Linux end this process, a loader's worker, with the one that has started it, however that ends.
 
