@@ -427,8 +427,8 @@ def test_an_unreadable_photo_ends_a_run_in_one_line(tiny, observed, photos, tmp_
             observed(eval_global.ex, **tiny(temp_dir=tmp_path / "run", dataset=data))
 
 
-def command_line(script, *argv):
-    return subprocess.run([sys.executable, *script, *argv], capture_output=True, text=True, cwd=ROOT)
+def command_line(*argv):
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT)
 
 
 def flags(config, prefix=""):
@@ -462,7 +462,7 @@ def test_command_lines(tiny, neighbours, tmp_path):
         },
     }
     for script, changes in runs.items():
-        done = command_line(["-m", "tests.narrow", script], "-F", tmp_path / "log", "with", *flags(tiny(**changes)))
+        done = command_line("-m", "tests.narrow", script, "-F", tmp_path / "log", "with", *flags(tiny(**changes)))
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     assert pickle_load(tmp_path / "final" / "nn_dists.pkl").shape == (20, 19)
@@ -470,10 +470,10 @@ def test_command_lines(tiny, neighbours, tmp_path):
 
 
 def test_a_failing_command_line(tmp_path):
-    done = command_line(["eval_rerank.py"], "-F", tmp_path, "with", "cpu=True")
+    done = command_line("eval_rerank.py", "-F", tmp_path, "with", "cpu=True")
     assert done.returncode == 1
     assert "Error: no checkpoint was given: reranking needs a trained model, set resume=FILE" in done.stderr
     assert "Traceback" not in done.stderr
-    done = command_line(["eval_rerank.py"], "--unobserved", "--debug", "with", "cpu=True")
+    done = command_line("eval_rerank.py", "--unobserved", "--debug", "with", "cpu=True")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
