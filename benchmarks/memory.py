@@ -46,7 +46,7 @@ EVERY = 1000
 MAP, MAPS_AT_ONCE = (128, 7, 7), 1000
 ROUNDS = 5
 SCORINGS = (  # number format, photos, queries, whether by the matcher
-    (torch.float16, 200_000, 100, False),
+    (torch.float16, 200_000, 1000, False),
     (torch.float32, 100_000, 1000, False),
     (torch.float32, 100_000, 40, True),
 )

@@ -28,6 +28,7 @@ from utils.processes import (
     PeerError,
     all_rows,
     count,
+    in_step,
     is_any,
     joined,
     said_by_all,
@@ -38,6 +39,7 @@ from utils.processes import (
     total,
     wait_for_all,
 )
+from utils.reranking import pair_scores
 from utils.run import note_files
 from utils.signals import Interrupted, ended_by_signals
 from utils.steps import global_step, rerank_step
@@ -190,17 +192,31 @@ def test_a_signal_before_all_have_met(tmp_path, monkeypatch):
     in_processes(2, work, tmp_path, store.port)
 
 
-def test_a_process_that_is_silent(tmp_path):
+def score_maps(score):
+    maps, identity = torch.ones(4, 2, 1, 1), torch.nn.Identity()
+    scorer = SimpleNamespace(encode_queries=identity, encode_candidates=identity, score=score)
+    return pair_scores(torch.nn.Linear(1, 1), maps, maps, torch.zeros(4, 1, dtype=torch.int64), [scorer])
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [lambda wait: total(wait()), lambda wait: score_maps(lambda query, candidate: wait() + query[:, 0, 0, 0])],
+)
+def test_a_process_that_is_silent(exchange, tmp_path):
     def work():
-        if rank() == 1:
-            with pytest.raises(PeerError), joined(0.01, on_cpu=True):
-                time.sleep(2)
-                total(1)
-        else:
-            with pytest.raises(PeerError, match=r"not answered for timeout_minutes=0\.01"), joined(0.01, on_cpu=True):
-                total(1)
+        told = None if rank() else r"not answered for timeout_minutes=0\.01"
+        with pytest.raises(PeerError, match=told), joined(0.01, on_cpu=True):
+            exchange(lambda: time.sleep(2 * rank()) or 0)
 
     in_processes(2, work, tmp_path)
+
+
+def test_pieces_of_work_end_when_no_process_has_any(tmp_path):
+    def work():
+        with joined(1, on_cpu=True):
+            return list(in_step(range(2 * rank())))
+
+    assert in_processes(3, work, tmp_path) == [[], [0, 1], [0, 1, 2, 3]]
 
 
 def test_work_may_take_longer_than_an_answer(tmp_path):

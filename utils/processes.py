@@ -21,6 +21,7 @@ from utils.errors import InputError, ReportedError
 from utils.launch import is_first, is_one_of_several, local_rank, rank
 from utils.signals import Interrupted, signal_with_parent, take_for_one, take_what_is_on_its_way
 
+Piece = TypeVar("Piece")
 Said = TypeVar("Said")
 
 BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
@@ -100,6 +101,14 @@ def wait_for_all() -> None:
     """Wait until all processes are here, which may be at work for hours: an end is noticed, silence is not."""
     if count() > 1:
         dist.barrier(_at_work)
+
+
+def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """This process's pieces of work. Before each, and at the end, all processes meet: silence is noticed."""
+    own = iter(pieces)
+    while is_any((piece := next(own, None)) is not None):
+        if piece is not None:
+            yield piece
 
 
 def _name_of_start(store: dist.Store, number: int, processes: int, timeout: timedelta) -> str:

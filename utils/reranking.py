@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from utils.embedding import reporting_device_errors
 from utils.errors import InputError
-from utils.processes import all_rows, share, wait_for_all
+from utils.processes import all_rows, in_step, share
 from utils.rows import StoredRows
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
 # 400 took 14 % longer. Not tuned on a GPU.
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
-BLOCK_BYTES = 128 << 20  # of candidates' maps that are read from a file at a time, while others are scored
+LOTS = 100  # of so many pairs each, after which the processes of a job meet
+BLOCK_BYTES = 32 << 20  # of candidates' maps that are read from a file at a time, while others are scored
 
 Maps = Tensor | StoredRows
 
@@ -75,7 +76,7 @@ def pair_scores(
         reporting_device_errors("precision"),
         tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress,
     ):
-        for block in _blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device):
+        for block in in_step(_blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device)):
             start = block.start
             while start < block.stop:
                 pairs = slice(start, min(start + pairs_at_once, block.stop))
@@ -98,7 +99,6 @@ def pair_scores(
                     continue
                 progress.update(len(queries))
                 start = pairs.stop
-    wait_for_all()
     scores = [all_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
     for of_scorer in scores:
         _check_finite(of_scorer, columns)
@@ -134,14 +134,14 @@ def _blocks(
     pairs_at_once: int,
     device: torch.device,
 ) -> Iterator[_Block]:
-    """All pairs of queries from the first one on, in order: one block, or, with maps in a file, blocks that end where a
-    lot of pairs does.
+    """All pairs of queries from the first one on, in order, in blocks that end where a lot of pairs does.
 
-    A block's candidates are read once, by rising position, into one of two buffers, in a thread, while the block before
-    is scored from the other. For a GPU the buffers are pinned, and a block is copied there as a whole.
+    With maps in a file, a block's candidates are read once, by rising position, into one of two buffers, in a thread,
+    while the block before is scored from the other. For a GPU the buffers are pinned, and a block is copied there as a
+    whole.
     """
     candidates, columns = neighbours.flatten().cpu(), neighbours.shape[1]
-    size = max(1, len(candidates))
+    size = LOTS * pairs_at_once
     for maps in (query_maps, gallery_maps):
         if isinstance(maps, StoredRows):
             size = min(size, max(1, BLOCK_BYTES // maps.layout.row_bytes // pairs_at_once) * pairs_at_once)

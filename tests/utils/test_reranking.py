@@ -28,6 +28,7 @@ class Model(nn.Module):
 @torch.no_grad()
 def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_before, device):
     monkeypatch.setitem(reranking.PAIRS_AT_ONCE, device.type, pairs)
+    monkeypatch.setattr(reranking, "LOTS", 3)
     model = Model(normalize_before)
     query_maps, gallery_maps = torch.randn(queries, 16, 3, 2), torch.randn(9, 16, 3, 2)
     neighbours = torch.stack([torch.randperm(9)[:columns] for _ in range(queries)])
