@@ -2,6 +2,7 @@
 
 import errno
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -150,6 +151,17 @@ def fill_disk(monkeypatch, suffix: str, after: int) -> None:
         return Limited()
 
     monkeypatch.setattr(Path, "open", limited_open)
+
+
+@contextmanager
+def limited(what: int, limit: int) -> Iterator[None]:
+    """In the block this process has no more of a resource: RLIMIT_FSIZE, bytes of a file, or RLIMIT_AS, of memory."""
+    limits = resource.getrlimit(what)
+    resource.setrlimit(what, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, limits)
 
 
 def names(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Jobs of several processes within a test."""
+"""Other processes within a test, and jobs of several."""
 
 import os
 import pickle
@@ -6,12 +6,24 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from utils.launch import hush
+
+
+def exit_codes(*works: Callable[[], object]) -> list[int | None]:
+    """How processes end that are forked from this one and do one work each, at once."""
+    processes = [get_context("fork").Process(target=work) for work in works]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in processes]
 
 
 def in_processes(number: int, work: Callable[[], object], folder: Path, port: int | None = None) -> list:
@@ -36,12 +48,7 @@ def in_processes(number: int, work: Callable[[], object], folder: Path, port: in
         (folder / f"result{rank}").write_bytes(pickle.dumps(result))
         os._exit(0)  # nothing of pytest's
 
-    processes = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(number)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
+    codes = exit_codes(*(partial(run, rank) for rank in range(number)))
     errors = "".join((folder / f"errors{rank}").read_text() for rank in range(number))
-    assert all(process.exitcode == 0 for process in processes), errors[-3000:]
+    assert codes == [0] * number, errors[-3000:]
     return [pickle.loads((folder / f"result{rank}").read_bytes()) for rank in range(number)]

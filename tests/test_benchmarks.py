@@ -5,6 +5,7 @@ import random
 import re
 import sys
 from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -134,7 +135,8 @@ def noting(path, device):
     return measure.Stage("noting", 12, "notes", variants, repetitions=2, warm_up=3)
 
 
-def test_variants_take_turns_each_in_a_process_of_its_own(tmp_path, capsys):
+def test_variants_take_turns_each_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "get_context", lambda method: get_context("fork"))  # starts in no time
     stage, costs = measure.costs_of(partial(noting, tmp_path / "notes"), torch.device("cpu"))
     names, processes = zip(
         *(line.rsplit(" ", 1) for line in (tmp_path / "notes").read_text().splitlines()), strict=True

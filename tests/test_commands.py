@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +24,7 @@ import experiment_rerank
 from tests import ROOT
 from tests.conftest import NEEDS_TORCHCODEC
 from tests.faults import fill_disk
+from tests.processes import in_processes
 from utils import Contrastive, pickle_load, pickle_save
 from utils.experiment import CommandError, set_up
 from utils.files import only_writer
@@ -427,10 +429,6 @@ def test_an_unreadable_photo_ends_a_run_in_one_line(tiny, observed, photos, tmp_
             observed(eval_global.ex, **tiny(temp_dir=tmp_path / "run", dataset=data))
 
 
-def command_line(*argv):
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=ROOT)
-
-
 def flags(config, prefix=""):
     for key, value in config.items():
         if isinstance(value, dict):
@@ -461,19 +459,22 @@ def test_command_lines(tiny, neighbours, tmp_path):
             "cache_nn_inds": str(neighbours / "test.pkl"),
         },
     }
+
+    def run(script, changes):
+        sys.argv = [script, "-F", str(tmp_path / "log"), "with", *flags(tiny(**changes))]
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
     for script, changes in runs.items():
-        done = command_line("-m", "tests.narrow", script, "-F", tmp_path / "log", "with", *flags(tiny(**changes)))
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
+        in_processes(1, partial(run, script, changes), tmp_path / script)
     assert pickle_load(tmp_path / "final" / "nn_dists.pkl").shape == (20, 19)
     assert sorted(path.name for path in (tmp_path / "log").iterdir() if path.name.isdigit()) == ["1", "2", "3", "4"]
 
 
 def test_a_failing_command_line(tmp_path):
-    done = command_line("eval_rerank.py", "-F", tmp_path, "with", "cpu=True")
+    words = [sys.executable, "eval_rerank.py", "-F", tmp_path, "with", "cpu=True"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Error: no checkpoint was given: reranking needs a trained model, set resume=FILE" in done.stderr
     assert "Traceback" not in done.stderr
-    done = command_line("eval_rerank.py", "--unobserved", "--debug", "with", "cpu=True")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    with pytest.raises(CommandError):  # which Python shows with where it arose
+        eval_rerank.ex.run_commandline(["eval_rerank.py", "--unobserved", "--debug", "with", "cpu=True"])

@@ -4,8 +4,7 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet
 from sop.image_cache import SUM_BYTES
-from tests import ROOT
-from tests.faults import names
+from tests.faults import limited, names
+from tests.processes import exit_codes
 from tests.sop.test_image_cache import batches, cache_in, touch_photo
-from tests.test_ingredient import SETTINGS, loaders_of
+from tests.test_ingredient import loaders_of
 from utils.errors import InputError
 
 
@@ -115,36 +114,24 @@ def test_no_room(photos, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up(photos, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes of a file; the cache has 82,252
-    try:
-        with pytest.raises(InputError, match=r"test\.txt\.\S+\.images could not be written: File too large"):
-            batches(loaders_of(photos, image_cache=tmp_path).query)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = r"test\.txt\.\S+\.images could not be written: File too large"
+    with limited(resource.RLIMIT_FSIZE, 60_000), pytest.raises(InputError, match=told):  # the cache has 82,252 bytes
+        batches(loaders_of(photos, image_cache=tmp_path).query)
     assert names(tmp_path) == []
 
 
-MAKE = f"""
-import os, signal, sys
-from pathlib import Path
-from sop.dataset import ImageSet
-from sop.ingredient import get_loaders
-get, killed = ImageSet.__getitem__, sys.argv[3] == "killed"
-def get_until_killed(images, item):
-    return os.kill(os.getpid(), signal.SIGKILL) if killed and item == 13 else get(images, item)
-ImageSet.__getitem__ = get_until_killed
-list(get_loaders(data_path=Path(sys.argv[1]), **{SETTINGS!r} | {{"image_cache": sys.argv[2]}})[0].query)
-"""
-
-
 def test_two_processes_make_one_file_at_once_after_one_that_was_killed(photos, tmp_path):
-    def start(fate: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", MAKE, photos, tmp_path / "cache", fate], cwd=ROOT)
+    get = ImageSet.__getitem__
 
-    assert start("killed").wait(timeout=120) == -signal.SIGKILL
+    def make(is_killed: bool) -> None:
+        ImageSet.__getitem__ = lambda images, item: (
+            os.kill(os.getpid(), signal.SIGKILL) if is_killed and item == 13 else get(images, item)
+        )
+        batches(loaders_of(photos, image_cache=tmp_path / "cache").query)
+
+    assert exit_codes(partial(make, True)) == [-signal.SIGKILL]
     assert [name[-5:] for name in names(tmp_path / "cache")] == [".part"]
-    assert [process.wait(timeout=120) for process in (start("lives"), start("lives"))] == [0, 0]
+    assert exit_codes(*[partial(make, False)] * 2) == [0, 0]
     assert cache_in(tmp_path / "cache")
     got = batches(loaders_of(photos, image_cache=tmp_path / "cache").query)
     assert torch.equal(got[0], batches(loaders_of(photos).query)[0])

@@ -2,14 +2,12 @@ import os
 import pickle
 import pickletools
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.faults import fill_disk
+from tests.faults import fill_disk, limited
 from utils import pickle_load, pickle_save
 from utils.caches import load_neighbours, save_neighbours
 from utils.errors import InputError
@@ -139,15 +137,9 @@ def test_neighbours_that_belong(tmp_path):
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     pickle_save(tmp_path / "a.pkl", np.arange(3))
-    script = (
-        "import resource, signal, numpy as np\n"
-        "from utils import pickle_save\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-        f"pickle_save({str(tmp_path / 'a.pkl')!r}, np.zeros(10000))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "a.pkl could not be written: File too large; what stood there is kept" in done.stderr
+    told = r"a\.pkl could not be written: File too large; what stood there is kept"
+    with limited(resource.RLIMIT_FSIZE, 5000), pytest.raises(InputError, match=told):
+        pickle_save(tmp_path / "a.pkl", np.zeros(10000))
     assert pickle_load(tmp_path / "a.pkl").tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"]
 
@@ -183,14 +175,10 @@ def test_queries_among_their_own_neighbours(tmp_path, capsys):
 )
 def test_a_few_bytes_take_no_memory(tmp_path, content):
     (tmp_path / "bomb.pkl").write_bytes(content)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + 2**30, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"bomb\.pkl is not a pickled numpy array of numbers"):
-            pickle_load(tmp_path / "bomb.pkl")
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+    refused = pytest.raises(InputError, match=r"bomb\.pkl is not a pickled numpy array of numbers")
+    with limited(resource.RLIMIT_AS, held + 2**30), refused:
+        pickle_load(tmp_path / "bomb.pkl")
 
 
 def test_a_pipe_or_a_folder_is_no_neighbour_file(tmp_path):

@@ -1,6 +1,5 @@
 import os
 import resource
-import signal
 import zipfile
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+from tests.faults import limited
 from tests.models.test_resnet import new
 from utils import state_dict_to_cpu
 from utils.checkpoint import UNKNOWN, Origin, load_weights, save_checkpoint
@@ -153,14 +153,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     scheduler = MultiStepLR(optimizer, [1])
     save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler)
     before = (tmp_path / "c.pt").read_bytes()
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"c\.pt could not be written: File too large; what stood there is kept"):
-            save_checkpoint(tmp_path / "c.pt", randomised(), optimizer, scheduler)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    told = r"c\.pt could not be written: File too large; what stood there is kept"
+    with limited(resource.RLIMIT_FSIZE, 1_000_000), pytest.raises(InputError, match=told):
+        save_checkpoint(tmp_path / "c.pt", randomised(), optimizer, scheduler)
     assert (tmp_path / "c.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
 

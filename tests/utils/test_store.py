@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import ROOT
 from tests.faults import fill_disk, names
+from tests.processes import exit_codes
 from utils.errors import InputError
 from utils.rows import Layout, StoredRows
 from utils.store import Store
@@ -114,29 +112,14 @@ def test_an_interrupted_writing_goes_on_behind_its_last_chunk(tmp_path, small_ch
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
 
 
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-import utils.store
-from tests.utils.test_store import batches, store_in
-
-calls, sync = 0, os.fsync
-def killing(file):
-    global calls
-    if calls == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    calls += 1
-    sync(file)
-
-os.fsync, utils.store.ROWS_AT_ONCE = killing, 7
-store_in(Path(sys.argv[1])).write(0, batches(0))
-"""
-
-
 @pytest.mark.parametrize("moment", [5, 6])  # the second chunk's rows are not yet all on the disk, or not told of
-def test_a_killed_process_leaves_its_chunks(tmp_path, moment):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(moment)], cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL
+def test_a_killed_process_leaves_its_chunks(tmp_path, small_chunks, moment):
+    def be_killed():
+        moments = iter(range(moment))
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(moments, None) is None else None
+        store_in(tmp_path).write(0, batches(0))
+
+    assert exit_codes(be_killed) == [-signal.SIGKILL]
     store = store_in(tmp_path)
     assert store.whole_rows(DIMS) == 8
     assert torch.equal(store.tensors["maps"][:8], tensors()[1][:8])
