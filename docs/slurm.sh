@@ -9,8 +9,9 @@ export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 50000))
 
 # Two minutes before its time is up Slurm sends SIGUSR1 to what srun has started. That ends its iteration, saves, and
 # ends with 128 + the signal's number; after a failed node or a preemption Slurm itself starts the job anew.
-# Without a binding all tasks of a node see its GPUs, and each takes that of its number.
-srun --gpu-bind=none bash -c 'WORLD_SIZE=$SLURM_NTASKS RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID \
+# Without a binding all tasks of a node see its GPUs, and each takes that of its number. Where one hangs, the others end,
+# and five minutes later so does it.
+srun --wait=300 --gpu-bind=none bash -c 'WORLD_SIZE=$SLURM_NTASKS RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID \
     LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE exec python "$@"' - "$@" continue_run=True
 code=$?
 if [ $code -eq $((128 + $(kill -l USR1))) ]; then

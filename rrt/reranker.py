@@ -261,4 +261,9 @@ def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Te
 def _float32(rows: np.ndarray | Tensor) -> Tensor:
     if isinstance(rows, np.ndarray):
         rows = np.require(rows, requirements="W")  # torch warns of what may not be written
-    return torch.as_tensor(rows).to("cpu", torch.float32)
+    numbers = torch.as_tensor(rows)
+    if numbers.dtype == torch.uint16:
+        numbers = numbers.view(torch.bfloat16)  # whose bits numpy has no other type for
+    if not numbers.is_floating_point():
+        raise InputError(f"features of {numbers.dtype}: give floating-point numbers")
+    return numbers.to("cpu", torch.float32)

@@ -148,6 +148,14 @@ def without_waiting_for_the_disk():
 
 
 @pytest.fixture(autouse=True)
+def without_waiting_for_workers():
+    """torch waits 5 s for the workers of a loader that an error has left to the garbage collector: they hear no end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 1.0)
+        yield
+
+
+@pytest.fixture(autouse=True)
 def seeded_and_in_float32():
     """Each test draws from one seed, and computes without TF32 unless it asks for it."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 import eval_global
 import eval_rerank
@@ -23,6 +24,8 @@ from tests.processes import in_processes
 from tests.reference import META, pixels
 from utils import BinaryCrossEntropyWithLogits, Contrastive, pickle_load
 from utils.errors import InputError
+from utils.experiment import reports_errors
+from utils.knn import nearest_neighbours
 from utils.launch import rank
 from utils.processes import (
     PeerError,
@@ -138,7 +141,12 @@ def test_batch_norms_of_one_process_alone_are_refused(tmp_path):
     in_processes(2, work, tmp_path)
 
 
-def test_a_process_that_ends(tmp_path):
+def search(index):
+    nearest_neighbours(torch.randn(50, 8), None, 3, index)
+
+
+@pytest.mark.parametrize("exchange", [lambda: total(1), lambda: search("Flat"), lambda: search("IVF4,Flat")])
+def test_a_process_that_ends(exchange, tmp_path):
     def work():
         if rank() == 1:
             with suppress(ZeroDivisionError), joined(1, on_cpu=True):
@@ -146,9 +154,30 @@ def test_a_process_that_ends(tmp_path):
             return
         with pytest.raises(PeerError, match="another process of the job has ended"), joined(1, on_cpu=True):
             while True:
-                total(1)
+                exchange()
 
     in_processes(2, work, tmp_path)
+
+
+def test_a_group_that_others_have_made_is_none_of_ours(tmp_path):
+    def work():
+        dist.init_process_group("gloo")
+        return count(), share(7), all_rows(torch.full((2,), rank())).tolist()
+
+    assert in_processes(2, work, tmp_path) == [(1, slice(0, 7), [number] * 2) for number in (0, 1)]
+
+
+def test_only_the_first_process_shows_bars_and_the_others_errors_name_theirs(tmp_path):
+    @reports_errors
+    def fail():
+        raise MemoryError
+
+    def work():
+        with pytest.raises(MemoryError) as raised:
+            fail()
+        return tqdm(disable=False).disable, getattr(raised.value, "__notes__", [])
+
+    assert in_processes(2, work, tmp_path) == [(False, []), (True, ["process 1 of the job"])]
 
 
 @pytest.mark.parametrize("other", ["is lost", "has a signal", "is waiting"])

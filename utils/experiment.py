@@ -79,6 +79,10 @@ def reports_errors(main: Callable) -> Callable:
             message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
             process = "" if is_first() else f"process {rank()}: "
             raise CommandError(process + message.strip()) from error  # without the traceback of a loader's worker
+        except Exception as error:
+            if not is_first():
+                error.add_note(f"process {rank()} of the job")
+            raise
 
     return reporting
 

@@ -73,7 +73,9 @@ def kept_features(
             store.load()
         has_looked = is_first() and start == len(images)
         if not has_looked and store.whole_rows(names) < len(images):
-            raise InputError(f"{path} is not what was written there: choose a folder on another disk")
+            raise InputError(
+                f"{path} is not what was written there: choose a folder on another disk, which all machines of a job see"
+            )
     return [store.tensors[name] for name in names]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.memory import check_memory
-from utils.processes import all_rows, count, share, wait_for_all
+from utils.processes import all_rows, count, in_step, share
 
 EXACT = "Flat"
-BLOCK = 4096  # queries whose own positions are dropped, or that a GPU searches, at a time: of 1,000 neighbours, 50 MB
+BLOCK = 1024  # queries that are searched, and whose own positions are dropped, at a time: of 1,000 neighbours, 12 MB
 SAMPLE = 1000  # queries on which an approximate index is compared with exact search: its share to within a point or so
 SCRATCH = 256 << 20  # bytes of a GPU that faiss works in; by itself it takes up to 1.5 GB beside what torch holds
 GPU_NEIGHBOURS = 2048  # the most that faiss finds on a GPU
@@ -130,10 +130,12 @@ def _short_of_gpu_memory() -> Iterator[None]:
 
 @contextmanager
 def _refusing(index: str) -> Iterator[None]:
-    """Turn what faiss raises into an InputError."""
+    """Turn what faiss raises into an InputError, and not what torch does where another process is lost."""
     try:
         yield
     except RuntimeError as error:
+        if not str(error).startswith("Error in "):
+            raise
         raise InputError(
             f"knn_index={index!r} cannot be used: {_reason(error)}. Give a string of faiss's index factory, its search "
             "parameters behind a semicolon ('IVF64,Flat;nprobe=8', 'HNSW32'), or 'Flat' for exact search"
@@ -159,15 +161,13 @@ def _search(
     rows, columns = _rows(queries[part]), k + (own_positions is not None)
     distances = np.empty((len(rows), columns), np.float32)
     positions = np.empty((len(rows), columns), np.int64)
-    for start in range(0, len(rows), BLOCK):
+    for start in in_step(range(0, len(rows), BLOCK)):
         block = slice(start, start + BLOCK)
         with _short_of_gpu_memory():
             index.search(rows[block], columns, D=distances[block], I=positions[block])
         if own_positions is not None:
             _leave_out_own(distances[block], positions[block], own_positions[block])
-    if count() > 1:
-        wait_for_all()
-        distances, positions = (all_rows(torch.from_numpy(found)).numpy() for found in (distances, positions))
+    distances, positions = (all_rows(torch.from_numpy(found)).numpy() for found in (distances, positions))
     return (distances, positions) if own_positions is None else (distances[:, 1:], positions[:, 1:])
 
 

@@ -6,7 +6,6 @@ A plain command is a job of one. Without torch, which not every command needs.
 import logging
 import os
 import sys
-from functools import partialmethod
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,4 +41,5 @@ def hush() -> None:
     if not is_first():
         logging.disable(logging.INFO)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign,assignment]
+        begin = tqdm.__init__
+        tqdm.__init__ = lambda bar, *args, **kwargs: begin(bar, *args, **kwargs | {"disable": True})  # type: ignore

@@ -29,7 +29,7 @@ WORK = timedelta(days=7)  # for which processes may be at work, each on its shar
 SECONDS = 5  # in which the launcher passes on a signal
 # in what torch says where another process does not answer
 LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe")
-_at_work: Any = None  # the group of all that is waited in while others may be at work
+_at_work: Any = None  # the group of all that is waited in while others may be at work, from when they have met
 
 
 class PeerError(ReportedError):
@@ -37,8 +37,8 @@ class PeerError(ReportedError):
 
 
 def count() -> int:
-    """How many processes the job has."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """How many processes the job has; a group that others have made, around our library, is none of ours."""
+    return 1 if _at_work is None else dist.get_world_size()
 
 
 @contextmanager
@@ -50,6 +50,7 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
     if not is_one_of_several():
         yield
         return
+    global _at_work
     signal_with_parent(signal.SIGTERM)
     take_for_one(SECONDS)
     store = None
@@ -59,6 +60,7 @@ def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
             yield
             wait_for_all()  # one that ends earlier would be missed
             dist.destroy_process_group()
+            _at_work = None
     except Interrupted:
         if store is None:
             raise PeerError("a signal came before the job's processes had met (see their own messages)") from None
@@ -104,7 +106,9 @@ def wait_for_all() -> None:
 
 
 def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """This process's pieces of work. Before each, and at the end, all processes meet: silence is noticed."""
+    """This process's pieces of work. All processes wait for each other before the first one, and then meet before each
+    piece and at the end: PeerError for one that is silent."""
+    wait_for_all()
     own = iter(pieces)
     while is_any((piece := next(own, None)) is not None):
         if piece is not None:
@@ -155,6 +159,8 @@ def _one_is_lost(store: dist.Store) -> bool:
 
 def share(rows: int, group: int = 1) -> slice:
     """This process's part of so many rows, those of a group together; shares stand in the order of processes."""
+    if count() == 1:
+        return slice(0, rows)
     groups = -(-rows // group)
     start, stop = (min(rows, group * (groups * number // count())) for number in (rank(), rank() + 1))
     return slice(start, stop)
@@ -191,10 +197,8 @@ def own_rows(rows: int) -> slice:
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum of all processes' tensors."""
-    if count() > 1:
-        dist.all_reduce(value)
-    return value
+    """The sum of all processes' tensors, all of one shape."""
+    return all_rows(value[None]).sum(dim=0)
 
 
 def is_any(flag: bool) -> bool:

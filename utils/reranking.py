@@ -18,7 +18,8 @@ from utils.rows import StoredRows
 # 400 took 14 % longer. Not tuned on a GPU.
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
 LOTS = 100  # of so many pairs each, after which the processes of a job meet
-BLOCK_BYTES = 32 << 20  # of candidates' maps that are read from a file at a time, while others are scored
+# Bytes of candidates' maps that are read from a file at a time, while others are scored.
+BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 Maps = Tensor | StoredRows
 
@@ -144,7 +145,8 @@ def _blocks(
     size = LOTS * pairs_at_once
     for maps in (query_maps, gallery_maps):
         if isinstance(maps, StoredRows):
-            size = min(size, max(1, BLOCK_BYTES // maps.layout.row_bytes // pairs_at_once) * pairs_at_once)
+            rows = max(1, BLOCK_BYTES[device.type] // maps.layout.row_bytes)
+            size = min(size, rows // pairs_at_once * pairs_at_once or rows)
     if isinstance(gallery_maps, StoredRows):
         pinned = device.type == "cuda"
         buffers = [gallery_maps.room(min(size, len(gallery_maps)), pinned) for _ in range(2)]

@@ -107,7 +107,8 @@ def rerank_step(
             scale(piece_loss).backward()
             loss += piece_loss.detach()
             accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
-        return summed(loss), summed(accuracy)
+        loss, accuracy = summed(torch.stack((loss, accuracy)))
+        return loss, accuracy
 
     return step
 

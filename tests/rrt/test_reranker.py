@@ -38,7 +38,9 @@ def test_ranks_by_the_logit(reranker, paths):
     matches = reranker.rank(paths[0], paths[1:])
     query, candidates = reranker.embed(paths[0]), reranker.embed(paths[1:])
     logits = plain_logits(reranker, query, candidates)
-    assert [match.index for match in matches] == logits.argsort(descending=True).tolist()
+    ranked = logits[[match.index for match in matches]]
+    torch.testing.assert_close(ranked, logits.sort(descending=True).values, rtol=0, atol=1e-5)  # of twins the same
+    assert sorted(match.index for match in matches) == list(range(6))
     for match in matches:
         assert match.score == match.logit == pytest.approx(logits[match.index].item(), abs=1e-5)
         assert match.cosine == pytest.approx((query.descriptors @ candidates.descriptors[match.index]).item(), abs=1e-6)
@@ -79,6 +81,14 @@ def test_reranks_the_results_of_another_search(reranker, paths):
         plain_logits(reranker, reranker.embed(paths[0]), smaller).max().item(), abs=1e-5
     )
     assert reranker.rerank(queries, features, neighbours[:, :0]).positions.shape == (3, 0)
+
+
+def test_bits_of_bfloat16_are_numbers_of_it(reranker, paths):
+    halves = Features(*(part.bfloat16() for part in reranker.embed(paths)))
+    bits = Features(*(part.view(torch.uint16).numpy() for part in halves))
+    assert torch.equal(reranker.score(bits, bits), reranker.score(halves, halves))
+    with pytest.raises(InputError, match=r"features of torch\.int16: give floating-point numbers"):
+        reranker.score(Features(*(part.astype(np.int16) for part in bits)), halves)
 
 
 def test_kinds_of_images(reranker, paths):

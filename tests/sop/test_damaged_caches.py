@@ -120,13 +120,15 @@ def test_a_disk_that_fills_up(photos, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_two_processes_make_one_file_at_once_after_one_that_was_killed(photos, tmp_path):
+def test_two_processes_make_one_file_at_once_after_one_that_was_killed(photos, tmp_path, monkeypatch):
     get = ImageSet.__getitem__
 
+    def get_until_killed(images, item):
+        return os.kill(os.getpid(), signal.SIGKILL) if item == 13 else get(images, item)
+
     def make(is_killed: bool) -> None:
-        ImageSet.__getitem__ = lambda images, item: (
-            os.kill(os.getpid(), signal.SIGKILL) if is_killed and item == 13 else get(images, item)
-        )
+        if is_killed:
+            monkeypatch.setattr(ImageSet, "__getitem__", get_until_killed)
         batches(loaders_of(photos, image_cache=tmp_path / "cache").query)
 
     assert exit_codes(partial(make, True)) == [-signal.SIGKILL]

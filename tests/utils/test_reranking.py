@@ -57,16 +57,17 @@ def test_maps_that_do_not_fit_on_the_device_stay_where_they_are(monkeypatch, dty
 
 @pytest.mark.parametrize("kept", ["queries", "gallery", "both", "one for both"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("block", [1, 4000])  # bytes: one lot of pairs, several
-def test_maps_in_a_file_are_scored_like_those_in_memory(monkeypatch, tmp_path, kept, dtype, block):
-    monkeypatch.setitem(reranking.PAIRS_AT_ONCE, "cpu", 7)
-    monkeypatch.setattr(reranking, "BLOCK_BYTES", block)
+@pytest.mark.parametrize(("block", "pairs"), [(1, 1), (4000, 7)])  # bytes, and the pairs that are scored at a time then
+def test_maps_in_a_file_are_scored_like_those_in_memory(monkeypatch, tmp_path, kept, dtype, block, pairs):
+    monkeypatch.setitem(reranking.PAIRS_AT_ONCE, "cpu", pairs)
+    monkeypatch.setitem(reranking.BLOCK_BYTES, "cpu", block)
     query_maps, gallery_maps = torch.randn(11, 16, 3, 2).to(dtype), torch.randn(50, 16, 3, 2).to(dtype)
     if kept == "one for both":
         query_maps = gallery_maps
     neighbours, model = torch.randint(0, 50, (len(query_maps), 6)), Model()
     scorers = [matcher_for(model, dtype), Chamfer()]
     expected = pair_scores(model, query_maps, gallery_maps, neighbours, scorers)
+    monkeypatch.setitem(reranking.PAIRS_AT_ONCE, "cpu", 7)
     in_files = [stored(tmp_path / f"{number}", maps) for number, maps in enumerate((query_maps, gallery_maps))]
     if kept == "one for both":
         found = pair_scores(model, in_files[0], in_files[0], neighbours, scorers)
@@ -87,7 +88,7 @@ def stored(folder, maps):
 
 def test_each_map_of_a_block_is_read_once_and_in_order(monkeypatch, tmp_path):
     monkeypatch.setitem(reranking.PAIRS_AT_ONCE, "cpu", 5)
-    monkeypatch.setattr(reranking, "BLOCK_BYTES", 10 * 16 * 6 * 4)
+    monkeypatch.setitem(reranking.BLOCK_BYTES, "cpu", 10 * 16 * 6 * 4)
     maps, read = torch.randn(30, 16, 3, 2), []
     kept = stored(tmp_path / "maps", maps)
     take = StoredRows.read
