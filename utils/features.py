@@ -74,7 +74,7 @@ def kept_features(
         has_looked = is_first() and start == len(images)
         if not has_looked and store.whole_rows(names) < len(images):
             raise InputError(
-                f"{path} is not what was written there: choose a folder on another disk, which all machines of a job see"
+                f"{path} is not what was written there: choose a folder on another disk, which all machines see"
             )
     return [store.tensors[name] for name in names]
 
