@@ -38,6 +38,12 @@ IMAGES = {"cpu": 24, "cuda": 300}  # of a training step
 QUERIES = {"cpu": 8, "cuda": 600}  # of 100 candidates each
 
 
+def run_in(processes: int, command: list[str]) -> None:
+    """Of one thread each: with another number one process, too, rounds differently."""
+    several = of_several(command, "--standalone", f"--nproc_per_node={processes}")
+    run(command if processes == 1 else several, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+
+
 def comparisons() -> list[dict[str, object]]:
     """Trainings of three epochs and evaluations of small runs, by two and three processes and by one."""
     rows: list[dict[str, object]] = []
@@ -48,7 +54,7 @@ def comparisons() -> list[dict[str, object]]:
             for number in (1, 2, 3):
                 place = workshop.new_folder()
                 command = workshop.training(kind, place, "epochs=3")
-                run(command if number == 1 else of_several(command, "--standalone", f"--nproc_per_node={number}"))
+                run_in(number, command)
                 found.append(result(place)[1])
             losses = [np.array(scalars["train.loss"][1]) for scalars in found]
             for number in (2, 3):
@@ -63,7 +69,7 @@ def comparisons() -> list[dict[str, object]]:
             for number in (1, 2, 3):
                 place = workshop.new_folder()
                 command = workshop.command(script, place, f"resume={weights}", *settings)
-                run(command if number == 1 else of_several(command, "--standalone", f"--nproc_per_node={number}"))
+                run_in(number, command)
                 found.append(pickle_load(place / "out" / "nn_dists.pkl"))
             for number in (2, 3):
                 difference = f"{(abs(found[number - 1] - found[0]) / abs(found[0]).max()).max():.1e} of the largest"
