@@ -18,7 +18,10 @@ from tests.reference import META
 from utils import pickle_save
 from utils.errors import InputError
 from utils.experiment import RunFolder
+from utils.memory import keep_freed_memory
 from utils.precision import set_precision
+
+keep_freed_memory()  # as the commands do
 
 
 def torchcodec_loads() -> bool:

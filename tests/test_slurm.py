@@ -35,7 +35,7 @@ def test_a_job_of_two_processes_whose_time_is_up_is_put_back_and_goes_on(tiny, n
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run")
-    command = ["bash", ROOT / "docs" / "slurm.sh", "experiment_rerank.py", "-F", tmp_path / "log"]
+    command = ["bash", ROOT / "docs" / "slurm.sh", "-m", "tests.narrow", "experiment_rerank.py", "-F", tmp_path / "log"]
     command += ["with", *flags(settings)]
     scheduler = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()), "JOBS": str(tmp_path)}
     scheduler |= {

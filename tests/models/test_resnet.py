@@ -63,7 +63,8 @@ def test_other_trunks_are_torchvisions(arch):
     with torch.device("meta"):  # shapes alone
         model, other, images = new(arch=arch), torchvision_model(arch.lower()), torch.rand(1, 3, 64, 96)
     trunk = {name: t.shape for name, t in other.state_dict().items() if not name.startswith("fc.")}
-    assert trunk == {name: model.state_dict()[name].shape for name in trunk}
+    ours = model.state_dict()
+    assert trunk == {name: ours[name].shape for name in trunk}
     maps = model.eval()(images)[2]
     assert maps.shape == (1, 128, 2, 3)
 

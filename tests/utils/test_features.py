@@ -16,6 +16,7 @@ from sop.image_cache import CachedImageSet, CachedLoader
 from sop.splits import class_map, read_split
 from sop.transforms import test_transform as transform_of
 from tests.faults import names
+from tests.narrow import narrow
 from utils import features
 from utils.embedding import GLOBAL, LOCAL, embed
 from utils.errors import InputError
@@ -39,9 +40,10 @@ def loader_of(folder, crop_size=32):
 def network(seed=0, **settings):
     torch.manual_seed(seed)
     matcher = Matcher(16, 4, 2, 32)
-    return RerankingResNet(
-        5, matcher, arch="resnet18", num_global_features=16, num_local_features=16, **settings
-    ).eval()
+    with narrow():
+        return RerankingResNet(
+            5, matcher, arch="resnet18", num_global_features=16, num_local_features=16, **settings
+        ).eval()
 
 
 def test_one_pass_serves_both_evaluations(folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+from tests.narrow import narrow
 from tests.reference import normal, published_model
 from tests.utils.test_training import Log, batches
 from utils import BinaryCrossEntropyWithLogits, Contrastive
@@ -50,7 +51,8 @@ def test_half_precision_scores(dtype, tolerance, device):
 def test_half_precision_training_follows_float32(dtype, device):
     losses = {}
     for number in (torch.float32, dtype):
-        model, log = published_model(6, arch="resnet18").to(device), Log()
+        with narrow():
+            model, log = published_model(6, arch="resnet18").to(device), Log()
         optimizer = SGD(model.parameters(), lr=0.001, momentum=0.9)
         scheduler = MultiStepLR(optimizer, [5])
         train_global(
