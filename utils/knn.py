@@ -14,7 +14,7 @@ from utils.memory import check_memory
 from utils.processes import all_rows, count, in_step, share
 
 EXACT = "Flat"
-BLOCK = 1024  # queries that are searched, and whose own positions are dropped, at a time: of 1,000 neighbours, 12 MB
+BLOCK = 2048  # queries that are searched, and whose own positions are dropped, at a time: of 1,000 neighbours, 25 MB
 SAMPLE = 1000  # queries on which an approximate index is compared with exact search: its share to within a point or so
 SCRATCH = 256 << 20  # bytes of a GPU that faiss works in; by itself it takes up to 1.5 GB beside what torch holds
 GPU_NEIGHBOURS = 2048  # the most that faiss finds on a GPU
