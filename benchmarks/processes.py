@@ -32,7 +32,15 @@ from utils.run import own_gpu
 from utils.steps import rerank_step
 from utils.training import TrainingState, train_epoch
 
-KINDS = ("global fp32", "rerank fp32", "rerank micro_batch", "rerank frozen_views", "rerank fp16", "global bf16")
+KINDS = (
+    "global fp32",
+    "rerank fp32",
+    "rerank micro_batch",
+    "rerank frozen_views",
+    "rerank fp16",
+    "rerank fp16 micro_batch",
+    "global bf16",
+)
 ROUNDS, REPETITIONS = 3, 3
 IMAGES = {"cpu": 24, "cuda": 300}  # of a training step
 QUERIES = {"cpu": 8, "cuda": 600}  # of 100 candidates each

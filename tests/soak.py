@@ -73,6 +73,7 @@ class Workshop:
             "rerank fp32": ("precision=fp32",),
             "rerank fp16": ("precision=fp16",),
             "rerank micro_batch": ("micro_batch=3",),
+            "rerank fp16 micro_batch": ("precision=fp16", "micro_batch=3"),
             "rerank frozen_views": ("model.freeze_backbone=True", "frozen_views=2"),
         }[kind]
         data = ("dataset.sampler=triplet", "dataset.batch_size=18", f"cache_nn_inds={self.folder / 'test.pkl'}")

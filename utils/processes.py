@@ -25,7 +25,7 @@ Piece = TypeVar("Piece")
 Said = TypeVar("Said")
 
 BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
-WORK = timedelta(days=7)  # for which processes may be at work, each on its share, before they meet again
+WORK = timedelta(days=1)  # for which processes may be at work, each on its share, before they meet again
 SECONDS = 5  # in which the launcher passes on a signal
 # in what torch says where another process does not answer
 LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe")
