@@ -466,15 +466,20 @@ def test_command_lines(tiny, neighbours, tmp_path):
 
     for script, changes in runs.items():
         in_processes(1, partial(run, script, changes), tmp_path / script)
+        assert "Traceback" not in (tmp_path / script / "errors0").read_text()
     assert pickle_load(tmp_path / "final" / "nn_dists.pkl").shape == (20, 19)
     assert sorted(path.name for path in (tmp_path / "log").iterdir() if path.name.isdigit()) == ["1", "2", "3", "4"]
 
 
 def test_a_failing_command_line(tmp_path):
-    words = [sys.executable, "eval_rerank.py", "-F", tmp_path, "with", "cpu=True"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    def command_line(*options):
+        words = [sys.executable, "eval_rerank.py", *options, "with", "cpu=True"]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+    done = command_line("-F", tmp_path)
     assert done.returncode == 1
     assert "Error: no checkpoint was given: reranking needs a trained model, set resume=FILE" in done.stderr
     assert "Traceback" not in done.stderr
-    with pytest.raises(CommandError):  # which Python shows with where it arose
-        eval_rerank.ex.run_commandline(["eval_rerank.py", "--unobserved", "--debug", "with", "cpu=True"])
+    done = command_line("--unobserved", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

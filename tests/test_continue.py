@@ -183,7 +183,8 @@ def test_weights_that_the_run_would_replace(tiny, observed, neighbours, tmp_path
     assert names(folder) == before
 
 
-def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path, number):
     """As from a terminal or a launcher, all of its group."""
     _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=60, epochs=1000)
     settings["dataset"]["num_workers"] = 1
@@ -195,11 +196,11 @@ def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path):
         )
         assert process.stdout
         next(line for line in process.stdout if line.startswith("Validation [000]"))
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         process.communicate(timeout=60)
         file.seek(0)
         errors = file.read()
-    assert process.returncode == 128 + signal.SIGTERM, errors[-1500:]
+    assert process.returncode == 128 + number, errors[-1500:]
     assert "Traceback" not in errors
     assert json.loads((log / "1" / "run.json").read_text())["status"] == "INTERRUPTED"
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)

@@ -260,7 +260,7 @@ def test_a_second_process_is_refused(prepare, archive, tmp_path):
 
 
 def test_two_demos_at_once(tmp_path):
-    words = [sys.executable, str(ROOT / "prepare_data.py"), "--unobserved", "demo", "with", "demo_products=8"]
+    words = [sys.executable, str(ROOT / "prepare_data.py"), "--unobserved", "demo", "with", "demo_products=60"]
     processes = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=120)[1] for process in processes]
     statuses = [process.returncode for process in processes]
@@ -269,8 +269,8 @@ def test_two_demos_at_once(tmp_path):
         assert status == 0 or f"data/demo is being written by process {process.pid} on " in told
     demo = tmp_path / "data" / "demo"
     assert names(tmp_path / "data") == ["demo"]
-    assert len(list(demo.glob("*/*.JPG"))) == 48
-    assert [len(read_split(demo, name).paths) for name in ("train.txt", "test.txt")] == [24, 24]
+    assert len(list(demo.glob("*/*.JPG"))) == 360
+    assert [len(read_split(demo, name).paths) for name in ("train.txt", "test.txt")] == [180, 180]
 
 
 def test_it_starts_without_torch_and_faiss():

@@ -38,9 +38,9 @@ def test_ranks_by_the_logit(reranker, paths):
     matches = reranker.rank(paths[0], paths[1:])
     query, candidates = reranker.embed(paths[0]), reranker.embed(paths[1:])
     logits = plain_logits(reranker, query, candidates)
-    ranked = logits[[match.index for match in matches]]
-    torch.testing.assert_close(ranked, logits.sort(descending=True).values, rtol=0, atol=1e-5)  # of twins the same
-    assert sorted(match.index for match in matches) == list(range(6))
+    found, expected = [match.index for match in matches], logits.argsort(descending=True).tolist()
+    assert [min(index, 3) for index in found] == [min(index, 3) for index in expected]  # the last three are one photo
+    assert sorted(found) == list(range(6))
     for match in matches:
         assert match.score == match.logit == pytest.approx(logits[match.index].item(), abs=1e-5)
         assert match.cosine == pytest.approx((query.descriptors @ candidates.descriptors[match.index]).item(), abs=1e-6)

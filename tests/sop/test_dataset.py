@@ -52,7 +52,7 @@ def test_unreadable_photos_are_replaced_within_their_class(photos, tmp_path, wor
     (tmp_path / "sop" / split.paths[6]).write_bytes(b"no photo")
     images = SparingImageSet(tmp_path / "sop", split, class_map(split), train_transform(32))
     taken = set()
-    for epoch in range(8):
+    for epoch in range(20):
         batches = (RandomSampler(24, 8, seed=1), RandomSampler(24, 8, seed=1))
         for batch in batches:
             batch.set_epoch(epoch)
