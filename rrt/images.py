@@ -33,21 +33,21 @@ def as_list(images: Photo | Sequence[Photo]) -> list[Any]:
 def pixels_of(image: Photo, transform: Transform) -> Tensor:
     """The uint8 pixels (3, crop, crop) that `transform` makes of an image.
 
-    A path is read as the photos of a data set are: by its first frame, and not turned by its EXIF. InputError for what
-    is no image or cannot be read.
+    A photo is turned upright, as its EXIF says, unlike those of a data set; of several frames it is the first.
+    InputError for what is no image or cannot be read.
     """
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         if not os.path.exists(path):  # noqa: PTH110  # Path's raises for names that are too long
             raise InputError(f"photo {path} does not exist: check the path")
         with opened(path) as photo:
-            return transform(photo)
+            return transform(to_rgb(photo, upright=True))
     if isinstance(image, Image.Image):
         with naming(getattr(image, "filename", "")):
             copy: Any = image.copy()  # as PIL's loading and converting leave traces
         if hasattr(image, "tag_v2"):
             copy.tag_v2 = image.tag_v2  # tells what greys mean
-        return transform(to_rgb(copy))
+        return transform(to_rgb(copy, upright=True))
     if isinstance(image, np.ndarray):
         return transform(to_rgb(_from_array(image)))
     if isinstance(image, Tensor):

@@ -15,6 +15,9 @@ from sop.photo import opened
 from sop.splits import Split
 from sop.transforms import Transform, describe
 from utils.errors import InputError
+from utils.files import stamp
+
+IF_MISSING = "run prepare_data.py, or set dataset.data_path"  # advice for a photo
 
 
 class Draw(NamedTuple):
@@ -25,17 +28,13 @@ class Draw(NamedTuple):
 
 
 def photo_sum(folder: Path, paths: Sequence[str]) -> str:
-    """A SHA-256 sum, in hexadecimal, of photos' paths, sizes and times of change; InputError where one is missing."""
+    """A SHA-256 sum, in hexadecimal, of photos' paths and stamps; InputError where one is missing."""
     content = hashlib.sha256()
     for path in paths:
         try:
-            stat = (folder / path).stat()
+            content.update(repr((path, stamp(folder / path))).encode())
         except OSError as error:
-            raise InputError(
-                f"photo {folder / path} cannot be read ({error.strerror}): run prepare_data.py, or set "
-                "dataset.data_path"
-            ) from error
-        content.update(repr((path, stat.st_size, stat.st_mtime_ns)).encode())
+            raise InputError(f"photo {folder / path} cannot be read ({error.strerror}): {IF_MISSING}") from error
     return content.hexdigest()
 
 
@@ -63,7 +62,7 @@ class ImageSet(Dataset):
 
     def __getitem__(self, item: int | Draw) -> tuple[Any, int, int]:
         index, key = item if isinstance(item, Draw) else (item, None)
-        with opened(self.folder / self.paths[index]) as photo, _drawing_by(key):
+        with opened(self.folder / self.paths[index], IF_MISSING) as photo, _drawing_by(key):
             return self.transform(photo), int(self.labels[index]), index
 
 

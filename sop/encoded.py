@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sop.decoding import View, exact, resized_view, to_tensor
-from sop.photo import file_content, naming, to_rgb
+from sop.photo import FORMATS, file_content, naming, to_rgb
 from utils.errors import InputError
 
 END = b"\xff\xd9"  # of a JPEG file
@@ -119,6 +119,6 @@ def _decoded(files: list[Tensor], names: list[str], device: torch.device) -> lis
 
 def _by_pil(file: Tensor, name: str) -> Tensor:
     with naming(name):
-        photo = Image.open(io.BytesIO(file.numpy().tobytes()))
+        photo = Image.open(io.BytesIO(file.numpy().tobytes()), formats=FORMATS)
     photo.filename = name
     return to_tensor(to_rgb(photo))

@@ -14,17 +14,20 @@ from PIL.ImageFile import ImageFile
 
 from utils.errors import InputError, ReportedError
 
+# Any other kind is refused: Pillow, which goes by a file's content, would run Ghostscript on EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF")  # MPO is JPEG
 GREYS_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 GREYS_OF_32_BITS = ("I", "F")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[ImageFile]:
-    """A photo as PIL opens it: its pixels are read later. InputError, with its name, for what is none."""
-    with naming(path):
+def opened(path: Path, if_missing: str = "check the path") -> Iterator[ImageFile]:
+    """A photo as PIL opens it: its pixels are read later. InputError, with its name, for what is none, and with the
+    advice `if_missing` where there is nothing."""
+    with naming(path, if_missing):
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"photo {path} is a folder, a pipe or a device: take it out of the list")
-        photo = Image.open(path)
+        photo = Image.open(path, formats=FORMATS)
         photo.getbands()  # fails where a damaged header names an unknown mode
     with photo:
         most = Image.MAX_IMAGE_PIXELS  # PIL warns above it, and refuses twice as many: it may be a decompression bomb
@@ -40,19 +43,27 @@ def file_content(photo: ImageFile) -> bytes:
         return photo.fp.read()  # type: ignore[union-attr]
 
 
-def to_rgb(photo: Image.Image) -> Image.Image:
-    """The photo in RGB; one that is so already is not copied. Greys of 16 bits are scaled to 8.
+def to_rgb(photo: Image.Image, upright: bool = False) -> Image.Image:
+    """The photo in RGB, on white where it is transparent; one that is so already is not copied.
 
-    InputError, with the photo's name, for one that is damaged, and for greys whose white is not known.
+    `upright` turns it, itself, as its EXIF says. Greys of 16 bits are scaled to 8. InputError, with the photo's name,
+    for one that is damaged, and for greys whose white is not known.
     """
     name = getattr(photo, "filename", "")
     with naming(name):
         photo.load()
+        if upright:
+            with suppress(Exception):  # damaged EXIF turns nothing
+                ImageOps.exif_transpose(photo, in_place=True)
         if photo.mode in GREYS_OF_16_BITS and _white_is_65535(photo):
-            photo = Image.fromarray(((np.asarray(photo, np.uint32) + 128) // 257).astype(np.uint8))
+            greys = np.asarray(photo, np.uint32)
+            greys = np.where(greys == photo.info.get("transparency", -1), 65535, greys)
+            photo = Image.fromarray(((greys + 128) // 257).astype(np.uint8))
         elif photo.mode in GREYS_OF_16_BITS + GREYS_OF_32_BITS:
             raise InputError(f"photo {name} has greys that are not of 8 or 16 bits: save it with 8 bits")
-        photo.info.pop("transparency", None)  # PIL would warn of some that RGB has none
+        if photo.has_transparency_data:
+            white = Image.new("RGBA", photo.size, "white")
+            return Image.alpha_composite(white, photo.convert("RGBA")).convert("RGB")
         return photo if photo.mode == "RGB" else photo.convert("RGB")
 
 
@@ -63,11 +74,8 @@ def thumbnail(path: Path, side: int, upright: bool = False) -> Image.Image:
     """
     with opened(path) as photo, naming(path):
         photo.draft("RGB", (2 * side, 2 * side))
-        small = to_rgb(photo)
+        small = to_rgb(photo, upright)
         small.thumbnail((side, side))
-        if upright:
-            with suppress(Exception):  # damaged EXIF turns nothing
-                return ImageOps.exif_transpose(small)  # while the file is open: a TIFF's EXIF is read now
         return small
 
 
@@ -79,14 +87,14 @@ def jpeg(image: Image.Image, quality: int) -> str:
 
 
 @contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """Turn what PIL raises for a photo into an InputError that names it."""
+def naming(path: Path | str, if_missing: str = "check the path") -> Iterator[None]:
+    """Turn what PIL raises for a photo into an InputError that names it, with the advice `if_missing`."""
     try:
         yield
     except ReportedError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"photo {path} does not exist: run prepare_data.py, or set dataset.data_path") from error
+        raise InputError(f"photo {path} does not exist: {if_missing}") from error
     except Exception as error:  # a damaged photo makes PIL raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"photo {path} cannot be read ({reason}): replace it or take it out of the list") from error

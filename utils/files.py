@@ -137,6 +137,13 @@ def md5(path: Path | str) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def stamp(path: Path | str) -> tuple[int, int, int]:
+    """What tells a file from what stood there before, without reading it: its size in bytes, and the times, in ns since
+    1970, at which its content and the file itself changed. `mv` and copies that keep the first time set the second."""
+    stat = Path(path).stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
     """Raise BadZipFile unless a zip file holds its members as they are: reading it then takes no more than its size.
 

@@ -120,7 +120,7 @@ def test_the_page_shows_photos_with_damaged_notes(tmp_path):
     assert Elements(text).names.count("img") == 2
 
 
-def test_embeds_photos_as_they_are_stored(reranker, tmp_path):
+def test_embeds_photos_as_viewers_show_them(reranker, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     turned = Image.Exif()
     turned[0x112] = 6
@@ -130,7 +130,11 @@ def test_embeds_photos_as_they_are_stored(reranker, tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     expected = reranker.pixels(image)
-    assert (reranker.pixels(tmp_path / "turned.png") == expected).all()
+    upright = reranker.pixels(image.transpose(Image.Transpose.ROTATE_270))
+    assert (reranker.pixels(tmp_path / "turned.png") == upright).all()
+    with Image.open(tmp_path / "turned.png") as photo:
+        assert (reranker.pixels(photo) == upright).all()
+        assert photo.size == (60, 40)  # the caller's own is as it was
     assert (reranker.pixels(tmp_path / "animated.png") == expected).all()
     assert (reranker.pixels(tmp_path / "deep.png") == reranker.pixels(((deep + 128.0) // 257).astype(np.uint8))).all()
 

@@ -95,13 +95,78 @@ CLEAR.putalpha(100)
     ],
     ids=["cmyk", "palette", "palette-alpha", "gif", "grey-alpha", "la", "rgba", "webp", "1", "ycbcr"],
 )
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")  # of the test's own conversion
-def test_every_mode_has_the_colours_that_pil_gives_it(tmp_path, load, content, mode):
+def test_every_mode_has_the_colours_that_pil_gives_it_on_white(tmp_path, load, content, mode):
     (tmp_path / "photo").write_bytes(content)
     with Image.open(tmp_path / "photo") as photo:
         assert photo.mode == mode
-        (tmp_path / "rgb").write_bytes(saved(photo.convert("RGB"), "PNG"))
-    assert torch.equal(load("photo"), load("rgb"))
+        if photo.has_transparency_data:
+            *colours, alpha = np.moveaxis(np.asarray(photo.convert("RGBA"), np.float64), 2, 0)
+            shown = np.rint([(colour * alpha + 255 * (255 - alpha)) / 255 for colour in colours]).astype(np.uint8)
+            expected = Image.fromarray(np.moveaxis(shown, 0, 2))
+        else:
+            expected = photo.convert("RGB")
+        (tmp_path / "rgb").write_bytes(saved(expected, "PNG"))
+    assert (load("photo").int() - load("rgb").int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("hidden", ["white", "black", (71, 112, 76), "noise"])
+def test_photos_that_look_alike_have_the_same_pixels_whatever_transparency_hides(tmp_path, load, hidden):
+    """A product on a transparent ground, which viewers show white: a disc with a soft edge."""
+    down, across = np.mgrid[:60, :90]
+    alpha = (255 * (25 - np.hypot(down - 30, across - 45))).clip(0, 255).astype(np.uint8)
+    if hidden == "noise":
+        ground = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    else:
+        ground = np.asarray(Image.new("RGB", PHOTO.size, hidden))
+    colours = np.where(alpha[:, :, None] > 0, np.asarray(PHOTO), ground)
+    cut_out = Image.fromarray(np.dstack((colours, alpha)))
+    cut_out.save(tmp_path / "cut_out", "PNG")
+    white = Image.new("RGB", PHOTO.size, "white")
+    white.paste(PHOTO, mask=Image.fromarray(alpha))
+    white.save(tmp_path / "white", "PNG")
+    assert (load("cut_out").int() - load("white").int()).abs().max() <= 1
+
+
+def test_a_transparent_grey_of_16_bits_is_white(tmp_path, load):
+    (tmp_path / "16").write_bytes(sixteen("PNG", transparency=int(GREYS_16[0, 0])))
+    shown = np.where(GREYS_16[0, 0] == GREYS_16, 255, GREYS)
+    (tmp_path / "8").write_bytes(saved(Image.fromarray(shown.astype(np.uint8)), "PNG"))
+    assert torch.equal(load("16"), load("8"))
+
+
+def test_nothing_that_a_photo_holds_starts_a_program(tmp_path, monkeypatch):
+    """Pillow would have Ghostscript draw EPS, and knows it by its content."""
+    saved_as = saved(PHOTO, "EPS")
+    (tmp_path / "photo.jpg").write_bytes(saved_as)
+    started = []
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *arguments, **_: started.append(arguments))
+    refused = pytest.raises(InputError, match=r"photo .*photo\.jpg cannot be read \(cannot identify image file")
+    with refused, opened(tmp_path / "photo.jpg") as photo:
+        to_rgb(photo)
+    assert not started
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_turned_upright_is_as_its_exif_says(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "photo").write_bytes(saved(PHOTO, kind, exif=exif))
+    (tmp_path / "plain").write_bytes(saved(PHOTO, kind))
+    with opened(tmp_path / "photo") as photo, Image.open(tmp_path / "plain") as plain:
+        pixels = np.asarray(
+            plain.convert("RGB")
+        )  # rows of the file; EXIF 2.32, 4.6.4: where its row 0 and column 0 are
+        pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+        pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+        pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+        assert np.array_equal(np.asarray(to_rgb(photo, upright=True)), pixels)
+
+
+def test_damaged_exif_turns_nothing(tmp_path):
+    (tmp_path / "photo").write_bytes(saved(PHOTO, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
+    with opened(tmp_path / "photo") as photo:
+        assert np.array_equal(np.asarray(to_rgb(photo, upright=True)), np.asarray(PHOTO))
 
 
 def test_no_warning_of_transparency(tmp_path, recwarn):
