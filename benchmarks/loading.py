@@ -1,7 +1,7 @@
 """Images loaded by one thread, as a loader's worker has it."""
 
 import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +13,9 @@ from PIL import Image
 from benchmarks import straightforward
 from benchmarks.measure import PLAIN, Stage
 from sop.dataset import Draw, ImageSet
-from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet
 from sop.splits import Split
 from sop.transforms import test_transform, train_transform
-from utils.errors import InputError
 
 
 def photos(folder: Path, count: int) -> Split:
@@ -35,9 +33,7 @@ def loading(device: torch.device) -> Stage:
     folder = Path(temporary.name)
     split = photos(folder, 64)
     indices, labels = range(len(split.paths)), {0: 0}
-    exact, fast, encoded = (
-        ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast", "device")
-    )
+    exact, fast = (ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast"))
     training = ImageSet(folder, split, labels, train_transform(224, "fast"))
     cached = CachedImageSet(folder, split, labels, 224, "exact", folder / "images")
     with redirect_stdout(sys.stderr):  # what it says is no row of the table
@@ -55,7 +51,4 @@ def loading(device: torch.device) -> Stage:
     if find_spec("simplejpeg"):  # not on every machine that has a GPU
         variants["decode='fast'"] = lambda: [fast[i] for i in indices]
         variants["decode='fast', training"] = lambda: [training[Draw(i, (0, 0, i))] for i in indices]
-    with suppress(InputError):
-        jpeg_decoder()
-        variants["decode='device'"] = lambda: collate([encoded[i] for i in indices])[0].to(device)
     return Stage("loading", len(split.paths), "images", variants)

@@ -1,7 +1,7 @@
 """The image sets that split files name."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from sop.photo import opened
 from sop.splits import Split
@@ -92,10 +92,10 @@ class SparingImageSet(ImageSet):
         return [self.paths[image] for image in self.is_unreadable.nonzero().flatten().tolist()]
 
 
-def collate_share(collate: Callable[[list], tuple], items: list) -> tuple[Any, Tensor, Tensor]:
-    """What `collate` makes of a process's share of a batch, which may be empty."""
+def collate_share(items: list) -> tuple[Tensor, Tensor, Tensor]:
+    """A process's share of a batch, which may be empty, as tensors."""
     nothing = torch.empty(0, dtype=torch.int64)
-    return collate(items) if items else (torch.empty(0, 3, 1, 1, dtype=torch.uint8), nothing, nothing)
+    return default_collate(items) if items else (torch.empty(0, 3, 1, 1, dtype=torch.uint8), nothing, nothing)
 
 
 @contextmanager

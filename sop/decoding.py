@@ -49,17 +49,13 @@ def exact(photo: Image.Image, view: View) -> Tensor:
 
 
 def fast(photo: Image.Image, view: View) -> Tensor:
-    """A JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep `min_side` pixels."""
-    return resized_view(_decoded_smaller(photo, view.min_side), view, photo.size)
+    """A JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep `min_side` pixels.
 
-
-def resized_view(pixels: Tensor, view: View, photo_size: tuple[int, int] | None = None) -> Tensor:
-    """A view, of decoded pixels (3, h, w); `photo_size` is the photo's width and height if it was decoded smaller.
-
-    The box grows to whole pixels.
+    The view's box grows to whole pixels of what was decoded.
     """
+    pixels = _decoded_smaller(photo, view.min_side)
     _, height, width = pixels.shape
-    x_scale, y_scale = (width / photo_size[0], height / photo_size[1]) if photo_size else (1, 1)
+    x_scale, y_scale = width / photo.width, height / photo.height
     rows = slice(math.floor(view.box[1] * y_scale), math.ceil(view.box[3] * y_scale))
     columns = slice(math.floor(view.box[0] * x_scale), math.ceil(view.box[2] * x_scale))
     return view.cropped(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))

@@ -1,16 +1,14 @@
 """The `dataset` ingredient: from config to loaders."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from sacred import Ingredient
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet, SparingImageSet, collate_share
-from sop.encoded import collate, jpeg_decoder
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.splits import Split, class_map, read_split, repeats
@@ -65,7 +63,7 @@ def config():
     num_workers = 8
     pin_memory = True
     crop_size = 224
-    decode = "exact"  # PIL's pixels; nearly the same: 'fast', JPEGs at half their size or less; 'device', by the GPU
+    decode = "exact"  # PIL's pixels; nearly the same: 'fast', JPEGs at half their size or less
     image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
     skip_unreadable = False  # True: another of its class for a training photo that cannot be read; these are listed
     recalls = [1, 10, 100, 1000]
@@ -121,7 +119,7 @@ def demo_rerank():
 
 
 class Loaders(NamedTuple):
-    """All yield uint8 images (B, 3, crop, crop), or `EncodedPhotos` of them, labels (B,) and positions (B,)."""
+    """All yield uint8 images (B, 3, crop, crop), labels (B,) and positions (B,)."""
 
     train: DataLoader | None  # None where training was not asked for
     num_classes: int  # of the training images
@@ -187,15 +185,6 @@ def get_loaders(
         "generator": torch.Generator(),
         "worker_init_fn": end_with_parent,
     }
-    if decode == "device":
-        if image_cache is not None:
-            raise InputError(f"dataset.image_cache={image_cache} keeps decoded images: set decode to 'exact' or 'fast'")
-        if training and skip_unreadable:
-            raise InputError(
-                "dataset.skip_unreadable needs photos that the loader decodes: set dataset.decode to 'exact' or 'fast'"
-            )
-        jpeg_decoder()
-        options["collate_fn"] = collate
 
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
         if image_cache is not None:
@@ -226,9 +215,8 @@ def get_loaders(
         images = (SparingImageSet if skip_unreadable else ImageSet)(
             data_path, train_split, train_labels, train_transform(crop_size, decode)
         )
-        collated = partial(collate_share, options.get("collate_fn", default_collate))
         sampled = {"batch_sampler": make_sampler(images), "persistent_workers": workers > 0}
-        train = DataLoader(images, **options | sampled | {"collate_fn": collated})
+        train = DataLoader(images, **options | sampled | {"collate_fn": collate_share})
     loaders = Loaders(
         train=train,
         num_classes=len(train_labels),

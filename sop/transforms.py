@@ -2,21 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from sop.decoding import View, exact, fast
-from sop.encoded import encoded
 from utils.errors import choose
 
 RESIZE_TO_CROP = 256 / 224  # the test side's ratio of resize to crop
 
-Decode = Callable[[Image.Image, View], Any]  # pixels, or what becomes pixels later
-DECODERS: dict[str, Decode] = {"exact": exact, "fast": fast, "device": encoded}
-Transform = Callable[[Image.Image], Any]
+Decode = Callable[[Image.Image, View], Tensor]
+DECODERS: dict[str, Decode] = {"exact": exact, "fast": fast}
+Transform = Callable[[Image.Image], Tensor]
 
 
 def train_transform(crop_size: int, decode: str = "exact") -> Transform:

@@ -43,7 +43,7 @@ class EmbeddedViews:
         self.views, self.length = views, len(loader)
         self.labels = torch.from_numpy(self.dataset.labels)
         all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
-        shared = ("num_workers", "pin_memory", "collate_fn", "worker_init_fn")
+        shared = ("num_workers", "pin_memory", "worker_init_fn")
         options = {name: getattr(loader, name) for name in shared}
         self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
 

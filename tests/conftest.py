@@ -12,27 +12,15 @@ from PIL import Image
 from torch.backends import cudnn
 
 from models.ingredient import get_model
-from sop.encoded import jpeg_decoder
 from tests.narrow import narrow
 from tests.reference import META
 from utils import pickle_save
-from utils.errors import InputError
 from utils.experiment import RunFolder
 from utils.memory import keep_freed_memory
 from utils.precision import set_precision
 
 keep_freed_memory()  # as the commands do
 
-
-def torchcodec_loads() -> bool:
-    try:
-        jpeg_decoder()
-    except InputError:
-        return False
-    return True
-
-
-NEEDS_TORCHCODEC = pytest.mark.skipif(not torchcodec_loads(), reason="needs torchcodec")
 CUDA = pytest.param(
     torch.device("cuda", 0),
     marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

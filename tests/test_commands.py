@@ -22,7 +22,6 @@ import eval_rerank
 import experiment_global
 import experiment_rerank
 from tests import ROOT
-from tests.conftest import NEEDS_TORCHCODEC
 from tests.faults import fill_disk
 from tests.processes import in_processes
 from utils import Contrastive, pickle_load, pickle_save
@@ -117,12 +116,11 @@ def test_the_chain(tiny, observed, tmp_path, device):
     assert str({int(k): recall for k, recall in reranked.info["recall"].items()}) in reranked.printed
 
 
-@pytest.mark.parametrize("decode", ["exact", pytest.param("device", marks=NEEDS_TORCHCODEC)])
-def test_a_seed_gives_one_run(tiny, observed, tmp_path, decode):
+def test_a_seed_gives_one_run(tiny, observed, tmp_path):
     runs = []
     for number, (seed, workers) in enumerate(((1, 0), (1, 2), (2, 0))):
         folder = tmp_path / str(number)
-        data = {"batch_size": 6, "num_workers": workers, "decode": decode}
+        data = {"batch_size": 6, "num_workers": workers}
         runs.append(observed(experiment_global.ex, **tiny(temp_dir=folder, epochs=1, seed=seed, dataset=data)))
     losses = [run.metrics["train.loss"]["values"] for run in runs]
     assert losses[0] == losses[1]

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from sop.dataset import Draw, ImageSet
-from sop.encoded import collate
 from sop.splits import Split
 from sop.transforms import test_transform as make_test_transform
 from sop.transforms import train_transform
-from tests.conftest import NEEDS_TORCHCODEC
 
-DECODERS = ["exact", "fast", pytest.param("device", marks=NEEDS_TORCHCODEC)]
+DECODERS = ["exact", "fast"]
 
 
 @pytest.fixture(params=DECODERS)
@@ -25,10 +23,7 @@ def load(request, tmp_path) -> Callable[[str], torch.Tensor]:
         items = []
         for transform in (make_test_transform(56, request.param), train_transform(56, request.param)):
             images = ImageSet(tmp_path, Split([name], [0]), {0: 0}, transform)
-            if request.param == "device":
-                items.append(collate([images[Draw(0, (0, 0, 0))]])[0].to(torch.device("cpu"))[0])
-            else:
-                items.append(images[Draw(0, (0, 0, 0))][0])
+            items.append(images[Draw(0, (0, 0, 0))][0])
         pixels = torch.stack(items)
         assert (pixels.shape, pixels.dtype) == ((2, 3, 56, 56), torch.uint8)
         return pixels

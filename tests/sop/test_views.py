@@ -8,12 +8,10 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader
 
 from sop.dataset import Draw, ImageSet
-from sop.encoded import collate
 from sop.samplers import RandomSampler, TripletSampler
 from sop.splits import class_map, read_split
 from sop.transforms import train_transform
 from sop.views import EmbeddedViews, ViewSet
-from tests.conftest import NEEDS_TORCHCODEC
 from tests.reference import published_model
 from tests.utils.test_training import Log
 from utils import BinaryCrossEntropyWithLogits
@@ -79,20 +77,6 @@ def test_training_on_views_is_training_on_their_images(images):
     expected = train(published_model(6, arch="resnet18", freeze_backbone=True), pictures, False)
     assert len(found) == 5
     assert found == pytest.approx(expected, rel=1e-5)
-
-
-@NEEDS_TORCHCODEC
-def test_views_of_encoded_photos(photos):
-    split, maps = read_split(photos, "train.txt"), {}
-    for decode, options in (("exact", {}), ("device", {"collate_fn": collate})):
-        images = ImageSet(photos, split, class_map(split), train_transform(64, decode))
-        loader = DataLoader(images, batch_sampler=RandomSampler(24, 8, seed=3), **options)
-        model = published_model(6, arch="resnet18", freeze_backbone=True)
-        maps[decode] = EmbeddedViews(
-            loader, 2, lambda views, model=model: embed_views(model, views, torch.float32)
-        ).maps
-    assert maps["exact"].shape == (48, 512, 2, 2)
-    assert torch.cosine_similarity(*(part.flatten(1) for part in maps.values())).min() > 0.98
 
 
 def test_refused(images):
