@@ -18,7 +18,7 @@ def encoder_layer(layer, tokens: Tensor, num_outputs: int | None = None) -> Tens
     if _suits_kernel(layer, attended):
         from models import kernel  # imports Triton
 
-        if kernel.is_usable(layer, tokens, attended, _after_attention):
+        if kernel.computes(layer, tokens, attended, _after_attention):
             return kernel.after_attention(layer, tokens, attended)
     return _after_attention(layer, tokens, attended)
 

@@ -1,6 +1,7 @@
 """Operations in one pass with what follows them, each tried once against plain layers before it is used.
 
-oneDNN's stand behind names that torch keeps private: a torch that has changed them is served by plain layers.
+On a CPU they are oneDNN's, on a GPU cuBLAS's, behind names that torch keeps private: a torch that has changed them is
+served by plain layers.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from tqdm import tqdm
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 # of the largest value: what another order of rounding may change; a wrong formula is further off
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.03}
+TF32_TOLERANCE = 0.01  # of products whose factors one side may round to ten bits
+TRIAL = 8  # images or pairs on which operations of a GPU are compared
+_usable: dict[tuple, bool] = {}  # by what an operation of a GPU was tried on
+_told: set[str] = set()
 
 
 def linear(
@@ -21,22 +26,43 @@ def linear(
 ) -> Tensor:
     """`activation(x @ weight.T + bias) + added`; the activation is 'none', 'relu' or 'gelu'.
 
-    In one pass by oneDNN where it can be: on a CPU, without gradients, and not with both an activation and `added`.
+    In one pass where it can be, without gradients: by oneDNN on a CPU, but not with both an activation and `added`; by
+    cuBLAS on a GPU, where the activation is ReLU.
     """
     if added is not None and (activation != "none" or added.dtype != x.dtype):
         return linear(x, weight, bias, activation) + added
-    compute = _by_onednn if suits_onednn(x, _onednn_multiplies_in) else _by_torch
-    return compute(x, weight, bias, activation, added)
+    if suits_onednn(x, _onednn_multiplies_in):
+        return _by_onednn(x, weight, bias, activation, added)
+    if activation == "relu" and bias is not None and suits_gpu(x) and _cublas_multiplies(x, weight, bias):
+        return _by_cublas(x, weight, bias)
+    return _by_torch(x, weight, bias, activation, added)
 
 
 def suits_onednn(x: Tensor, usable_in: Callable[[torch.dtype], bool]) -> bool:
     """Whether `x` lies on a CPU, without gradients and autocast, in a format that oneDNN's operator is usable in."""
-    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and plain and _onednn_knows(x.dtype) and usable_in(x.dtype)
+    return x.device.type == "cpu" and _is_inference("cpu") and _onednn_knows(x.dtype) and usable_in(x.dtype)
+
+
+def suits_gpu(x: Tensor) -> bool:
+    """Whether `x` lies on a GPU, without gradients and autocast."""
+    return x.device.type == "cuda" and _is_inference("cuda")
+
+
+def _is_inference(device: str) -> bool:
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(device)
+
+
+def is_usable(
+    made_for: tuple, otherwise: str, fused: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype
+) -> bool:
+    """`answers_alike`, tried once for each `made_for`, which names a device, a format and shapes."""
+    if made_for not in _usable:
+        _usable[made_for] = answers_alike(otherwise, fused, plain, dtype)
+    return _usable[made_for]
 
 
 def answers_alike(otherwise: str, fused: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype) -> bool:
-    """Whether `fused()`, computed in `dtype`, gives what `plain()` does; if not, or if it fails, a line says why.
+    """Whether `fused()`, computed in `dtype`, gives what `plain()` does; if not, or if it fails, a line says why, once.
 
     `otherwise` begins that line: what is then done without the fused operation.
     """
@@ -46,12 +72,15 @@ def answers_alike(otherwise: str, fused: Callable[[], Tensor], plain: Callable[[
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # an operator that is gone, no C compiler: whatever it is, plain layers serve
-        reason = str(error).partition("\n")[0]
-        tqdm.write(f"{otherwise}: {type(error).__name__}: {reason}")
-        return False
-    if difference < TOLERANCES[dtype]:
-        return True
-    tqdm.write(f"{otherwise}, which is {difference:.2g} of the largest off")
+        reason = f": {type(error).__name__}: " + str(error).partition("\n")[0]
+    else:
+        rounds = expected.is_cuda and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        if difference < (TF32_TOLERANCE if rounds else TOLERANCES[dtype]):
+            return True
+        reason = f", which is {difference:.2g} of the largest off"
+    if otherwise not in _told:
+        _told.add(otherwise)
+        tqdm.write(otherwise + reason)
     return False
 
 
@@ -65,6 +94,23 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, 
         return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, "add")
     kind = "none" if activation == "gelu" else ""  # of gelu's formula
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)
+
+
+def _by_cublas(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`relu(x @ weight.T + bias)`."""
+    return torch._addmm_activation(bias, x.flatten(0, -2), weight.t()).view(*x.shape[:-1], -1)  # type: ignore[attr-defined]
+
+
+def _cublas_multiplies(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether cuBLAS's product with a ReLU answers as plain layers."""
+    trial = x[:TRIAL], weight, bias
+    return is_usable(
+        (_by_cublas, x.device, x.dtype, weight.shape),
+        "linear layers are computed without cuBLAS's ReLU",
+        lambda: _by_cublas(*trial),
+        lambda: _by_torch(*trial, "relu", None),
+        x.dtype,
+    )
 
 
 @cache

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.fused import answers_alike
+from models.fused import TRIAL, is_usable
 
 # Tokens of a program, inner activations that it holds of each at a time, and how it is launched. Chosen by what is
 # built of them for layers of 128 and 1024: no spilled registers, 96 KiB of shared memory on an A100, 160 on an H100
@@ -19,27 +19,28 @@ from models.fused import answers_alike
 ROWS, COLUMNS = 128, 64
 LAUNCH = {"num_warps": 8, "num_stages": 3}
 WIDTHS = (16, 32, 64, 128)  # of the layers that it can compute: a token's features stay in registers
-TRIAL = 8  # pairs on which it is compared with plain layers
-_usable: dict[tuple, bool] = {}
+MIN_CAPABILITY = (8, 0)  # older cards lack the shared memory, which a minute of compiling would find out
 
 
-def is_usable(layer, tokens: Tensor, attended: Tensor, plain: Callable[..., Tensor]) -> bool:
+def computes(layer, tokens: Tensor, attended: Tensor, plain: Callable[..., Tensor]) -> bool:
     """Whether the kernel computes such a layer. A trial decides; where it fails, a line says why.
 
     `plain` takes what `after_attention` takes, and returns what it should.
     """
     weight = layer.linear1.weight
-    made_for = (weight.device, weight.dtype, weight.shape, layer.norm_first, layer.activation)
-    if made_for not in _usable:
-        fits = weight.shape[1] in WIDTHS and weight.shape[0] % COLUMNS == 0 and layer.activation is F.relu
-        trial = layer, tokens[:TRIAL], attended[:TRIAL]
-        _usable[made_for] = fits and answers_alike(
+    fits = weight.shape[1] in WIDTHS and weight.shape[0] % COLUMNS == 0 and layer.activation is F.relu
+    trial = layer, tokens[:TRIAL], attended[:TRIAL]
+    return (
+        fits
+        and torch.cuda.get_device_capability(weight.device) >= MIN_CAPABILITY
+        and is_usable(
+            (after_attention, weight.device, weight.dtype, weight.shape, layer.norm_first),
             "encoder layers are computed without the fused kernel",
             lambda: after_attention(*trial),
             lambda: plain(*trial),
             weight.dtype,
         )
-    return _usable[made_for]
+    )
 
 
 def after_attention(layer, tokens: Tensor, attended: Tensor) -> Tensor:

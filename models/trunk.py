@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from models.fused import ACTIVATIONS, answers_alike, suits_onednn
+from models.fused import TRIAL, answers_alike, is_usable, suits_gpu, suits_onednn
 
 ConvAndNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -64,15 +64,41 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def convolve_folded(x: Tensor, conv: nn.Conv2d, activation: str = "none", added: Tensor | None = None) -> Tensor:
     """`activation(conv(x) + added)` of a zero-padded convolution with a bias; the activation is 'none' or 'relu'.
 
-    In one pass by oneDNN where it can be, without gradients.
+    In one pass where it can be, without gradients: by oneDNN on a CPU, by cuDNN on a GPU where a ReLU follows.
     """
-    compute = _by_onednn if suits_onednn(x, _onednn_convolves_in) else _by_torch
-    return compute(x, conv, activation, added)
+    if suits_onednn(x, _onednn_convolves_in):
+        return _by_onednn(x, conv, activation, added)
+    if activation == "relu" and suits_gpu(x) and _cudnn_convolves(x, conv, added):
+        return _by_cudnn(x, conv, added)
+    return _by_torch(x, conv, activation, added)
 
 
 def _by_torch(x: Tensor, conv: nn.Conv2d, activation: str, added: Tensor | None) -> Tensor:
     y = conv(x)
-    return ACTIVATIONS[activation](y if added is None else y + added)
+    if added is not None:
+        y += added
+    return F.relu(y, inplace=True) if activation == "relu" else y
+
+
+def _by_cudnn(x: Tensor, conv: nn.Conv2d, added: Tensor | None) -> Tensor:
+    """`relu(conv(x) + added)`."""
+    shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if added is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *shape)  # type: ignore[arg-type]
+    return torch.cudnn_convolution_add_relu(x, conv.weight, added, 1.0, conv.bias, *shape)  # type: ignore[arg-type]
+
+
+def _cudnn_convolves(x: Tensor, conv: nn.Conv2d, added: Tensor | None) -> bool:
+    """Whether cuDNN's fused convolution answers as a plain one. It knows nothing of deterministic algorithms."""
+    trial = x[:TRIAL], conv
+    also = None if added is None else added[:TRIAL]
+    return not torch.are_deterministic_algorithms_enabled() and is_usable(
+        (_by_cudnn, x.device, x.dtype, conv.weight.shape, conv.stride, added is None),
+        f"convolutions of {conv.in_channels} channels are computed without cuDNN's ReLU",
+        lambda: _by_cudnn(*trial, also),
+        lambda: _by_torch(*trial, "relu", also),
+        x.dtype,
+    )
 
 
 def _by_onednn(x: Tensor, conv: nn.Conv2d, activation: str, added: Tensor | None) -> Tensor:

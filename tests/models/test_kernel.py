@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import straightforward
-from models import encoder_layer
+from models import encoder_layer, fused
 from models.matcher import Matcher
 from tests import ROOT
 
@@ -19,6 +19,12 @@ from models import kernel
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # the interpreter has no products in bfloat16
 HALVES = [torch.float16, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def on_a_card_of_today(monkeypatch):
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 def layer_in(dtype, d=32, hidden=128, norm_first=False, activation="relu") -> nn.TransformerEncoderLayer:
@@ -67,7 +73,8 @@ def test_what_follows_attention(batch, length, d, hidden, norm_first, dtype):
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_the_matcher_by_the_kernel(norm_first, dtype, monkeypatch):
     monkeypatch.setattr(encoder_layer, "_suits_kernel", lambda layer, attended: True)
-    monkeypatch.setattr(kernel, "_usable", {})
+    monkeypatch.setattr(fused, "_usable", {})
+    monkeypatch.setattr(fused, "_told", set())
     used, launch = [], kernel.after_attention
     monkeypatch.setattr(kernel, "after_attention", lambda *given: used.append(given[1].shape) or launch(*given))
     matcher = Matcher(32, 2, 3, 128, normalize_before=norm_first).eval().to(DEVICE)
@@ -101,12 +108,22 @@ def test_layers_that_it_does_not_compute(changes, fails, line, monkeypatch, caps
             raise fails
         return fails * expected[:8]
 
-    monkeypatch.setattr(kernel, "_usable", {})
+    monkeypatch.setattr(fused, "_usable", {})
+    monkeypatch.setattr(fused, "_told", set())
     monkeypatch.setattr(kernel, "after_attention", launch)
     for _ in range(2):
-        assert not kernel.is_usable(layer, tokens, tokens.half(), lambda layer, tokens, attended: expected[:8])
+        assert not kernel.computes(layer, tokens, tokens.half(), lambda layer, tokens, attended: expected[:8])
     printed = capsys.readouterr().out.splitlines()
     assert [text.endswith(line) for text in printed] == ([True] if line else [])
+
+
+@torch.no_grad()
+def test_cards_that_lack_the_memory_are_not_compiled_for(monkeypatch):
+    monkeypatch.setattr(fused, "_usable", {})
+    monkeypatch.setattr(kernel, "after_attention", lambda *_: pytest.fail("launched"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    tokens = torch.randn(9, 5, 32, device=DEVICE)
+    assert not kernel.computes(layer_in(torch.float16), tokens, tokens.half(), lambda *_: pytest.fail("tried"))
 
 
 def test_what_it_is_not_for():
