@@ -2,6 +2,8 @@
 
 import startup
 
+from functools import partial
+
 import torch
 from sacred import Experiment
 from torch.optim import AdamW
@@ -93,7 +95,8 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
         step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
         train_loader = loaders.train
         if frozen_views is not None:
-            train_loader = EmbeddedViews(train_loader, frozen_views, lambda views: embed_views(model, views, dtype))
+            embed = partial(embed_views, model, dtype=dtype)
+            train_loader = EmbeddedViews(train_loader, frozen_views, embed, device)
         torch.manual_seed(seed + rank())  # another dropout in each process
         return train(
             training=training,

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 from sop.dataset import Draw, ImageSet
 from sop.samplers import EpochSampler
 from utils.errors import InputError
+from utils.rows import on_device_if_they_fit, one_ahead
 
 LOADED_AT_ONCE = 256  # images that a worker loads at a time
+CPU = torch.device("cpu")
 
 
 class ViewSet(Dataset):
@@ -31,10 +33,13 @@ class ViewSet(Dataset):
 class EmbeddedViews:
     """What a train loader yields, with maps (B, C, h, w) in place of images: each draw takes one of its image's views.
 
-    Which ones follows from the key of a batch's first draw: a seed gives one run.
+    Which ones follows from the key of a batch's first draw: a seed gives one run. The maps of all views lie on
+    `device` where they fit there; else a batch of them is gathered, in pinned memory, while the one before is in use.
     """
 
-    def __init__(self, loader: DataLoader, views: int, embed: Callable[[DataLoader], Tensor]):
+    def __init__(
+        self, loader: DataLoader, views: int, embed: Callable[[DataLoader], Tensor], device: torch.device = CPU
+    ):
         """`embed` makes maps of the images that a loader yields. InputError for fewer than 1 view."""
         if views < 1:
             raise InputError(f"frozen_views={views}: give 1 or more, or None for a new view at every draw")
@@ -45,15 +50,21 @@ class EmbeddedViews:
         all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
         shared = ("num_workers", "pin_memory", "worker_init_fn")
         options = {name: getattr(loader, name) for name in shared}
-        self.maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
+        maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
+        self.maps: Tensor = on_device_if_they_fit(maps, device)  # type: ignore[assignment]
+        self.is_pinned = self.maps.device != device
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        images = len(self.labels)
-        for batch in self.batch_sampler.whole_batches():
-            own = self.batch_sampler.share(len(batch))
-            positions = torch.tensor([draw.image for draw in batch[own]], dtype=torch.int64)
-            views = np.random.default_rng(batch[0].key).integers(self.views, size=len(batch))[own]
-            yield self.maps[torch.from_numpy(views) * images + positions], self.labels[positions], positions
+        return one_ahead(self._gathered, self.batch_sampler.whole_batches())
+
+    def _gathered(self, batch: list[Draw]) -> tuple[Tensor, Tensor, Tensor]:
+        own = self.batch_sampler.share(len(batch))
+        positions = torch.tensor([draw.image for draw in batch[own]], dtype=torch.int64)
+        views = np.random.default_rng(batch[0].key).integers(self.views, size=len(batch))[own]
+        rows = torch.from_numpy(views) * len(self.labels) + positions
+        maps = self.maps.new_empty(len(rows), *self.maps.shape[1:], pin_memory=self.is_pinned)
+        torch.index_select(self.maps, 0, rows.to(maps.device), out=maps)
+        return maps, self.labels[positions], positions

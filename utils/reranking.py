@@ -1,7 +1,6 @@
 """Scores of queries with their candidates: millions of pairs scheduled over the matcher."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from utils.embedding import reporting_device_errors
 from utils.errors import InputError
 from utils.processes import all_rows, in_step, share
-from utils.rows import StoredRows
+from utils.rows import StoredRows, on_device_if_they_fit, one_ahead
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
 # 400 took 14 % longer. Not tuned on a GPU.
@@ -68,8 +67,8 @@ def pair_scores(
     """
     device = next(model.parameters()).device
     is_self_search = query_maps is gallery_maps
-    gallery_maps = _on_device_if_they_fit(gallery_maps, device)
-    query_maps = gallery_maps if is_self_search else _on_device_if_they_fit(query_maps, device)
+    gallery_maps = on_device_if_they_fit(gallery_maps, device)
+    query_maps = gallery_maps if is_self_search else on_device_if_they_fit(query_maps, device)
     pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], share(len(neighbours))
     scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
     total = len(scores[0])
@@ -161,25 +160,12 @@ def _blocks(
         of_gallery = gallery_maps.read(rows, buffers[number % 2])
         return _Block(start, stop, of_queries, query, of_gallery, torch.from_numpy(places))
 
-    count = -(-len(candidates) // size)
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(read, 0)
-        for number in range(count):
-            block = following.result()
-            if number + 1 < count:
-                following = reader.submit(read, number + 1)
-            if isinstance(gallery_maps, StoredRows):
-                block = block._replace(
-                    gallery_maps=_on_device(block.gallery_maps, device), candidates=block.candidates.to(device)
-                )
-            yield block
-
-
-def _on_device_if_they_fit(maps: Maps, device: torch.device) -> Maps:
-    """Maps on the device where they take no more than half of its free memory, else where they are."""
-    if device.type == "cuda":
-        return maps.to(device) if maps.nbytes <= torch.cuda.mem_get_info(device)[0] // 2 else maps
-    return maps.to(device) if isinstance(maps, Tensor) else maps
+    for block in one_ahead(read, range(-(-len(candidates) // size))):
+        if isinstance(gallery_maps, StoredRows):
+            block = block._replace(
+                gallery_maps=_on_device(block.gallery_maps, device), candidates=block.candidates.to(device)
+            )
+        yield block
 
 
 def _on_device(maps: Tensor, device: torch.device) -> Tensor:

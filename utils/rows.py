@@ -5,11 +5,12 @@ import math
 import os
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from utils.files import open_file
 FORMATS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<u2"}  # numpy's; for bfloat16 that of its bits
 ROWS_AT_ONCE = 1024  # that pass through memory: of maps of 128 x 7 x 7 in float32, 26 MB
 PIECE = 1 << 20  # bytes that are checked at a time
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Layout(NamedTuple):
@@ -132,3 +136,24 @@ class StoredRows:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, in its own memory."""
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def on_device_if_they_fit(rows: Tensor | StoredRows, device: torch.device) -> Tensor | StoredRows:
+    """Rows on the device where they take no more than half of a GPU's free memory, else where they are."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, but of no tensor
+        free = torch.cuda.mem_get_info(device)[0] + kept
+        return rows.to(device) if rows.nbytes <= free // 2 else rows
+    return rows.to(device) if isinstance(rows, Tensor) else rows
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`make(item)` for each item in order; the next one is made in a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        following = None
+        for item in items:
+            made, following = following, pool.submit(make, item)
+            if made is not None:
+                yield made.result()
+        if following is not None:
+            yield following.result()

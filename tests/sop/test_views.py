@@ -12,6 +12,7 @@ from sop.samplers import RandomSampler, TripletSampler
 from sop.splits import class_map, read_split
 from sop.transforms import train_transform
 from sop.views import EmbeddedViews, ViewSet
+from tests.conftest import CUDA
 from tests.reference import published_model
 from tests.utils.test_training import Log
 from utils import BinaryCrossEntropyWithLogits
@@ -77,6 +78,18 @@ def test_training_on_views_is_training_on_their_images(images):
     expected = train(published_model(6, arch="resnet18", freeze_backbone=True), pictures, False)
     assert len(found) == 5
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("free", [1 << 30, 0])
+def test_views_on_a_gpu_or_pinned_are_those_on_a_cpu(images, device, free, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", torch.cuda.memory_allocated)
+    found = EmbeddedViews(triplets(images), 2, pixels_of, device)
+    for (maps, *rest), (expected, *others) in zip(found, EmbeddedViews(triplets(images), 2, pixels_of), strict=True):
+        assert (maps.is_cuda, maps.is_pinned()) == (free > 0, free == 0)
+        assert torch.equal(maps.cpu(), expected)
+        assert all(map(torch.equal, rest, others))
 
 
 def test_refused(images):
