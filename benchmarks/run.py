@@ -16,6 +16,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from benchmarks import straightforward
+from benchmarks.bounds import bounds_of
 from benchmarks.loading import loading
 from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
 from models.fused import linear
@@ -227,6 +228,10 @@ def main() -> None:
     print_titles()
     for stage in arguments.stages or STAGES:
         print_rows(*costs_of(STAGES[stage], device))
+    if device.type == "cuda":
+        with torch.device("meta"):
+            network = build()
+        print("", *bounds_of(name, network.eval()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure, memory, run, straightforward
+from benchmarks.bounds import bounds_of, embedding_kernels, scoring_kernels
 from models.matcher import Matcher
 from models.position_encoding import sine_position_encoding
 from sop.dataset import ImageSet
@@ -160,3 +163,19 @@ def test_without_a_gpu(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run.main()
     assert "there is no CUDA device" in capsys.readouterr().err
+
+
+def test_bounds_of_a_card_follow_from_its_bytes_and_flops():
+    with torch.device("meta"):
+        network = run.build().eval()
+    with FlopCounterMode(display=False) as counter:
+        network.embedder()(torch.empty(1, 3, 224, 224, device="meta"))
+    in_products = 2 * 2048 * 128  # of the global descriptor, which the bound leaves out
+    assert sum(flops for flops, _ in embedding_kernels(network, 2)) == counter.get_total_flops() - in_products
+    maps = torch.zeros(1, 128, 7, 7)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(SDPBackend.MATH):
+        Matcher(128, 4, 6, 1024).eval()(None, maps, None, maps)
+    assert sum(flops for flops, _ in scoring_kernels(2, True)) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    tf32, bf16 = bounds_of("NVIDIA H200", network)
+    assert "1.4 s for SOP's test photos" in bf16 and "2.7 s for SOP's test photos" in tf32
+    assert bounds_of("an unknown card", network) == []
