@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-gpu soak demo demo-long bench bench-gpu reproduce install
+.PHONY: test test-gpu test-gpu-first soak demo demo-long bench bench-gpu reproduce install
 
 test: install
 	$(BIN)/ruff check .
@@ -26,9 +26,16 @@ bench: install
 	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.memory
 
-# With the packages of the machine's own python, for one that has a GPU and no network
-test-gpu:
-	$(PYTHON) -m pytest -q
+# With the packages of the machine's own python, for one that has a GPU and no network: first, in minutes, what only a GPU
+# can show; then all. Tests run one by one where pytest-xdist is missing.
+test-gpu: test-gpu-first
+	$(GPU_TESTS)
+
+test-gpu-first:
+	$(PYTHON) -m tests.packages
+	$(GPU_TESTS) -k "cuda or gpu or kernel"
+
+GPU_TESTS = $(PYTHON) -m pytest -q $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 8 --dist worksteal")
 
 bench-gpu:
 	$(PYTHON) -m benchmarks.run --device cuda

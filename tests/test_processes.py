@@ -1,8 +1,11 @@
-"""Jobs of several processes on CPUs: what they come to is what one process comes to."""
+"""Jobs of several processes: what they come to is what one process comes to."""
 
 import hashlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ import eval_rerank
 import experiment_global
 import experiment_rerank
 from models.ingredient import get_model
+from tests import ROOT
 from tests.conftest import TINY
 from tests.narrow import narrow
 from tests.processes import in_processes
@@ -353,3 +357,23 @@ def test_a_command(tiny, observed, neighbours, checkpoint, tmp_path, name):
         gaps = ~np.isclose(scores[:, 1:], scores[:, :-1], rtol=0, atol=1e-5)
         alone = np.pad(gaps, ((0, 0), (1, 0)), constant_values=True) & np.pad(gaps, ((0, 0), (0, 1)))  # no ties
         assert (found_positions == positions)[alone].all() and alone.mean() > 0.5
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("command", ["experiment_global", "experiment_rerank"])
+def test_two_gpus_come_to_what_one_comes_to(command, tiny, neighbours, tmp_path):
+    data = {"batch_size": 18, "sampler": "triplet" if command == "experiment_rerank" else "random"}
+    data |= {"train_cache_nn_inds": str(neighbours / "train.pkl")}
+    settings = tiny(temp_dir=tmp_path / "state", dataset=data, cpu=False, epochs=1, continue_run=False)
+    if command == "experiment_rerank":
+        settings["cache_nn_inds"] = str(neighbours / "test.pkl")
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    losses = []
+    for processes in (1, 2):
+        folder = tmp_path / f"run{processes}"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        script = ["-m", "tests.narrow", f"{command}.py", "-F", folder, "with", tmp_path / "settings.json"]
+        subprocess.run([*map(str, launch + script)], cwd=ROOT, check=True, timeout=300)
+        metrics = json.loads((folder / "1" / "metrics.json").read_text())
+        losses.append(metrics["train.loss"]["values"] + metrics["val.recall@1"]["values"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
