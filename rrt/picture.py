@@ -5,11 +5,13 @@ from PIL import Image
 
 from rrt.images import Photo
 from rrt.reranker import Reranker
+from utils.precision import float32_throughout
 
 SIDE, GAP = 448, 16  # pixels
 DARKEST = 0.85  # how much of a photo's light a patch loses that is not read
 
 
+@float32_throughout()
 @torch.inference_mode()
 def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
     """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges, not turned.

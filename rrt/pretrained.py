@@ -21,6 +21,7 @@ from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch
 from utils.checkpoint import origin_of, read_tensors, state_dict_to_cpu, state_of, take_weights
 from utils.errors import InputError, listing
 from utils.files import atomic_write_all
+from utils.precision import float32_throughout
 from utils.settings import check_settings, whole_number
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -91,6 +92,7 @@ def check_given(given: Mapping[str, Any]) -> None:
     check_settings(given, {name: MODEL_RULES[name] for name in given})
 
 
+@float32_throughout()
 def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
     content = read_tensors(path)
     origin = origin_of(content)
@@ -107,6 +109,7 @@ def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> 
     return _network(path, content, {**given, **said}, given, said_crop_size if crop_size is None else crop_size)
 
 
+@float32_throughout()
 def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
     for path in (config, weights):
         if not path.is_file():

@@ -1,7 +1,6 @@
 """The library's face: a trained network that embeds images, scores pairs of them and ranks candidates."""
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +19,13 @@ from utils.chamfer import Chamfer
 from utils.embedding import pieces_for
 from utils.errors import InputError
 from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.precision import float32_throughout
 from utils.reranking import pair_scores
 from utils.settings import number
 
 IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB
 WEIGHT = number(0, 1_000_000)
 Fusion = Sequence[float] | None
-_computing = threading.Lock()  # torch's TF32 flag, which the network's heads turn off meanwhile, is the process's
 
 
 class Features(NamedTuple):
@@ -54,7 +53,8 @@ Images = Photo | Sequence[Photo] | Features
 class Reranker:
     """A trained network in eval mode. Any number of threads may use one; a computation waits for the one before.
 
-    Nothing is printed, and no file written but by `save_pretrained` and where `from_pretrained` fetches one.
+    Nothing is printed, and no file written but by `save_pretrained` and where `from_pretrained` fetches one. All is
+    computed in float32, without TF32, whatever torch is set to; while it is, torch's settings are the library's.
 
     Images are paths, PIL images, uint8 arrays (h, w) or (h, w, 3), or tensors (3, h, w), uint8 or floats from 0 to 1,
     of any size: each is resized and cropped as in the evaluation. `Features`, which `embed` returns, do for images
@@ -64,6 +64,7 @@ class Reranker:
     InputError, a ValueError, tells what is wrong with what was given.
     """
 
+    @float32_throughout()
     def __init__(
         self,
         network: RerankingResNet,
@@ -141,9 +142,9 @@ class Reranker:
         """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), a few images at a time."""
         parts = []
         for piece in pieces_for(pixels, self.device):
-            with _computing:
+            with float32_throughout():
                 descriptors, maps = self._embedder(piece.to(self.device))
-            parts.append((F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()))
+                parts.append((F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()))
         return Features(*map(torch.cat, zip(*parts, strict=True)))
 
     def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
@@ -154,9 +155,9 @@ class Reranker:
                 f"{len(first.descriptors)} and {len(second.descriptors)} images are no pairs: give as many of each"
             )
         if not len(first.descriptors):
-            return torch.empty(0)
+            return first.descriptors.new_empty(0)
         # of each row one candidate: its own
-        ranking = self.rerank(first, second, torch.arange(len(first.descriptors))[:, None], fusion)
+        ranking = self.rerank(first, second, np.arange(len(first.descriptors))[:, None], fusion)
         return torch.from_numpy(ranking.scores[:, 0])
 
     def rank(self, query: Images, candidates: Images, top_k: int | None = None, fusion: Fusion = None) -> list[Match]:
@@ -168,7 +169,7 @@ class Reranker:
             raise InputError(f"top_k={top_k!r}: give a whole number from 1, or None for all")
         if not len(gallery.descriptors):
             return []
-        scored = self._scored(of_query, gallery, torch.arange(len(gallery.descriptors))[None], fusion)
+        scored = self._scored(of_query, gallery, torch.from_numpy(np.arange(len(gallery.descriptors))[None]), fusion)
         assert scored.logits is not None
         (scores,), (positions,) = ranking_by(scored, _weights(fusion, scored.cosines.shape[1]))
         logits, cosines = scored.logits[0], scored.cosines[0]
@@ -197,13 +198,13 @@ class Reranker:
         ranking = ranking_by(self._scored(queries, candidates, places, fusion), weights)
         return ranking._replace(positions=rows.numpy()[ranking.positions])
 
+    @float32_throughout()
     def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
         with_chamfer = _weights(fusion, positions.shape[1]).chamfer > 0
         scorers = [self.network.matcher, *([Chamfer()] if with_chamfer else [])]
-        with _computing:
-            logits, *chamfer = pair_scores(
-                self.network, queries.maps, gallery.maps, positions, scorers, with_progress=False
-            )
+        logits, *chamfer = pair_scores(
+            self.network, queries.maps, gallery.maps, positions, scorers, with_progress=False
+        )
         cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
         similarities = chamfer[0].numpy() if chamfer else np.zeros_like(cosines)
         return Candidates(positions.numpy(), cosines, similarities, logits.numpy())
@@ -224,6 +225,7 @@ class Reranker:
             )
         return Features(*(_float32(part if rows is None else part[rows.numpy()]) for part in (descriptors, maps)))
 
+    @float32_throughout()
     def _nothing(self) -> Features:
         """Features of no image."""
         side = -(-self.crop_size // 32)
@@ -243,13 +245,13 @@ def _weights(fusion: Fusion, num_candidates: int) -> Weights:
 
 
 def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Tensor:
-    positions = torch.as_tensor(neighbours)
+    positions = torch.as_tensor(neighbours, device="cpu")
     if positions.dim() != 2 or len(positions) != queries or positions.is_floating_point():
         raise InputError(
             f"neighbours {tuple(positions.shape)} of {positions.dtype}: give whole numbers ({queries}, k), a row "
             "for each query"
         )
-    positions = positions.to("cpu", torch.int64)
+    positions = positions.to(torch.int64)
     if positions.numel() and not 0 <= positions.min() <= positions.max() < images:
         raise InputError(
             f"neighbours hold {int(positions.min())} to {int(positions.max())}, but the gallery has {images} images, "
@@ -261,9 +263,9 @@ def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Te
 def _float32(rows: np.ndarray | Tensor) -> Tensor:
     if isinstance(rows, np.ndarray):
         rows = np.require(rows, requirements="W")  # torch warns of what may not be written
-    numbers = torch.as_tensor(rows)
+    numbers = torch.as_tensor(rows, device="cpu").detach()
     if numbers.dtype == torch.uint16:
         numbers = numbers.view(torch.bfloat16)  # whose bits numpy has no other type for
     if not numbers.is_floating_point():
         raise InputError(f"features of {numbers.dtype}: give floating-point numbers")
-    return numbers.to("cpu", torch.float32)
+    return numbers.to(torch.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import matmul
 
 from utils.errors import InputError, listing
 from utils.files import only_writer
@@ -39,7 +40,7 @@ def kept_features(
     made_with = {
         "network": _digest(_network(model)),
         **images.made_from(),
-        "precision": f"{dtype}, TF32 {torch.backends.cuda.matmul.allow_tf32}, {next(model.parameters()).device.type}",
+        "precision": f"{dtype}, TF32 {matmul.fp32_precision == 'tf32'}, {next(model.parameters()).device.type}",
     }
     path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}"
     store = Store(path, DIMS, len(images), made_with)

@@ -1,9 +1,13 @@
 """The number formats that a run computes in."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+from torch.backends import cudnn, mkldnn
+from torch.backends.cuda import matmul
 
 from utils.errors import choose
 
@@ -17,7 +21,7 @@ def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
     """
     name = precision or ("tf32" if device.type == "cuda" else "fp32")
     dtype = choose(DTYPES, name, "precision")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if name == "tf32" else "ieee"
     return dtype
 
 
@@ -26,12 +30,51 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def true_float32() -> AbstractContextManager[None]:
+    """In the block matrix products of float32 tensors keep all their digits where TF32 would round them to ten bits."""
+    return _ieee(matmul)
+
+
+OF_MKLDNN = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
+_computing = threading.RLock()  # most of what `float32_throughout` sets is the process's
+
+
 @contextmanager
-def true_float32() -> Iterator[None]:
-    """Matrix products of float32 tensors in the block keep all their digits where TF32 would round them to ten bits."""
-    matmul = torch.backends.cuda.matmul
-    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+def float32_throughout() -> Iterator[None]:
+    """In the block new tensors are float32 and on the CPU, and float32 keeps all its digits, whatever the program has
+    set: a default dtype or device, autocast, TF32 or bfloat16 within products. Afterwards all is as it was.
+
+    One thread at a time is in such a block.
+    """
+    with _computing:
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with (
+                torch.device("cpu"),
+                torch.autocast("cpu", enabled=False),
+                torch.autocast("cuda", enabled=False),
+                _ieee(torch.backends, cudnn, matmul, cudnn.conv, mkldnn, *OF_MKLDNN),
+            ):
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _ieee(*settings: Any) -> Iterator[None]:
+    """In the block the `fp32_precision` of all `settings` is 'ieee'.
+
+    One that was not set itself answers with that of the setting above it: come first those above. So it follows them,
+    and goes on to do so afterwards.
+    """
+    kept = []
     try:
+        for setting in settings:
+            if setting.fp32_precision != "ieee":
+                kept.append((setting, setting.fp32_precision))
+                setting.fp32_precision = "ieee"
         yield
     finally:
-        matmul.allow_tf32 = allowed
+        for setting, precision in reversed(kept):
+            setting.fp32_precision = precision

@@ -1,14 +1,18 @@
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
+from torch import backends
 from torch.utils.data import DataLoader
 
+from models.matcher import _position_code
 from rrt import Features, InputError, Reranker
 from rrt.images import pixels_of
+from rrt.picture import attention_picture
 from sop.dataset import ImageSet
 from sop.splits import class_map, read_split
 from sop.transforms import test_transform as evaluation_transform
@@ -176,3 +180,73 @@ def test_torch_hub(saved, paths, reranker):
     loaded = torch.hub.load(str(ROOT), "reranker", str(saved), source="local", crop_size=CROP_SIZE, device="cpu")
     assert isinstance(loaded, Reranker)
     assert loaded.rank(paths[0], paths[1:]) == reranker.rank(paths[0], paths[1:])
+
+
+@pytest.fixture
+def program():
+    """A stack that settings of torch are entered on; afterwards torch has its own again."""
+    settings = (backends, backends.cudnn, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul)
+    for setting in settings:
+        setting.fp32_precision = "none"
+    with ExitStack() as stack:
+        yield stack
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_float32_matmul_precision("highest")
+    for setting in settings:
+        setting.fp32_precision = "none"
+
+
+def settings_of_torch():
+    settings = (backends, backends.cudnn, backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
+    precisions = [setting.fp32_precision for setting in settings]
+    return precisions, torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    "set_otherwise",
+    [
+        lambda program: torch.set_default_dtype(torch.float64),
+        lambda program: torch.set_default_dtype(torch.bfloat16),
+        lambda program: torch.set_default_dtype(torch.float16),
+        lambda program: torch.set_default_device("meta"),
+        lambda program: program.enter_context(torch.device("meta")),
+        lambda program: program.enter_context(torch.autocast("cpu", torch.bfloat16)),
+        lambda program: program.enter_context(torch.inference_mode()),
+        lambda program: torch.set_float32_matmul_precision("medium"),
+        lambda program: setattr(backends, "fp32_precision", "tf32"),
+        lambda program: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda program: setattr(backends.cudnn, "fp32_precision", "tf32"),
+        lambda program: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+        lambda program: setattr(backends.mkldnn, "fp32_precision", "bf16"),
+    ],
+    ids=range(13),
+)
+def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker, saved, paths, tmp_path, recwarn):
+    def answers() -> list[np.ndarray]:
+        Reranker.from_pretrained(saved, device="cpu").save_pretrained(tmp_path)
+        loaded = Reranker.from_pretrained(tmp_path, device="cpu")
+        assert loaded.digest() == reranker.digest()
+        features = loaded.embed([*paths[:2], np.zeros((9, 7), np.uint8)])
+        assert {part.dtype for part in features} == {torch.float32}
+        ranking = loaded.rerank(Features(*(part.numpy() for part in features)), features, np.eye(3, dtype=int), (2, 3))
+        scores = [loaded.score(paths[:1], paths[1:2]), loaded.score([], []), *features]
+        picture = np.asarray(attention_picture(loaded, *paths[:2]))
+        matches = np.array(loaded.rank(paths[0], features, top_k=2))
+        return [*(part.numpy() for part in scores), *ranking, matches, picture]
+
+    expected = answers()
+    _position_code.cache_clear()
+    set_otherwise(program)
+    before = settings_of_torch()
+    found = answers()
+    assert settings_of_torch() == before
+    for answer, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(answer, same)
+
+
+def test_settings_that_follow_another_still_do(program, reranker, paths):
+    backends.fp32_precision = "tf32"
+    reranker.rank(*paths[:2])
+    backends.fp32_precision = "ieee"
+    assert settings_of_torch()[0][:3] == ["ieee"] * 3

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from torch.backends import cudnn
+from torch.backends.cuda import matmul
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
@@ -27,7 +29,7 @@ from utils.training import train_global, train_rerank
 )
 def test_choice(precision, kind, dtype, tf32):
     assert set_precision(precision, torch.device(kind)) == dtype
-    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+    assert [matmul.fp32_precision, cudnn.conv.fp32_precision] == ["tf32" if tf32 else "ieee"] * 2
 
 
 def test_unknown():
@@ -77,36 +79,40 @@ def test_half_precision_training_follows_float32(dtype, device):
 @pytest.mark.parametrize("micro_batch", [None, 6])
 def test_losses_and_their_gradients_keep_all_digits(micro_batch, device):
     """With TF32 on, the loss and what it sends back at the descriptors are computed without, the trunk with it."""
-    matmul, allowed = torch.backends.cuda.matmul, {"loss": [], "descriptors": [], "trunk": []}
+    precisions = {"loss": [], "descriptors": [], "trunk": []}
     model = published_model(6, arch="resnet18").to(device)
-    model.conv1.weight.register_hook(lambda gradient: allowed["trunk"].append(matmul.allow_tf32))
+    model.conv1.weight.register_hook(lambda gradient: precisions["trunk"].append(matmul.fp32_precision))
 
     class Noting(Contrastive):
         def forward(self, logits, features, labels):
-            allowed["loss"].append(matmul.allow_tf32)
-            features.register_hook(lambda gradient: allowed["descriptors"].append(matmul.allow_tf32))
+            precisions["loss"].append(matmul.fp32_precision)
+            features.register_hook(lambda gradient: precisions["descriptors"].append(matmul.fp32_precision))
             return super().forward(logits, features, labels)
 
-    matmul.allow_tf32 = True
+    matmul.fp32_precision = "tf32"
     optimizer = SGD(model.parameters(), lr=0.001)
     loader = batches("digits", 1, 12, torch.arange(12) // 2)
     train_global(model, loader, Noting(), optimizer, MultiStepLR(optimizer, [5]), 0, micro_batch=micro_batch)
-    assert allowed == {"loss": [False], "descriptors": [False], "trunk": [True] * (1 if micro_batch is None else 2)}
-    assert matmul.allow_tf32
+    assert precisions == {
+        "loss": ["ieee"],
+        "descriptors": ["ieee"],
+        "trunk": ["tf32"] * (1 if micro_batch is None else 2),
+    }
+    assert matmul.fp32_precision == "tf32"
 
 
 @torch.no_grad()
 def test_the_head_and_the_readout_keep_all_digits(monkeypatch, device):
-    matmul, allowed, linear = torch.backends.cuda.matmul, {}, torch.nn.functional.linear
+    precisions, linear = {}, torch.nn.functional.linear
     model = published_model(6).eval().to(device)
     named = {model.remap.weight.data_ptr(): "head", model.matcher.classifier.weight.data_ptr(): "readout"}
 
     def noting(x, weight, bias=None):
-        allowed[named.get(weight.data_ptr(), "other")] = matmul.allow_tf32
+        precisions[named.get(weight.data_ptr(), "other")] = matmul.fp32_precision
         return linear(x, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", noting)
-    matmul.allow_tf32 = True
+    matmul.fp32_precision = "tf32"
     model.embedder()(torch.rand(2, 3, 64, 64, device=device))
     model.matcher.score(*torch.randn(2, 3, 4, 128, device=device))
-    assert (allowed["head"], allowed["readout"], matmul.allow_tf32) == (False, False, True)
+    assert (precisions["head"], precisions["readout"], matmul.fp32_precision) == ("ieee", "ieee", "tf32")
