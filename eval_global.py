@@ -36,7 +36,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
+    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
     seed = 0
 
 
@@ -55,11 +55,11 @@ begin = ex.capture(begin_run)
 
 @ex.automain
 @reports_errors
-def main(_run, _config, temp_dir, resume, knn_index, query_set, features, seed):
+def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, seed):
     with begin(RULES) as (device, dtype):
         make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(training=False, device=device)
+        loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
         neighbours = len(query.dataset) * min(max(recall_ks), len((gallery or query).dataset))
         check_room({Path(temp_dir): neighbours * BYTES_A_NEIGHBOUR}, "the result")

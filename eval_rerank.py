@@ -39,7 +39,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
+    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
     seed = 0
 
 
@@ -80,14 +80,14 @@ def sweep(temp_dir):
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, seed):
+def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, timeout_minutes, seed):
     with begin(RULES) as (device, dtype):
         if resume is None:
             raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
         if Path(cache_nn_inds).resolve() == (Path(temp_dir) / "nn_inds.pkl").resolve():
             raise InputError(f"cache_nn_inds={cache_nn_inds} would be overwritten by the result: set another temp_dir")
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(training=False, device=device)
+        loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)
         neighbours = loaders.neighbours(cache_nn_inds)
         if num_candidates > neighbours.shape[1]:
             print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")

@@ -43,7 +43,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
+    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
     seed = 364086339
 
 
@@ -67,10 +67,10 @@ def new_state(
 
 @ex.automain
 @reports_errors
-def main(_run, temperature, micro_batch, resume, seed):
+def main(_run, temperature, micro_batch, resume, timeout_minutes, seed):
     with begin(RULES) as (device, dtype):
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(device=device)
+        loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))
         training = look_for_run()

@@ -49,7 +49,7 @@ def config():
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # of several processes (torchrun): how long one waits for another
+    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
     seed = 459858808
 
 
@@ -72,7 +72,7 @@ def new_state(
 
 @ex.automain
 @reports_errors
-def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
+def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeout_minutes, seed):
     with begin(RULES) as (device, dtype):
         if frozen_views is not None and not _config["model"]["freeze_backbone"]:
             raise InputError(f"frozen_views={frozen_views} needs a frozen backbone: set model.freeze_backbone=True")
@@ -82,7 +82,7 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, seed):
                 "dataset.sampler=triplet"
             )
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(device=device)
+        loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
         neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))

@@ -63,8 +63,8 @@ class CachedImageSet(ImageSet):
         """The file of the photos, list and settings that `prepare` has found."""
         return self.cache.with_name(f"{self.cache.name}.{self.sum.hex()[:DIGITS]}.images")
 
-    def prepare(self, batch_size: int | None, num_workers: int) -> None:
-        """Make the file, unless there is one of just these photos, list and settings.
+    def prepare(self, batch_size: int | None, num_workers: int, timeout: float = 0) -> None:
+        """Make the file, unless there is one of just these photos, list and settings; `timeout` is the loader's, in s.
 
         Raises InputError for a photo that is missing or unreadable, or changes meanwhile, and where the file cannot be
         written.
@@ -75,7 +75,8 @@ class CachedImageSet(ImageSet):
         check_room({self.file.parent: self.size}, f"image cache {self.file.name}")
         change = " anew: it was damaged" if self.file.exists() else ""
         tqdm.write(f"image cache {self.file} ({self.size / 1e9:.1f} GB) is made{change}")
-        loader = DataLoader(self.photos, batch_size, num_workers=num_workers, worker_init_fn=end_with_parent)
+        options: dict = {"num_workers": num_workers, "timeout": timeout, "worker_init_fn": end_with_parent}
+        loader = DataLoader(self.photos, batch_size, **options)
         with (
             atomic_write(self.file) as file,
             tqdm(desc="Caching images", total=len(self), unit="image") as progress,
@@ -134,5 +135,5 @@ class CachedLoader(DataLoader):
 
     def __iter__(self):
         with first_on_machine():
-            self.dataset.prepare(self.batch_size or MADE_AT_ONCE, self.num_workers)
+            self.dataset.prepare(self.batch_size or MADE_AT_ONCE, self.num_workers, self.timeout)
         return super().__iter__()

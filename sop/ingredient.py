@@ -156,12 +156,14 @@ def get_loaders(
     skip_unreadable=False,
     training=True,
     device: torch.device | None = None,
+    timeout_minutes: float = 0,
 ) -> tuple[Loaders, list[int]]:
     """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
 
     Without `training` neither the train loader nor the neighbour file that it draws from is touched. The train loader
     draws from torch's initial seed. When `training`, the query loader holds the images of `val_file` if there is one.
-    Memory is pinned for a CUDA `device` only; None: where there is one. Raises InputError for settings that do not go
+    Memory is pinned for a CUDA `device` only; None: where there is one. The workers' next batch is waited for
+    `timeout_minutes`, then torch raises a RuntimeError; 0: for ever. Raises InputError for settings that do not go
     together and for missing or malformed files.
     """
     if batch_size % sample_per_id:
@@ -182,6 +184,7 @@ def get_loaders(
     options: dict = {
         "num_workers": workers,
         "pin_memory": pin_memory and for_cuda,
+        "timeout": 60 * timeout_minutes if workers else 0,
         "generator": torch.Generator(),
         "worker_init_fn": end_with_parent,
     }

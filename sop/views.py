@@ -48,7 +48,7 @@ class EmbeddedViews:
         self.views, self.length = views, len(loader)
         self.labels = torch.from_numpy(self.dataset.labels)
         all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
-        shared = ("num_workers", "pin_memory", "worker_init_fn")
+        shared = ("num_workers", "pin_memory", "timeout", "worker_init_fn")
         options = {name: getattr(loader, name) for name in shared}
         maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
         self.maps: Tensor = on_device_if_they_fit(maps, device)  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import eval_global
 import eval_rerank
@@ -9,7 +10,9 @@ import experiment_global
 import experiment_rerank
 import prepare_data
 from sop.ingredient import get_loaders
+from sop.views import EmbeddedViews
 from utils.caches import save_neighbours
+from utils.embedding import _from_image
 from utils.errors import InputError
 
 SETTINGS = {
@@ -226,3 +229,20 @@ def test_more_workers_than_cores(photos, monkeypatch, capsys):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
     assert loaders_of(photos, num_workers=8).query.num_workers == 3
     assert capsys.readouterr().out == "dataset.num_workers=8, but this process has 3 cores: 3 workers are used\n"
+
+
+def test_no_batch_is_waited_for_longer_than_asked(photos, tmp_path, monkeypatch):
+    waits, make = [], DataLoader.__init__
+
+    def note(loader, *args, **options):
+        make(loader, *args, **options)
+        waits.append((loader.num_workers, loader.timeout))
+
+    monkeypatch.setattr(DataLoader, "__init__", note)
+    for workers, timeout in ((0, 0), (1, 30)):
+        changes = {"num_workers": workers, "timeout_minutes": 0.5}
+        loaders = loaders_of(photos, **changes, image_cache=tmp_path / str(workers))
+        EmbeddedViews(loaders.train, 1, lambda views: torch.zeros(24, 1, 1, 1))
+        next(iter(_from_image(loaders.query, 9)))
+        assert waits == [(workers, timeout)] * len(waits) and len(waits) == 6  # of the cache's maker, too
+        waits.clear()

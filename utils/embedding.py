@@ -21,6 +21,8 @@ GLOBAL, LOCAL = range(2)  # what a network answers for an image
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
 FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")  # in what torch says
 NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
+SILENT_WORKERS = re.compile("DataLoader timed out")
+TOO_MANY_FILES = re.compile("Too many open files|ancillary data")  # the latter where it hits the receiver
 
 
 def embed(
@@ -91,7 +93,7 @@ def _embed_images(
             for feature, part in zip(features, embedded, strict=True):
                 feature[start : start + len(part)] = part
             start += len(batch_labels)
-            labels.append(batch_labels)
+            labels.append(batch_labels.clone())  # a worker's own tensor keeps one of this process's files open
     return [feature[:start] for feature in features], torch.cat(labels)
 
 
@@ -136,6 +138,7 @@ def _from_image(loader, start: int):
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
     )
@@ -155,14 +158,24 @@ def pieces_for(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
 
 @contextmanager
 def reporting_device_errors(setting: str) -> Iterator[None]:
-    """Turn what torch raises for want of CUDA memory or of shared memory into an InputError naming `setting`, and what
-    it raises for a GPU that fails into a DeviceError."""
+    """Turn what torch raises for want of CUDA memory, shared memory or open files, and for a loader's worker that ends
+    or is silent, into an InputError naming `setting`, and what it raises for a GPU that fails into a DeviceError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({error})") from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         told = str(error)
+        if TOO_MANY_FILES.search(told):
+            raise InputError(
+                "this process has as many files open as it may have, and the loader needs more: lower "
+                "dataset.num_workers (0 uses none), or raise the limit (ulimit -n)"
+            ) from error
+        if SILENT_WORKERS.match(told):
+            raise InputError(
+                f"no batch has come from the loader's workers for timeout_minutes ({told}): where photos are read so "
+                f"slowly raise it or lower {setting}, else look why workers hang, or set dataset.num_workers=0"
+            ) from error
         if FAILED_GPU.search(told):
             raise DeviceError(
                 f"the GPU has failed ({told.splitlines()[0]}): look at nvidia-smi and the system's log; a training "
@@ -173,7 +186,7 @@ def reporting_device_errors(setting: str) -> Iterator[None]:
                 "shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
                 f"{setting}, or enlarge it (docker run --shm-size=8g)"
             ) from error
-        if "DataLoader worker" in told:
+        if "DataLoader worker" in told and isinstance(error, RuntimeError):
             take_what_is_on_its_way()
             raise InputError(
                 f"a worker of the loader was ended ({told}): where memory is short, lower dataset.num_workers or "

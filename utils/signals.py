@@ -6,13 +6,18 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from utils.errors import InputError
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
 HANGING_UP = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
+# bytes; the system takes 107 for a socket, and Python adds "/pymp-xxxxxxxx/listener-xxxxxxxx"
+LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
@@ -33,7 +38,7 @@ class _Asked:
 def ended_by_signals() -> Iterator[None]:
     """In the block, `ENDING` signals raise Interrupted; a second one ends the process at once.
 
-    Outside the main thread nothing changes.
+    Outside the main thread nothing changes. InputError where no temporary file can be written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -58,7 +63,7 @@ def ended_by_signals() -> Iterator[None]:
         if not _Asked.deferred_by:
             raise Interrupted(128 + number)
 
-    multiprocessing.util.get_temp_dir()  # of this process and its workers; deleted at its end
+    make_socket_folder()
     _Asked.number, _Asked.seconds = None, 0.0
     before = [signal.signal(handled, end) for handled in ENDING]
     try:
@@ -68,6 +73,23 @@ def ended_by_signals() -> Iterator[None]:
             for handled, handler in zip(ENDING, before, strict=True):
                 signal.signal(handled, handler)
             _Asked.number = None
+
+
+def make_socket_folder() -> None:
+    """Make the folder of the sockets by which this process's workers deliver; it is deleted at the process's end.
+
+    It lies in /tmp where TMPDIR is too long a path for a socket: such a worker's batch would never come. InputError
+    where no folder can be made.
+    """
+    before = tempfile.tempdir
+    try:
+        if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+            tempfile.tempdir = "/tmp"
+        multiprocessing.util.get_temp_dir()
+    except OSError as error:
+        raise InputError(f"temporary files cannot be written ({error}): set TMPDIR to a folder for them") from error
+    finally:
+        tempfile.tempdir = before
 
 
 def take_for_one(seconds: float) -> None:

@@ -1,6 +1,9 @@
+import time
+from pathlib import Path
+
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tests.reference import published_model
 from utils.embedding import GLOBAL, IMAGES_AT_ONCE, LOCAL, embed
@@ -45,3 +48,40 @@ def test_an_answer_that_is_not_finite(output):
     data.paths = [f"{i}.JPG" for i in range(7)]
     with pytest.raises(InputError, match=r"for photo 5\.JPG: "):
         embed(Flawed(1, 1), DataLoader(data, batch_size=3), [output], "query", torch.float32, None)
+
+
+def test_no_batch_keeps_a_file_open():
+    numbers = torch.arange(120)
+    data = TensorDataset(torch.zeros(len(numbers), 3, 8, 8), numbers, numbers)
+    opened: list[int] = []
+
+    class Watched(Flawed):
+        def embedder(self, dtype):
+            answers = super().embedder(dtype)
+
+            def watching(images):
+                opened.append(len(list(Path("/proc/self/fd").iterdir())))
+                return answers(images)
+
+            return watching
+
+    loader = DataLoader(data, batch_size=1, num_workers=1)
+    _, labels = embed(Watched(1, 1), loader, [GLOBAL], "query", torch.float32, None)
+    assert torch.equal(labels, numbers)
+    assert len(opened) == len(numbers) and max(opened) - opened[0] < 20
+
+
+class Silent(Dataset):
+    """Images that never come."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        time.sleep(60)
+
+
+def test_workers_that_deliver_nothing():
+    loader = DataLoader(Silent(), num_workers=1, timeout=0.3)
+    with pytest.raises(InputError, match=r"no batch has come .* timeout_minutes .*0\.3 seconds.*num_workers=0"):
+        embed(Flawed(1, 1), loader, [GLOBAL], "query", torch.float32, None)

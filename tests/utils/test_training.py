@@ -145,6 +145,11 @@ def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
             r"\(/dev/shm\) is too small",
         ),
         (
+            RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+            r"as many files open as it may have, .*: lower dataset\.num_workers .*, or raise the limit \(ulimit -n\)$",
+        ),
+        (OSError(24, "Too many open files"), "as many files open as it may have"),
+        (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
             r"a worker of the loader was ended \(.* Killed\.\): where memory is short, lower dataset\.num_workers or",
         ),
