@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.checkpoint import Origin, checkpoint_content, read_tensors, save_tensors, state_dict_to_cpu
+from utils.checkpoint import (
+    Origin,
+    checkpoint_content,
+    read_tensors,
+    save_tensors,
+    state_dict_to_cpu,
+    take_weights,
+)
 from utils.errors import InputError
+from utils.files import md5
 from utils.launch import is_first, rank
 from utils.signals import deferred_signals
 
@@ -55,7 +63,8 @@ EXPECTED_ABOUT = {"settings": str, "sums": list, "device": str, "epochs": int, "
 class TrainingFiles:
     """The files that a training writes into its folder.
 
-    One that cannot be written is kept as it was, which is said, and is tried again with the next.
+    One that cannot be written is kept as it was, which is said, and is tried again with the next. `about` has the MD5
+    sum of the checkpoint that stands there, which is no checkpoint's while one could not be written.
     """
 
     def __init__(self, checkpoint: Path, about: Mapping[str, Any] | None = None, save_minutes: float = 10):
@@ -95,9 +104,13 @@ class TrainingFiles:
     def _save(self, path: Path, content: dict) -> None:
         try:
             save_tensors(path, content)
+            if path == self.checkpoint:
+                self.about["checkpoint"] = md5(path)
             self.unsaved.pop(path, None)
         except InputError as error:
             print(f"{error}; training goes on, and it is tried again")
+            if path == self.checkpoint:
+                self.about["checkpoint"] = ""
             self.unsaved[path] = {} if path == self.last else copy.deepcopy(content)  # weights change
 
 
@@ -142,9 +155,9 @@ def _has(content: object, expected: Mapping[str, Any]) -> bool:
 
 
 def restore(state, content: dict) -> None:
-    """Take a run up again where `content` was written; InputError where it does not fit."""
+    """Take a run up again where `content` was written; InputError where it does not fit, or is not finite."""
     try:
-        state.model.load_state_dict(content["model"])
+        take_weights(content["model"], LAST, state.model, training=True)
         state.optimizer.load_state_dict(content["optimizer"])
         state.scheduler.load_state_dict(content["scheduler"])
         state.scaler.load_state_dict(content["scaler"])

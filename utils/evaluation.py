@@ -60,9 +60,35 @@ def evaluate_rerank(
     dtype=torch.float32,
     features: str | None = None,
 ):
-    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`."""
+    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`.
+
+    InputError where the scores tell no candidates apart.
+    """
     (maps, labels), gallery = _embed_sets(model, query_loader, gallery_loader, [LOCAL], dtype, features)
-    return recall_at_ks_rerank(maps, labels, recall_ks, model, cache_nn_inds, gallery[0], gallery[1])
+    recalls, logits, positions = recall_at_ks_rerank(
+        maps, labels, recall_ks, model, cache_nn_inds, gallery[0], gallery[1]
+    )
+    check_scores_differ(logits, "the matcher")
+    return recalls, logits, positions
+
+
+def check_scores_differ(scores: np.ndarray, scorer: str) -> None:
+    """Print for how many queries all candidates have one score (n, m); InputError where that is so for all queries.
+
+    Such queries keep the order in which the candidates came: its recall would pass for the scorer's.
+    """
+    are_equal = (scores == scores[:, :1]).all(axis=1)
+    if scores.shape[1] == 1 or not are_equal.any():
+        return
+    if are_equal.all():
+        raise InputError(
+            f"{scorer} gives all candidates of each query one score, and the global ranking's order would pass for its "
+            "own: its weights have collapsed or are damaged, take another checkpoint (while training, lower lr)"
+        )
+    print(
+        f"{scorer} gives all candidates of {are_equal.sum()} of {len(scores)} queries one score: they keep the order "
+        "of the global ranking"
+    )
 
 
 def score_candidates(
@@ -120,11 +146,16 @@ class Rankings(NamedTuple):
 def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequence[float] | None) -> Rankings:
     """The rankings that can be had from the scores; prints which weights were chosen, or why a row is left out.
 
+    InputError where the scores tell no candidates apart.
     `fusion` says which is written. None: the published one, by the logit, or where there is none by Chamfer similarity.
     Numbers (w, v): by `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': that with weights chosen on
     other classes, or where none could be chosen the published one.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
+    if candidates.logits is not None:
+        check_scores_differ(candidates.logits, "the matcher")
+    else:
+        check_scores_differ(candidates.chamfer, "Chamfer similarity")
     fixed = {"global": Weights(0, np.inf, 0, num_scored)}
     written = "published" if has_logits else "chamfer_alone"
     fixed[written] = Weights(1, 0, 0, num_scored) if has_logits else Weights(0, 0, 1, num_scored)

@@ -56,6 +56,15 @@ def test_a_signal_while_an_older_save_is_made_up_for(tmp_path, monkeypatch):
     assert last is not None and last["iteration"] == 1
 
 
+def test_weights_that_are_not_finite_are_not_taken_up_again(tmp_path):
+    """A network's fused ReLU may hide them."""
+    state = tiny_state()
+    state.model.conv1.weight.data[0, 0] = torch.nan
+    TrainingFiles(tmp_path / "c.pt", ABOUT).save_last(state)
+    with pytest.raises(InputError, match=r"last\.pt holds NaN or infinite numbers in 1 tensors \(conv1\.weight\)"):
+        restore(tiny_state(), read_last(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("random_state", []), ("random_state", [torch.zeros(3)]), ("optimizer", "exp_avg")],

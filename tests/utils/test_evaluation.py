@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from utils.evaluation import Labels, Ranking, Rankings, report_rankings, write_per_query
+from tests.utils.test_fusion import drawn
+from utils.errors import InputError
+from utils.evaluation import Labels, Ranking, Rankings, rank_candidates, report_rankings, write_per_query
 from utils.metrics import changes_of
 
 
@@ -53,3 +55,20 @@ def test_what_the_measures_leave_out_is_said(capsys):
     )
     assert printed.split()[:7] == ["ranking", "R@1", "mAP@R", "R-precision", "MRR", "global", "57.14"]
     assert info["measures"]["global"]["R@1"] == 57.14
+
+
+@pytest.mark.parametrize("with_logits", [True, False])
+def test_scores_that_tell_no_candidates_apart(with_logits, capsys):
+    """Their order would be the global ranking's, under another name."""
+    candidates, classes, _ = drawn(with_logits=with_logits)
+    labels = Labels(classes, classes, True)
+    scorer, scores = ("the matcher", candidates.logits) if with_logits else ("Chamfer similarity", candidates.chamfer)
+    assert scores is not None
+    rank_candidates(candidates, labels, None)
+    assert "one score" not in capsys.readouterr().out
+    scores[:7] = scores[:7, :1]
+    rank_candidates(candidates, labels, None)
+    assert f"{scorer} gives all candidates of 7 of 60 queries one score: they keep" in capsys.readouterr().out
+    scores[:] = scores[:, :1]
+    with pytest.raises(InputError, match=f"{scorer} gives all candidates of each query one score"):
+        rank_candidates(candidates, labels, "crossfit")

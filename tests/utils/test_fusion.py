@@ -1,6 +1,7 @@
 """Fused rankings, and weights chosen on other classes, against plain loops."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -106,8 +107,8 @@ def test_the_choice_nearest_to_the_global_ranking_within_one_standard_error():
             lost = [
                 sum(int(hits[best][q]) - int(hits[i][q]) for q in np.flatnonzero(classes == c)) for c in set(classes)
             ]
-            mean, n = sum(lost) / len(lost), len(lost)
-            if sum(lost) <= math.sqrt(n / (n - 1) * sum((x - mean) ** 2 for x in lost)):
+            total, n = sum(lost), len(lost)
+            if total**2 <= Fraction(n, n - 1) * sum((x - Fraction(total, n)) ** 2 for x in lost):
                 admitted.append(i)
         assert choose(Outcomes(hits, unchanged), classes) == max(admitted, key=lambda i: (unchanged[i].sum(), -i))
 
@@ -162,3 +163,14 @@ def test_weights_in_words():
     assert str(Weights(1, 20, 0.5, 50)) == "logit + 20 * cosine + 0.5 * Chamfer, 50 candidates"
     assert str(Weights(0, 0, 1, 9)) == "Chamfer, 9 candidates"
     assert str(Weights(1, math.inf, 0, 9)) == "the global ranking"
+
+
+@pytest.mark.parametrize("num_classes", range(5, 40))
+def test_one_hit_more_than_the_global_ranking_is_within_one_standard_error(num_classes):
+    """Whatever the number of classes: one hit is its own standard error."""
+    hits, unchanged = np.zeros((2, num_classes), bool), np.ones((2, num_classes), bool)
+    hits[1, 3] = True
+    unchanged[1] = False
+    assert choose(Outcomes(hits, unchanged), np.arange(num_classes)) == 0
+    hits[1, 4] = True  # two hits have a standard error of sqrt(2)
+    assert choose(Outcomes(hits, unchanged), np.arange(num_classes)) == 1
