@@ -73,7 +73,7 @@ def main(_run, temperature, micro_batch, resume, timeout_minutes, seed):
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))
-        training = look_for_run()
+        training = look_for_run(loaders.photo_sizes)
         weights = training.first_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])

@@ -38,6 +38,14 @@ def photo_sum(folder: Path, paths: Sequence[str]) -> str:
     return content.hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """A file's bytes, -1 where it is missing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 class ImageSet(Dataset):
     """The images of a split: `(pixels, label, index)`, pixels being what `transform` makes of the opened photo.
 
@@ -55,6 +63,10 @@ class ImageSet(Dataset):
     def made_from(self) -> dict[str, str]:
         """What the pixels follow from, in words and sums; InputError where a photo is missing."""
         return {"photos": photo_sum(self.folder, self.paths), "transform": describe(self.transform)}
+
+    def sizes(self) -> list[int]:
+        """The photos' bytes, -1 for one that is missing."""
+        return [size_of(self.folder / path) for path in self.paths]
 
     def unreadable(self) -> list[str]:
         """The paths of photos that were replaced by others."""

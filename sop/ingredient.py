@@ -133,6 +133,11 @@ class Loaders(NamedTuple):
         other_sets = {"training": _size(self.query_train)}
         return torch.from_numpy(load_neighbours(path, queries, gallery, other_sets, self.gallery is None))
 
+    def photo_sizes(self) -> list[int]:
+        """The bytes of each photo that a training reads, -1 for one that is missing."""
+        loaders = [loader for loader in (self.train, self.query, self.gallery) if loader is not None]
+        return [size for loader in loaders for size in loader.dataset.sizes()]  # type: ignore[attr-defined]
+
 
 @data_ingredient.capture
 def get_loaders(

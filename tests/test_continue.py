@@ -1,5 +1,6 @@
 """Trainings that are stopped anywhere and continued: to the last bit what they would have been."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,9 +18,12 @@ import torch
 import experiment_global
 import experiment_rerank
 from tests import ROOT
-from tests.faults import names
+from tests.conftest import draw_photo
+from tests.faults import fill_disk, names
+from tests.fuzz import ABOUT, tiny_state
 from tests.test_commands import flags
 from utils import pickle_save
+from utils.continuing import TrainingFiles
 from utils.experiment import CommandError
 from utils.files import only_writer
 from utils.training import PendingScalars
@@ -239,3 +243,59 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_pa
     temporary.rmdir()
     with only_writer(tmp_path / "run" / ".lock", "", ""):
         pass
+
+
+@pytest.mark.parametrize("trained", [1, 2])
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_a_run_whose_best_checkpoint_is_gone(tiny, observed, neighbours, tmp_path, is_foreign, trained):
+    """What is delivered is the best of what is there, and the recall that is noted is its own."""
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", epochs=trained, lr=1e-9)
+    first = observed(ex, **settings)
+    checkpoint = tmp_path / "run" / "resnet18_sop.pt"
+    checkpoint.unlink()
+    if is_foreign:
+        checkpoint.write_bytes(b"another run's")
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    last["best"] = 99.0  # no later state reaches it
+    torch.save(last, tmp_path / "run" / "last.pt")
+    run = observed(ex, **settings | {"epochs": 2, "continue_run": True})
+    assert f"{checkpoint}, the run's best state, is {'another file' if is_foreign else 'missing'}: best" in run.printed
+    assert names(tmp_path / "run") == ["last.pt", *(["resnet18_sop.1.pt"] if is_foreign else []), "resnet18_sop.pt"]
+    recalls = dict(zip(run.metrics["val.recall@1"]["steps"], run.metrics["val.recall@1"]["values"], strict=True))
+    assert run.result == run.info["recall"]["1"] == max(recalls[epoch] for epoch in range(trained, 3))
+    assert first.metrics["val.recall@1"]["values"] == run.metrics["val.recall@1"]["values"][: trained + 1]
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    state = torch.load(checkpoint, weights_only=True)["state"]
+    assert all(torch.equal(tensor, last["model"][name]) for name, tensor in state.items()) or run.result > recalls[2]
+    again = observed(ex, **settings | {"epochs": 2, "continue_run": True})
+    assert "best starts anew" not in again.printed and again.result == run.result
+
+
+def test_a_checkpoint_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch):
+    state, files = tiny_state(), TrainingFiles(tmp_path / "c.pt", ABOUT)
+    files.save_best(state)
+    assert files.about["checkpoint"] == hashlib.md5((tmp_path / "c.pt").read_bytes()).hexdigest()
+    with monkeypatch.context() as patch:
+        fill_disk(patch, ".part", 100)
+        files.save_best(state)
+        assert files.about["checkpoint"] == ""
+
+
+def test_other_photos_behind_the_same_lists(tiny, observed, neighbours, photos, tmp_path):
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", epochs=0)
+    observed(ex, **settings)
+    shutil.copytree(photos, tmp_path / "copied", copy_function=shutil.copyfile)  # with other times
+    settings["dataset"] |= {"data_path": str(tmp_path / "copied")}
+    observed(ex, **settings, continue_run=True)
+    for number in (0, 6):  # for training and for testing
+        photo = tmp_path / "copied" / "toy_final" / f"{number}_0.JPG"
+        content = photo.read_bytes()
+        draw_photo(photo, number, 99)
+        with pytest.raises(CommandError, match=r"not the run that last\.pt is of: 1 of 44 photos have another size"):
+            observed(ex, **settings, continue_run=True)
+        photo.write_bytes(content)
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del last["about"]["photos"], last["about"]["checkpoint"]  # as an older one
+    torch.save(last, tmp_path / "run" / "last.pt")
+    draw_photo(photo, 6, 99)
+    assert "best starts anew" not in observed(ex, **settings, continue_run=True).printed

@@ -187,7 +187,10 @@ def restore_random_state(content: dict) -> None:
 
 
 def describe(config: Mapping[str, Any], sums: list[str], device: str) -> dict[str, Any]:
-    """What must be equal in a run and what continues it: settings, MD5 sums of the files read, the kind of device."""
+    """What must be equal in a run and what continues it: settings, MD5 sums of the files read, the kind of device.
+
+    And `photos`, the bytes of each, -1 for one that is missing: the lists may lie in another folder with other photos.
+    """
     flat = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     for part in config.keys() - flat.keys():
         flat |= {f"{part}.{key}": value for key, value in config[part].items()}
@@ -212,6 +215,10 @@ def check_continues(content: dict, about: Mapping[str, Any]) -> None:
         changed.append(f"it runs on {now['device']}, not {before.get('device')}")
     if before["sums"] != now["sums"]:
         changed.append("the split or neighbour files hold something else")
+    sizes = [*zip(before.get("photos", ()), now.get("photos", ()), strict=False)]  # an older one does not say
+    others = sum(size != size_now and -1 not in (size, size_now) for size, size_now in sizes)
+    if others:
+        changed.append(f"{others} of {len(sizes)} photos have another size")
     if changed:
         raise InputError(
             f"this is not the run that {LAST} is of: {'; '.join(changed)}. Set it as it was, or continue_run=False to "

@@ -156,6 +156,7 @@ class Training(NamedTuple):
 
     files: TrainingFiles
     earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
+    is_best_lost: bool = False  # the checkpoint of the run to continue is not there any more
 
     def first_weights(self, resume: str | None) -> dict[str, object]:
         """Where `load_model` takes weights from: nowhere for a run that is continued, which has its own."""
@@ -174,24 +175,49 @@ class Training(NamedTuple):
             done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
             print(f"the run in {self.files.last.parent} is continued after {done}")
 
+    def begin_best_anew(self, state: TrainingState) -> None:
+        """Take the state for the best, where its recall is known, else the next one that is validated."""
+        state.best = None
+        if state.is_validated and not state.iteration:
+            state.best = next(value for name, value, _ in reversed(state.scalars) if name == "val.recall@1")
+            self.files.save_best(state)
+        self.files.save_last(state)
+
 
 def open_training(
-    _run, _config: dict, temp_dir: str, epochs: int, continue_run: bool | None, save_minutes: float, cpu: bool
+    photo_sizes: Callable[[], list[int]],
+    _run,
+    _config: dict,
+    temp_dir: str,
+    epochs: int,
+    continue_run: bool | None,
+    save_minutes: float,
+    cpu: bool,
 ) -> Training:
     """Look for a run to continue in `temp_dir`, before weights are loaded and after `note_files`.
 
-    InputError where there is an unfinished one and `continue_run` does not say what to do, or where the one to be
-    continued has other settings or files. Of a job of several processes the first looks, and tells the others.
+    `photo_sizes` gives the bytes of all photos, -1 for a missing one. InputError where there is an unfinished run and
+    `continue_run` does not say what to do, or where the one to be continued has other settings, files or photos. Of a
+    job of several processes the first looks, and tells the others.
     """
-    return said_by_first(lambda: _open_training(_run, _config, temp_dir, epochs, continue_run, save_minutes, cpu))
+    settings = (temp_dir, epochs, continue_run, save_minutes, cpu)
+    return said_by_first(lambda: _open_training(photo_sizes(), _run, _config, *settings))
 
 
 def _open_training(
-    _run, _config: dict, temp_dir: str, epochs: int, continue_run: bool | None, save_minutes: float, cpu: bool
+    photo_sizes: list[int],
+    _run,
+    _config: dict,
+    temp_dir: str,
+    epochs: int,
+    continue_run: bool | None,
+    save_minutes: float,
+    cpu: bool,
 ) -> Training:
     checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
     device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
-    about = describe(_config, [*_run.info["md5"].values()], device)
+    about = describe(_config, [*_run.info["md5"].values()], device) | {"photos": photo_sizes}
+    is_best_lost = False
     earlier = None if continue_run is False else read_last(Path(temp_dir))
     if earlier is not None and continue_run is None and not is_finished(earlier):
         raise InputError(
@@ -204,6 +230,12 @@ def _open_training(
         if epochs < earlier["epoch"]:
             raise InputError(f"epochs={epochs}, but {earlier['epoch']} are trained already: give as many or more")
         about["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
+        about["checkpoint"] = found = md5(checkpoint) if checkpoint.exists() else ""
+        # an older last.pt does not say which file it is
+        is_best_lost = earlier["best"] is not None and not found == earlier["about"].get("checkpoint", found) != ""
+        if is_best_lost:
+            print(f"{checkpoint}, the run's best state, is {'another file' if found else 'missing'}: best starts anew")
+            keep_earlier(checkpoint)
     else:
         if continue_run:
             print(f"continue_run=True, but there is no {LAST} in {temp_dir}: the run starts anew")
@@ -214,7 +246,7 @@ def _open_training(
             keep_earlier(file)
     _run.info["run_id"] = about["run_id"]
     about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
-    return Training(TrainingFiles(checkpoint, about, save_minutes), earlier)
+    return Training(TrainingFiles(checkpoint, about, save_minutes), earlier, is_best_lost)
 
 
 def best_recalls(state: TrainingState) -> dict[str, float]:
@@ -251,6 +283,8 @@ def run_training(
     files = training.files
     if training.earlier is not None:
         restore_random_state(training.earlier)
+        if training.is_best_lost:
+            training.begin_best_anew(state)
         _run.info["recall"] = best_recalls(state)
     paths = loader.dataset.unreadable
     try:
