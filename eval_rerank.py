@@ -10,6 +10,7 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
+from utils.caches import INDS
 from utils.errors import InputError
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
@@ -84,7 +85,7 @@ def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, 
     with begin(RULES) as (device, dtype):
         if resume is None:
             raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
-        if Path(cache_nn_inds).resolve() == (Path(temp_dir) / "nn_inds.pkl").resolve():
+        if Path(cache_nn_inds).resolve() == (Path(temp_dir) / INDS).resolve():
             raise InputError(f"cache_nn_inds={cache_nn_inds} would be overwritten by the result: set another temp_dir")
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)

@@ -67,7 +67,7 @@ def new_state(
 
 @ex.automain
 @reports_errors
-def main(_run, temperature, micro_batch, resume, timeout_minutes, seed):
+def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed):
     with begin(RULES) as (device, dtype):
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
@@ -79,7 +79,7 @@ def main(_run, temperature, micro_batch, resume, timeout_minutes, seed):
         note_files(_run, weights["resume"])
         state = new_state(model, dtype, origin)
         training.begin(state)
-        step = global_step(model, Contrastive(temperature), dtype, micro_batch)
+        step = global_step(model, Contrastive(temperature), dtype, micro_batch, dataset["batch_size"])
         torch.manual_seed(seed + rank())  # another dropout in each process
         return train(
             training=training,

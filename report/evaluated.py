@@ -11,7 +11,7 @@ import numpy as np
 
 from sop.ingredient import DATASET_RULES
 from sop.splits import Split, class_map, read_split
-from utils.caches import pickle_load
+from utils.caches import INDS, PER_QUERY, pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels, Rankings, rank_candidates
 from utils.fusion import Candidates
@@ -68,7 +68,7 @@ def read_evaluated(run: Run) -> Evaluated:
             found = rank_candidates(candidates, labels, config.get("fusion"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{run.folder / 'config.json'}: fusion={config.get('fusion')!r} is unknown") from error
-    written = folder / "nn_inds.pkl"
+    written = folder / INDS
     if not np.array_equal(pickle_load(written), found.rankings[found.written].positions):
         raise InputError(
             f"{written} is not the ranking by {found.titles[found.written]} of {folder / NAME}: it is another run's; "
@@ -76,9 +76,9 @@ def read_evaluated(run: Run) -> Evaluated:
         )
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
     _check_recalls(run, ranks, folder)
-    _check_per_query(folder / "per_query.csv", queries, ranks)
+    _check_per_query(folder / PER_QUERY, queries, ranks)
     files = [run.folder / "config.json", run.folder / "info.json"]
-    files += [folder / name for name in (NAME, written.name, "per_query.csv")] + [data / name for name in names]
+    files += [folder / name for name in (NAME, written.name, PER_QUERY)] + [data / name for name in names]
     return Evaluated(run, data, queries, gallery, candidates, labels, found, ranks, files)
 
 

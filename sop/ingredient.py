@@ -131,7 +131,8 @@ class Loaders(NamedTuple):
         """The test images' neighbour file, int64 (queries, K); InputError where it does not belong to them."""
         queries, gallery = _size(self.query), _size(self.gallery or self.query)
         other_sets = {"training": _size(self.query_train)}
-        return torch.from_numpy(load_neighbours(path, queries, gallery, other_sets, self.gallery is None))
+        paths = self.query.dataset.paths  # type: ignore[attr-defined]
+        return torch.from_numpy(load_neighbours(path, queries, gallery, other_sets, self.gallery is None, paths))
 
     def photo_sizes(self) -> list[int]:
         """The bytes of each photo that a training reads, -1 for one that is missing."""
@@ -215,7 +216,8 @@ def get_loaders(
                 "the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file"
             )
         other_sets = {"test": len(test_splits[0].paths)}
-        neighbours = load_neighbours(train_cache_nn_inds, len(images), len(images), other_sets, is_self_search=True)
+        n = len(images)
+        neighbours = load_neighbours(train_cache_nn_inds, n, n, other_sets, is_self_search=True, paths=images.paths)
         return TripletSampler(images.labels, neighbours, batch_size, seed)
 
     train = None

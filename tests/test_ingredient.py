@@ -1,5 +1,6 @@
 """The `dataset` and `model` ingredients as the commands see them."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -14,6 +15,8 @@ from sop.views import EmbeddedViews
 from utils.caches import save_neighbours
 from utils.embedding import _from_image
 from utils.errors import InputError
+from utils.evaluation import save_evaluation
+from utils.fusion import Ranking
 
 SETTINGS = {
     "image_cache": None,
@@ -246,3 +249,26 @@ def test_no_batch_is_waited_for_longer_than_asked(photos, tmp_path, monkeypatch)
         next(iter(_from_image(loaders.query, 9)))
         assert waits == [(workers, timeout)] * len(waits) and len(waits) == 6  # of the cache's maker, too
         waits.clear()
+
+
+def test_neighbours_of_as_many_other_images(photos, tmp_path):
+    """They are known by the table that an evaluation has written beside them."""
+    lines = (photos / "train.txt").read_text().splitlines()
+    files = {"train_file": str(tmp_path / "train.txt")}
+    (tmp_path / "train.txt").write_text("\n".join(lines[:20]))  # as many as there are test images
+    train, test = loaders_of(photos, **files).query_train.dataset, loaders_of(photos).query.dataset
+    written = Ranking(np.zeros((20, 3), np.float32), (np.arange(20)[:, None] + [[1, 2, 3]]) % 20)
+    for images, other in ((train, "test"), (test, "train")):
+        save_evaluation(tmp_path, images, written, {})
+        of_train, of_test = (
+            lambda path: loaders_of(photos, **files, sampler="triplet", train_cache_nn_inds=path),
+            lambda path: loaders_of(photos, **files).neighbours(path),
+        )
+        right, wrong = (of_train, of_test) if other == "test" else (of_test, of_train)
+        with pytest.raises(
+            InputError, match=r"nn_inds\.pkl is of other images: by per_query\.csv beside it row 0 is of"
+        ):
+            wrong(tmp_path / "nn_inds.pkl")
+        right(tmp_path / "nn_inds.pkl")
+    (tmp_path / "per_query.csv").write_bytes(b"damaged\xff")
+    wrong(tmp_path / "nn_inds.pkl")

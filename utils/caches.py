@@ -4,7 +4,10 @@ A file is written as numpy 1 names its parts, in pickle protocol 3, so that ever
 read it.
 """
 
+import csv
 import pickle
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -14,6 +17,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import atomic_write, atomic_write_all, open_file
 
+INDS, PER_QUERY = "nn_inds.pkl", "per_query.csv"  # of an evaluation: neighbours, and a table of their queries
 MAX_OWN = 0.01  # of a file's queries
 MODULES = {prefix + name for prefix in ("numpy.core.", "numpy._core.") for name in ("multiarray", "numeric")}
 
@@ -143,13 +147,15 @@ def load_neighbours(
     num_gallery: int,
     other_sets: dict[str, int] | None = None,
     is_self_search: bool = False,
+    paths: Sequence[str] | None = None,
 ) -> np.ndarray:
     """A neighbour file: int64 (num_queries, K), positions in a gallery of `num_gallery` images, nearest first.
 
     `other_sets` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError,
-    with what was found and what was expected, for a wrong type, shape, number of rows or range, and, in a self-search,
-    for queries among their own neighbours. The published files have a few of these, where photos are identical: up to
-    `MAX_OWN` of the queries they are only counted.
+    with what was found and what was expected, for a wrong type, shape, number of rows or range, where an evaluation has
+    noted other queries than `paths` beside the file, and, in a self-search, for queries among their own neighbours. The
+    published files have a few of these, where photos are identical: up to `MAX_OWN` of the queries they are only
+    counted.
     """
     neighbours = pickle_load(path)
     if neighbours.dtype.kind not in "iu":
@@ -177,9 +183,31 @@ def load_neighbours(
             f"neighbour file {path} holds positions from {low} to {high} (first out of range in row {row}), expected "
             f"0 to {num_gallery - 1}, positions in the gallery: make it anew with eval_global.py"
         )
+    if paths is not None:
+        _check_queries(Path(path), paths)
     if is_self_search:
         _check_own(path, neighbours)
     return neighbours.astype(np.int64, copy=False)
+
+
+def _check_queries(path: Path, paths: Sequence[str]) -> None:
+    """InputError where the table beside a neighbour file of an evaluation lists other queries than `paths`.
+
+    A copy of the file alone has none, and one that cannot be read says nothing.
+    """
+    noted: list[str] = []
+    if path.name == INDS:
+        with (
+            suppress(OSError, ValueError, csv.Error, KeyError),
+            path.with_name(PER_QUERY).open(encoding="utf-8", newline="") as table,
+        ):
+            noted = [row["path"] for row in csv.DictReader(table)]
+    for row, (before, now) in enumerate(zip(noted, paths, strict=False)):
+        if before != now:
+            raise InputError(
+                f"neighbour file {path} is of other images: by {PER_QUERY} beside it row {row} is of {before}, "
+                f"expected {now}; make it anew with eval_global.py"
+            )
 
 
 def _check_own(path: Path | str, neighbours: np.ndarray) -> None:
@@ -200,6 +228,6 @@ def _check_own(path: Path | str, neighbours: np.ndarray) -> None:
 
 def save_neighbours(folder: Path | str, distances: np.ndarray, positions: np.ndarray) -> None:
     """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K), both or none."""
-    with atomic_write_all(Path(folder) / "nn_dists.pkl", Path(folder) / "nn_inds.pkl") as (dists, inds):
+    with atomic_write_all(Path(folder) / "nn_dists.pkl", Path(folder) / INDS) as (dists, inds):
         _dump(distances.astype(np.float32, copy=False), dists)
         _dump(positions.astype(np.int64, copy=False), inds)

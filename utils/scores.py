@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.caches import pickle_load
+from utils.caches import INDS, pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels
 from utils.files import atomic_write, check_stored_zip, open_file
@@ -75,7 +75,7 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
         raise InputError(
             f"{path} holds arrays that do not belong together: run eval_rerank.py with this temp_dir again"
         )
-    inds = Path(folder) / "nn_inds.pkl"
+    inds = Path(folder) / INDS
     if inds.exists():
         written = pickle_load(inds)
         if written.shape != candidates.neighbours.shape or (np.sort(written) != np.sort(candidates.neighbours)).any():

@@ -18,13 +18,17 @@ Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's
 Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
 
 
-def global_step(model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None) -> Step:
+def global_step(
+    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, batch_size: int | None = None
+) -> Step:
     """A step of the contrastive loss on global descriptors; its accuracy is the classifier's.
+
+    InputError where batches of `batch_size` images, or pieces of them, cannot be trained on.
 
     With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's. Of a job of
     several processes each has its share of the batch: the loss is of all, the gradient what this share contributes.
     """
-    _check_pieces(model, micro_batch)
+    _check_pieces(model, micro_batch, batch_size)
 
     def embed(images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, dtype):
@@ -129,9 +133,10 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
     return by_trunk
 
 
-def _check_pieces(model, micro_batch: int | None) -> None:
-    """InputError where pieces of a batch, or processes' shares, would not answer, while training, as the whole."""
-    if micro_batch is None and count() == 1:
+def _check_pieces(model, micro_batch: int | None, batch_size: int | None = None) -> None:
+    """InputError where pieces of a batch, or processes' shares, would not answer, while training, as the whole, and
+    where batches are of one image, which a batch norm cannot compare with others."""
+    if micro_batch is None and count() == 1 and batch_size != 1:
         return
     was_training = model.training
     modules = list(model.train().modules())
@@ -142,6 +147,11 @@ def _check_pieces(model, micro_batch: int | None) -> None:
         raise InputError(
             f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
             "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
+        )
+    if mixing and batch_size == 1:
+        raise InputError(
+            "dataset.batch_size=1, but batch norms in training mode need several images: give more, or set "
+            "model.set_bn_eval=True, and not model.norm_layer='batch'"
         )
     if mixing:
         raise InputError(

@@ -3,7 +3,15 @@ import pytest
 
 from tests.utils.test_fusion import drawn
 from utils.errors import InputError
-from utils.evaluation import Labels, Ranking, Rankings, rank_candidates, report_rankings, write_per_query
+from utils.evaluation import (
+    Labels,
+    Ranking,
+    Rankings,
+    fall_of_cosines,
+    rank_candidates,
+    report_rankings,
+    write_per_query,
+)
 from utils.metrics import changes_of
 
 
@@ -72,3 +80,16 @@ def test_scores_that_tell_no_candidates_apart(with_logits, capsys):
     scores[:] = scores[:, :1]
     with pytest.raises(InputError, match=f"{scorer} gives all candidates of each query one score"):
         rank_candidates(candidates, labels, "crossfit")
+
+
+def test_neighbours_of_other_photos_are_said(capsys):
+    """Against scipy's formula, written out: the correlation of the ranks."""
+    candidates, classes, _ = drawn()
+    rng, places = np.random.default_rng(0), np.arange(9)
+    for noise in (0.0, 0.05, 1.0):
+        cosines = candidates.cosines + noise * rng.normal(size=candidates.cosines.shape).astype(np.float32)
+        rows = [np.corrcoef([(row > x).sum() for x in row], places)[0, 1] for row in cosines]
+        assert fall_of_cosines(cosines) == pytest.approx(np.mean(rows), abs=1e-6)
+        rank_candidates(candidates._replace(cosines=cosines), Labels(classes, classes, True), None)
+        assert ("cosines hardly fall from first to last" in capsys.readouterr().out) == (np.mean(rows) < 0.5)
+    assert fall_of_cosines(candidates.cosines) == fall_of_cosines(candidates.cosines[:, :1]) == 1
