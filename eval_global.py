@@ -55,7 +55,7 @@ begin = ex.capture(begin_run)
 
 @ex.automain
 @reports_errors
-def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, seed):
+def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, dataset, seed):
     with begin(RULES) as (device, dtype):
         make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
         torch.manual_seed(seed)
@@ -66,7 +66,7 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
         torch.manual_seed(seed)
         if resume is None:
             print("no checkpoint was given (resume=FILE): evaluating the initial model")
-        model, _ = load_model(loaders.num_classes, resume, device)
+        model, _ = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
         note_files(_run, resume, *input_files())
         recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
         labels = Labels.of(query, gallery)

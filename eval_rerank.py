@@ -81,7 +81,9 @@ def sweep(temp_dir):
 
 @ex.automain
 @reports_errors
-def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, timeout_minutes, seed):
+def main(
+    _run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, timeout_minutes, dataset, seed
+):
     with begin(RULES) as (device, dtype):
         if resume is None:
             raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
@@ -95,7 +97,7 @@ def main(_run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, 
         neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
         check_room({Path(temp_dir): neighbours.numel() * BYTES_A_CANDIDATE}, "the result")
         torch.manual_seed(seed)
-        model, origin = load_model(loaders.num_classes, resume, device)
+        model, origin = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
         note_files(_run, resume, cache_nn_inds, *input_files())
         with_matcher = scorer == "matcher"
         if with_matcher and origin.matcher_trained is False:

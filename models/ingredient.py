@@ -109,12 +109,17 @@ def answer_settings(_config) -> dict[str, Any]:
 
 
 def load_model(
-    num_classes: int, resume: Path | str | None, device: torch.device, training: bool = False, **changes
+    num_classes: int,
+    resume: Path | str | None,
+    device: torch.device,
+    training: bool = False,
+    crop_size: int | None = None,
+    **changes,
 ) -> tuple[RerankingResNet, Origin]:
     """The configured network on `device`, with the weights of the checkpoint `resume` when there is one.
 
     Without one, settings of `get_model` may be changed. The origin is that of the checkpoint, with the settings that
-    the network has now.
+    the network has now. A line says where it was trained on images of another size than `crop_size`.
     """
     origin = Origin({}, matcher_trained=False)
     if resume is None:
@@ -122,4 +127,9 @@ def load_model(
     else:
         model = get_model(num_classes, pretrained=False)
         origin = load_weights(resume, model, training, answer_settings())
+        if crop_size is not None and origin.crop_size not in (None, crop_size):
+            print(
+                f"checkpoint {resume} was trained with dataset.crop_size={origin.crop_size}, not {crop_size}: its "
+                "answers to images of another size may be worse"
+            )
     return model.to(device, memory_format=torch.channels_last), origin._replace(model=answer_settings())

@@ -15,14 +15,12 @@ from torch import Tensor
 from models.ingredient import get_model
 from models.network import MODEL_RULES
 from models.resnet import RerankingResNet
-from report.evaluated import Evaluated, first_existing
+from report.evaluated import Evaluated, check_is_noted, first_existing
 from sop.ingredient import DATASET_RULES
 from sop.photo import jpeg, opened
 from sop.transforms import test_transform
 from utils.checkpoint import load_weights
 from utils.errors import InputError
-from utils.files import md5
-from utils.logs.files import RunFiles
 from utils.logs.values import nested
 from utils.settings import TEXT, check_settings
 
@@ -45,9 +43,7 @@ class Attention:
         check_settings({"resume": path}, {"resume": TEXT})
         check_settings({"crop_size": crop_size}, {"crop_size": DATASET_RULES["crop_size"]}, "dataset.")
         self.checkpoint = first_existing(run, str(path))
-        noted = nested(RunFiles(run.folder).json("info.json"), "md5", str(path))
-        if isinstance(noted, str) and self.checkpoint.exists() and md5(self.checkpoint) != noted:
-            raise InputError(f"checkpoint {self.checkpoint} is not the one that was evaluated: its MD5 sum differs")
+        check_is_noted(run, str(path), self.checkpoint)
         self.model = _load(self.checkpoint, model)
         self.embed = self.model.embedder()
         self.transform = test_transform(int(crop_size))  # type: ignore[call-overload]

@@ -14,6 +14,7 @@ from sop.splits import Split, class_map, read_split
 from utils.caches import INDS, PER_QUERY, pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels, Rankings, rank_candidates
+from utils.files import md5
 from utils.fusion import Candidates
 from utils.logs.files import RunFiles
 from utils.logs.runs import Run
@@ -58,6 +59,8 @@ def read_evaluated(run: Run) -> Evaluated:
     data = first_existing(run, dataset["data_path"])
     names = dataset["test_file"] if isinstance(dataset["test_file"], list) else [dataset["test_file"]]
     splits = [read_split(data, name) for name in names]
+    for name in names:
+        check_is_noted(run, str(Path(dataset["data_path"]) / name), data / name)
     queries, gallery = splits[0], splits[-1]
     numbers = class_map(*splits)
     for split, classes in ((queries, labels.queries), (gallery, labels.gallery)):
@@ -93,6 +96,13 @@ def first_existing(run: Run, path: str) -> Path:
     """The first place of `located` that is there, or the first."""
     places = located(run, path)
     return next((place for place in places if place.exists()), places[-1])
+
+
+def check_is_noted(run: Run, name: str, path: Path) -> None:
+    """InputError where a file is not the one whose MD5 sum the run has noted under its name then."""
+    noted = nested(RunFiles(run.folder).json("info.json"), "md5", name)
+    if isinstance(noted, str) and path.exists() and md5(path) != noted:
+        raise InputError(f"{path} is not the one that was evaluated: its MD5 sum differs; run {SCRIPT} again")
 
 
 def _check_recalls(run: Run, ranks: dict[str, np.ndarray], folder: Path) -> None:

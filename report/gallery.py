@@ -1,5 +1,6 @@
 """The gallery of an evaluation: its sample of queries, their neighbours in each ranking, and attention of pairs."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from utils.errors import InputError
 from utils.files import md5
 from utils.logs.characters import printable
 from utils.logs.runs import Run
+from utils.logs.values import nested
 
 NEIGHBOURS = 10  # of each query and ranking
+# Half precision changes logits of -6.5 to 6.8 by at most 0.01 (fp16, which rounds as tf32 does) and 0.08 (bf16).
+LOGIT_ROUNDING = {"fp32": 0.001, "tf32": 0.05, "fp16": 0.05, "bf16": 0.3}
 
 
 def gallery(
@@ -40,7 +44,7 @@ def gallery(
         "folder": printable(run.folder),
         "files": [{"path": printable(path), "md5": md5(path)} for path in evaluated.files],
         "sample": _describe_sample(len(queries), len(order), titles[best], len(queries) < min(num_queries, len(order))),
-        "notes": notes,
+        "notes": _newer_photos(evaluated) + notes,
         "rankings": [{"name": name, "title": titles[name]} for name in ranks],
         "best": best,
         "counts": {
@@ -96,6 +100,31 @@ def _query(evaluated: Evaluated, query: int, photos: Photos) -> dict[str, Any]:
     }
 
 
+def _logit_rounding(run: Run) -> float:
+    """By how much a logit computed anew, of exactly decoded photos in float32 on the CPU, may differ from a run's."""
+    if nested(run.config, "dataset", "decode") not in (None, "exact"):
+        return float("inf")
+    precision = run.config.get("precision") or ("fp32" if run.device == "cpu" else "tf32")
+    return LOGIT_ROUNDING.get(str(precision), float("inf"))
+
+
+def _newer_photos(evaluated: Evaluated) -> list[str]:
+    """A line on photos that are newer than the evaluation, if there are any."""
+    paths = dict.fromkeys(evaluated.queries.paths + evaluated.gallery.paths)
+    newer = []
+    for path in paths:
+        with suppress(OSError, ValueError):  # it is said where the photo would be shown
+            if evaluated.run.start and (evaluated.data / path).stat().st_mtime > evaluated.run.start.timestamp():
+                newer.append(path)
+    if not newer:
+        return []
+    line = (
+        f"WARNING: {len(newer)} of {len(paths)} photos are newer than the evaluation ({newer[0]} for one): what is "
+        "shown of them may not be what was ranked."
+    )
+    return [printable(line)]
+
+
 def _add_attention(
     evaluated: Evaluated, queries: list[dict[str, Any]], ranking: str, num_pairs: int, room: int
 ) -> tuple[list[str], list[str]]:
@@ -115,22 +144,35 @@ def _add_attention(
         for neighbour in query["neighbours"]
         if any(neighbour["ranks"][column] == 1 for column in columns)
     ]
-    differences, problems = [], []
+    rounding = _logit_rounding(evaluated.run)
+    differences, problems, changed = [], [], []
     for query, neighbour in tqdm(pairs[:num_pairs], desc="Attention", disable=None):
         if attention.size > room:
             break
         paths = evaluated.queries.paths[query], evaluated.gallery.paths[neighbour["image"]]
         try:
-            neighbour["attention"] = attention.of_pair(*(evaluated.data / path for path in paths))
-            differences.append(abs(neighbour["attention"]["logit"] - neighbour["logits"]))
+            shown = attention.of_pair(*(evaluated.data / path for path in paths))
         except InputError as error:
             problems.append(str(error))
+            continue
+        difference = abs(shown["logit"] - neighbour["logits"])
+        if difference > rounding:
+            changed.append(f"{paths[0]} and {paths[1]}, by {difference:.4f}")
+            continue
+        neighbour["attention"] = shown
+        differences.append(difference)
     title = evaluated.found.titles[ranking]
     notes = [
         f"Attention is kept for {len(differences)} of {len(pairs)} pairs: of the first queries, each with its first "
         f"neighbour in the global ranking and by “{title}”. It is computed anew, on the CPU in float32, from "
         f"{attention.checkpoint}; logits differ from those in scores.npz by at most {max(differences, default=0):.4f}."
     ]
+    if changed:
+        notes.insert(
+            0,
+            f"WARNING: {len(changed)} pairs are not what was evaluated: their logits, computed anew, differ by more "
+            f"than rounding ({changed[0]}). Photos have been replaced since; these pairs have no attention.",
+        )
     if problems:
         notes.append(f"{len(problems)} pairs have no attention, as a photo cannot be shown: {problems[0]}.")
     return attention.views, [printable(note) for note in notes]

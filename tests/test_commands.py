@@ -25,6 +25,7 @@ from tests import ROOT
 from tests.faults import fill_disk
 from tests.processes import in_processes
 from utils import Contrastive, pickle_load, pickle_save
+from utils.checkpoint import Origin
 from utils.experiment import CommandError, set_up
 from utils.files import only_writer
 
@@ -211,6 +212,27 @@ def test_other_precisions_on_a_device(tiny, observed, neighbours, tmp_path, devi
     evaluated = observed(eval_rerank.ex, **tiny(**settings, temp_dir=tmp_path / "eval", resume=checkpoint))
     assert evaluated.info["recall"]["10"] >= evaluated.info["recall"]["1"]
     assert ("peak_cuda_memory_gb" in evaluated.info) == (device.type == "cuda")
+
+
+@pytest.mark.parametrize("command", [eval_global, eval_rerank])
+def test_another_size_of_images_than_in_training_is_said(tiny, observed, neighbours, checkpoint, tmp_path, command):
+    state = torch.load(checkpoint, weights_only=True)
+    caches = {"cache_nn_inds": str(neighbours / "test.pkl")} if command is eval_rerank else {}
+    for crop_size in (64, 96):
+        path = tmp_path / f"{crop_size}.pt"
+        torch.save({"state": state, "origin": Origin({}, True, crop_size)._asdict()}, path)
+        run = observed(command.ex, **tiny(resume=str(path), **caches, temp_dir=tmp_path / "out"))
+        told = f"checkpoint {path} was trained with dataset.crop_size=96, not 64: its answers"
+        assert (told in run.printed) == (crop_size == 96)
+
+
+@pytest.mark.parametrize("model", [{"norm_layer": "batch"}, {"set_bn_eval": False}])
+def test_batch_norms_of_one_image_are_refused_with_the_settings(tiny, tmp_path, capsys, model):
+    data = {"batch_size": 1, "sample_per_id": 1, "crop_size": 32}
+    settings = {"temp_dir": tmp_path, "epochs": 1, "dataset": data}
+    with pytest.raises(CommandError, match=r"^dataset\.batch_size=1, but batch norms in training mode need several"):
+        experiment_global.ex.run(config_updates=tiny(**settings, model=model), options={"--unobserved": True})
+    assert "Validation" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="other tests have begun to use the CUDA device")

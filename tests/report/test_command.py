@@ -1,10 +1,15 @@
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 import report.command
 from report.command import main
+from tests.conftest import draw_photo
 from tests.report.conftest import HOSTILE
 from tests.utils.logs.folders import entry, training_run, write
 from utils import pickle_save
@@ -18,6 +23,41 @@ from utils.scores import save_scores
 
 def written(path) -> dict:
     return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])  # type: ignore[index]
+
+
+@contextmanager
+def kept(*paths: Path) -> Iterator[None]:
+    """Files that are after the block as they were, with their times."""
+    before = [(path, path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+    try:
+        yield
+    finally:
+        for path, content, changed_at in before:
+            path.write_bytes(content)
+            os.utime(path, ns=(changed_at, changed_at))
+
+
+def test_photos_that_were_replaced_are_said(evaluation, tmp_path):
+    photo = evaluation.data / f"{HOSTILE}/0_0.JPG"
+    notes = {}
+    with kept(photo):
+        for case in ("as it was", "at its time", "now"):
+            if case != "as it was":
+                changed_at = photo.stat().st_mtime_ns
+                draw_photo(photo, 3, 5)
+                if case == "at its time":
+                    os.utime(photo, ns=(changed_at, changed_at))
+            assert main([str(evaluation.run), "--out", str(tmp_path / "a.html")]) == 0
+            (gallery,) = written(tmp_path / "a.html")["galleries"]
+            notes[case] = [note for note in gallery["notes"] if note.startswith("WARNING")]
+            if case != "as it was":
+                pairs = [pair for query in gallery["queries"] for pair in query["neighbours"] if "attention" in pair]
+                assert all(abs(pair["attention"]["logit"] - pair["logits"]) < 0.001 for pair in pairs) and pairs
+    assert notes["as it was"] == []
+    (by_logits,) = notes["at its time"]
+    assert re.match(r"WARNING: \d+ pairs are not what was evaluated: their logits.*0_0\.JPG", by_logits)
+    assert notes["now"][0].startswith("WARNING: 1 of 20 photos are newer than the evaluation (")
+    assert notes["now"][1] == by_logits
 
 
 def test_a_page_of_trainings(trainings, tmp_path, capsys):
@@ -50,19 +90,15 @@ def test_an_evaluation_without_its_files_says_what_makes_them(evaluation, tmp_pa
 
 def test_photos_that_cannot_be_read_are_grey(evaluation, tmp_path):
     broken, gone = (f"{HOSTILE}/0_{i}.JPG" for i in (0, 1))
-    contents = {name: (evaluation.data / name).read_bytes() for name in (broken, gone)}
-    try:
-        (evaluation.data / broken).write_bytes(contents[broken][:300])
+    with kept(evaluation.data / broken, evaluation.data / gone):
+        (evaluation.data / broken).write_bytes((evaluation.data / broken).read_bytes()[:300])
         (evaluation.data / gone).unlink()
         assert main([str(evaluation.run), "--out", str(tmp_path / "a.html")]) == 0
-    finally:
-        for name, content in contents.items():
-            (evaluation.data / name).write_bytes(content)
     page = written(tmp_path / "a.html")
     problems = {photo["path"][-7:]: photo["problem"] for photo in page["photos"] if "problem" in photo}
     assert problems.keys() == {"0_0.JPG", "0_1.JPG"}
     assert "cannot be read" in problems["0_0.JPG"] and "does not exist" in problems["0_1.JPG"]
-    assert "a photo cannot be shown" in page["galleries"][0]["notes"][1]
+    assert "a photo cannot be shown" in page["galleries"][0]["notes"][-1]
     assert len(page["galleries"][0]["queries"]) == 20
 
 

@@ -4,9 +4,12 @@ import shutil
 import numpy as np
 import pytest
 
+import eval_rerank
 from report.evaluated import read_evaluated
+from tests.conftest import TINY
 from utils import pickle_load, pickle_save
 from utils.errors import InputError
+from utils.experiment import RunFolder
 from utils.logs.runs import read_run
 
 
@@ -84,3 +87,29 @@ def test_what_does_not_belong_together_is_refused(evaluation, change):
 def test_files_moved_with_their_run_folder_are_found(evaluation, tmp_path):
     shutil.move(evaluation.folder, tmp_path / "moved")
     assert tmp_path / "moved" / "scores.npz" in read_evaluated(read_run(tmp_path / "moved" / "1")).files
+
+
+def test_a_list_that_has_changed_since_is_refused(made, tmp_path, checkpoint):
+    """Within a class, so that classes and recalls are the same."""
+    data = tmp_path / "data"
+    shutil.copytree(made.data, data)
+    lines = (data / "test.txt").read_text(encoding="utf-8").split("\n")
+    (data / "gallery.txt").write_text("\n".join(lines), encoding="utf-8")
+    dataset = TINY["dataset"] | {"data_path": str(data), "test_file": ["test.txt", "gallery.txt"]}  # type: ignore
+    settings = {
+        "resume": checkpoint,
+        "cache_nn_inds": str(made.root / "nn_inds.pkl"),
+        "temp_dir": str(tmp_path / "eval"),
+    }
+    eval_rerank.ex.observers[:] = [RunFolder(tmp_path / "eval")]
+    eval_rerank.ex.run(config_updates=TINY | settings | {"dataset": dataset})
+    eval_rerank.ex.observers.clear()
+    run = read_run(tmp_path / "eval" / "1")
+    read_evaluated(run)
+    for name in ("gallery.txt", "test.txt"):
+        (data / name).write_text("\n".join([lines[1], lines[0], *lines[2:]]), encoding="utf-8")
+        with pytest.raises(
+            InputError, match=rf"{name} is not the one that was evaluated: its MD5 sum differs; run eval"
+        ):
+            read_evaluated(run)
+        (data / name).write_text("\n".join(lines), encoding="utf-8")
