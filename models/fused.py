@@ -69,7 +69,7 @@ def answers_alike(otherwise: str, fused: Callable[[], Tensor], plain: Callable[[
     expected = plain()
     try:
         difference = (fused() - expected).abs().max() / expected.abs().max()
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # not of the operation: fewer at a time are tried then
         raise
     except Exception as error:  # an operator that is gone, no C compiler: whatever it is, plain layers serve
         reason = f": {type(error).__name__}: " + str(error).partition("\n")[0]

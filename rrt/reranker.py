@@ -16,7 +16,7 @@ from rrt.images import Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.transforms import test_transform
 from utils.chamfer import Chamfer
-from utils.embedding import pieces_for
+from utils.embedding import InPieces
 from utils.errors import InputError
 from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.precision import float32_throughout
@@ -140,12 +140,13 @@ class Reranker:
 
     def embed_pixels(self, pixels: Tensor) -> Features:
         """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), a few images at a time."""
-        parts = []
-        for piece in pieces_for(pixels, self.device):
-            with float32_throughout():
-                descriptors, maps = self._embedder(piece.to(self.device))
-                parts.append((F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()))
-        return Features(*map(torch.cat, zip(*parts, strict=True)))
+
+        @float32_throughout()
+        def embed(piece: Tensor) -> tuple[Tensor, Tensor]:
+            descriptors, maps = self._embedder(piece.to(self.device))
+            return F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()
+
+        return Features(*InPieces(embed, self.device)(pixels))
 
     def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
         """Scores float32 (n,) of n pairs: queries `a`, candidates `b`, image by image."""

@@ -148,8 +148,9 @@ def without_waiting_for_workers():
 
 @pytest.fixture(autouse=True)
 def seeded_and_in_float32():
-    """Each test draws from one seed, and computes without TF32 unless it asks for it."""
+    """Each test draws from one seed, and computes without TF32, and cuDNN's attention, unless it asks for it."""
     torch.manual_seed(0)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     set_precision("fp32", torch.device("cpu"))
     cudnn.benchmark = cudnn.deterministic = False
     torch.use_deterministic_algorithms(False)

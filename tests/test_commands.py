@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from sacred import Experiment
+from torch.backends import cudnn
 from tqdm import tqdm
 
 import eval_global
@@ -126,6 +127,11 @@ def test_a_seed_gives_one_run(tiny, observed, tmp_path):
     losses = [run.metrics["train.loss"]["values"] for run in runs]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
+
+
+def test_an_evaluation_chooses_no_algorithm_by_its_time(tiny, observed, tmp_path):
+    observed(eval_global.ex, **tiny(temp_dir=tmp_path))
+    assert not cudnn.benchmark
 
 
 FORMULAS = {

@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from utils.launch import is_first, rank
 from utils.signals import deferred_signals
 
 LAST = "last.pt"
-FREE_SETTINGS = {  # those that do not alter a run, and paths: what the files hold is compared
+# Those that do not alter a run, or its rounding alone, and paths: what the files hold is compared.
+FREE_SETTINGS = {
     "continue_run",
     "save_minutes",
     "timeout_minutes",
+    "micro_batch",
     "epochs",
     "temp_dir",
     "resume",
@@ -116,13 +118,12 @@ class TrainingFiles:
 
 def last_content(state, about: Mapping[str, Any]) -> dict:
     """All that a run is, between two iterations."""
-    random_state = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
     return {
         "model": state_dict_to_cpu(state.model.state_dict()),
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "random_state": random_state,
+        "random_state": random_state(),
         "epoch": state.epoch,
         "iteration": state.iteration,
         "is_validated": state.is_validated,
@@ -172,6 +173,18 @@ def restore(state, content: dict) -> None:
         raise InputError(f"{LAST} does not fit this run ({str(error).splitlines()[0]}): start anew") from error
 
 
+def random_state() -> list[torch.Tensor]:
+    """What torch draws from next, on the CPU and, where it is in use, on the GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def set_random_state(states: Sequence[torch.Tensor]) -> None:
+    """Draw as from where `random_state` was taken."""
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_initialized() and len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
+
+
 def restore_random_state(content: dict) -> None:
     """Draw as the run would have drawn on; of several processes the first does, and each other one draws its own."""
     if not is_first():
@@ -179,9 +192,7 @@ def restore_random_state(content: dict) -> None:
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         return
     try:
-        torch.set_rng_state(content["random_state"][0])
-        if torch.cuda.is_initialized() and len(content["random_state"]) > 1:
-            torch.cuda.set_rng_state(content["random_state"][1])
+        set_random_state(content["random_state"])
     except (RuntimeError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{LAST} holds no random state ({error}): set continue_run=False to start anew") from error
 

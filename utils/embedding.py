@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.errors import DeviceError, InputError
+from utils.errors import DeviceError, InputError, ReportedError
 from utils.features import DIMS, kept_features
 from utils.memory import check_memory
 from utils.processes import all_rows, count, share
@@ -19,7 +19,8 @@ GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
-FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")  # in what torch says
+FULL_GPU = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in what torch says
+FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")
 NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
 SILENT_WORKERS = re.compile("DataLoader timed out")
 TOO_MANY_FILES = re.compile("Too many open files|ancillary data")  # the latter where it hits the receiver
@@ -104,14 +105,13 @@ def _embedded(
 
     Of a job of several processes each embeds its share of a batch, and gets all.
     """
-    images = loader.dataset
+    images, in_pieces = loader.dataset, InPieces(embed, device)
     with (
         reporting_device_errors("dataset.test_batch_size"),
         tqdm(total=len(images), initial=start, desc=f"Extracting {title} features", unit="image") as progress,
     ):
         for pixels, labels, _ in _from_image(loader, start):
-            pieces = pieces_for(pixels.to(device, non_blocking=True), device)
-            embedded = [torch.cat(parts) for parts in zip(*map(embed, pieces), strict=True)]
+            embedded = in_pieces(pixels.to(device, non_blocking=True))
             if count() > 1:
                 rows = share(min(loader.batch_size, len(images) - start))
                 own = rows.stop - rows.start
@@ -151,9 +151,35 @@ def _room_for(count: int, part: Tensor) -> Tensor:
     return part.new_empty((count, *part.shape[1:]), device="cpu" if part.dim() == 4 else None)
 
 
-def pieces_for(images: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Images in pieces as large as suits the device that embeds them."""
-    return images.split(max(1, IMAGES_AT_ONCE[device.type] * 224**2 // images[0, 0].numel()))
+class InPieces:
+    """What `embed` makes of images (B, 3, H, W) on a device, a piece of them after another.
+
+    A piece is as large as suits the device, and half as large from when memory runs out, down to one image.
+    """
+
+    def __init__(self, embed: Callable[[Tensor], Sequence[Tensor]], device: torch.device):
+        self.embed, self.pixels = embed, IMAGES_AT_ONCE[device.type] * 224**2
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        parts: list[Sequence[Tensor]] = []
+        start, at_once = 0, max(1, self.pixels // images[0, 0].numel())
+        while start < len(images):
+            piece = images[start : start + at_once]
+            try:
+                parts.append(self.embed(piece))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(piece) == 1:
+                    raise
+                at_once = len(piece) // 2
+                self.pixels = at_once * images[0, 0].numel()
+                continue
+            start += at_once
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a GPU's memory is full, be it torch's or that of a library below it."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(FULL_GPU.search(str(error)))
 
 
 @contextmanager
@@ -162,10 +188,13 @@ def reporting_device_errors(setting: str) -> Iterator[None]:
     or is silent, into an InputError naming `setting`, and what it raises for a GPU that fails into a DeviceError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({error})") from error
+    except ReportedError:
+        raise
     except (RuntimeError, OSError) as error:
         told = str(error)
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            reason = told.partition("\n")[0]
+            raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({reason})") from error
         if TOO_MANY_FILES.search(told):
             raise InputError(
                 "this process has as many files open as it may have, and the loader needs more: lower "

@@ -9,7 +9,7 @@ import torch
 from torch.backends import cudnn, mkldnn
 from torch.backends.cuda import matmul
 
-from utils.errors import choose
+from utils.errors import InputError, choose
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -17,10 +17,16 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
     """Turn TF32 on or off and return the number format of matrix products and convolutions.
 
-    `precision` is 'fp32', 'tf32', 'bf16', 'fp16', or None: fp32 on a CPU and tf32 on CUDA. InputError for any other.
+    `precision` is 'fp32', 'tf32', 'bf16', 'fp16', or None: fp32 on a CPU and tf32 on CUDA. InputError for any other,
+    and for bf16 on a GPU that only emulates it. On CUDA, cuDNN's attention is turned off: in half precision its
+    gradients can be NaN on Hopper (cudnn-frontend issue 1072).
     """
     name = precision or ("tf32" if device.type == "cuda" else "fp32")
     dtype = choose(DTYPES, name, "precision")
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError(f"precision=bf16: {torch.cuda.get_device_name(device)} only emulates it, set fp16 or fp32")
     matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if name == "tf32" else "ieee"
     return dtype
 

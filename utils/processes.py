@@ -84,19 +84,25 @@ def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        is_lost = bool(LOST.search(str(error)))
-        if isinstance(error, ReportedError) or not (is_lost or not dist.is_initialized()):
+        if isinstance(error, ReportedError) or not (is_lost(error) or not dist.is_initialized()):
             raise
         reason = str(error).splitlines()[0]
-        if not is_lost:
+        if not is_lost(error):
             raise InputError(
                 f"the job's processes cannot meet ({reason}): see docs/slurm.sh, or use torchrun"
             ) from error
         take_what_is_on_its_way()
+        if torch.cuda.is_initialized() and dist.is_initialized():
+            dist.group.WORLD.abort()  # type: ignore[union-attr]  # the GPU may wait for it, for ever
         raise PeerError(
             f"another process of the job has ended, or has not answered for timeout_minutes={timeout_minutes} (see its "
             f"own message; {reason})"
         ) from error
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether torch says by an error that another process does not answer."""
+    return bool(LOST.search(str(error)))
 
 
 def wait_for_all() -> None:

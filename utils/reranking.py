@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.embedding import reporting_device_errors
+from utils.embedding import is_out_of_memory, reporting_device_errors
 from utils.errors import InputError
 from utils.processes import all_rows, in_step, share
 from utils.rows import StoredRows, on_device_if_they_fit, one_ahead
@@ -90,7 +90,9 @@ def pair_scores(
                     for scorer, of_scorer in zip(scorers, scores, strict=True):
                         query = scorer.encode_queries(of_queries)[queries - first]
                         of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
-                except torch.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
                     if pairs_at_once == 1:
                         raise InputError(
                             "CUDA is out of memory for a single pair: free the device, or set cpu=True"

@@ -3,6 +3,7 @@
 import itertools
 import os
 import platform
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,7 @@ from utils.continuing import (
     restore,
     restore_random_state,
 )
+from utils.embedding import reporting_device_errors
 from utils.errors import InputError, listing
 from utils.files import check_room, md5, only_writer
 from utils.launch import is_first, local_rank, rank
@@ -42,6 +44,7 @@ RULES: Rules = {
     "seed": SEED,
     "timeout_minutes": number(0.1),
 }
+NO_GPU = re.compile("No CUDA GPUs|no NVIDIA driver")  # in what torch says on a machine without one
 SHOWN = 10  # unreadable photos in the terminal
 TRAINING_RULES: Rules = {
     "epochs": whole_number(0),
@@ -71,18 +74,23 @@ def begin_run(
     """In the block the run alone writes to `temp_dir`; gives the device and the number format to compute in.
 
     The device is the GPU of this process's number, or the CPU when asked for or without CUDA. Settings are checked
-    first, those of an ingredient by the `rules` under its name, the command's own by those under "". Sets cuDNN's flag,
-    notes versions and keeps freed memory. InputError for a setting that cannot be used, and for a `temp_dir` that
-    cannot be written or that another process writes to. On a GPU "deterministic" is asked of all of torch; it warns
-    where it cannot. PeerError where another process of the job ends, or is silent for `timeout_minutes`.
+    first, those of an ingredient by the `rules` under its name, the command's own by those under "". Notes versions and
+    keeps freed memory. "deterministic" is asked of cuDNN, and on a GPU of all of torch, which raises where it cannot;
+    "benchmark" is for `fit`. InputError for a setting that cannot be used, for a `temp_dir` that cannot be written or
+    that another process writes to, for a GPU that cannot be used, and where its memory is full. DeviceError where it
+    fails. PeerError where another process of the job ends, or is silent for `timeout_minutes`.
     """
     check_settings(_config, RULES | rules[""])
     for name in rules.keys() - {""}:
         check_settings(_config[name], rules[name], f"{name}.")
-    on_cpu = cpu or not torch.cuda.is_available()
+    on_cpu = cpu or not has_gpu()
     lock = only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir")
-    with joined(timeout_minutes, on_cpu), lock if is_first() else nullcontext():
-        setattr(cudnn, cudnn_flag, True)
+    with (
+        joined(timeout_minutes, on_cpu),
+        lock if is_first() else nullcontext(),
+        reporting_device_errors("dataset.batch_size and dataset.test_batch_size"),
+    ):
+        cudnn.deterministic = cudnn_flag == "deterministic"
         if any(repository["dirty"] for repository in _run.experiment_info["repositories"]):
             print("the working tree has changes that are not committed: the run folder's _sources are what runs")
         _run.info["versions"] = {
@@ -97,11 +105,26 @@ def begin_run(
         if device.type == "cuda":
             if cudnn_flag == "deterministic":
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds in any order
-                torch.use_deterministic_algorithms(True, warn_only=True)
+                torch.use_deterministic_algorithms(True)
             _run.post_run_hooks.append(partial(note_cuda_memory, _run))
         elif not cpu:
             print("no CUDA device was found: running on the CPU")
         yield device, set_precision(precision, device)
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU; InputError where there is one that it cannot use, by a driver too old for it say."""
+    if torch.cuda.is_available():
+        return True
+    try:
+        torch.cuda.init()
+    except AssertionError:  # a torch without CUDA
+        pass
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if not NO_GPU.search(reason):
+            raise InputError(f"the GPU cannot be used ({reason}): mend that, or set cpu=True") from error
+    return False
 
 
 def own_gpu() -> torch.device:

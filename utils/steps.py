@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.embedding import pieces_for
+from utils.embedding import InPieces, device_of
 from utils.errors import InputError
 from utils.precision import autocast, true_float32
 from utils.processes import all_rows, count, own_rows, summed, total
@@ -124,7 +124,8 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
         return lambda maps: maps
     if model.freeze_backbone:
         frozen = model.embedder(dtype)
-        return lambda images: torch.cat([frozen.layer_features(piece) for piece in pieces_for(images, images.device)])
+        in_pieces = InPieces(lambda images: (frozen.layer_features(images),), device_of(model))
+        return lambda images: in_pieces(images)[0]
 
     def by_trunk(images: Tensor) -> Tensor:
         with autocast(images.device, dtype):

@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params
-from utils.continuing import TrainingFiles
+from utils.continuing import TrainingFiles, random_state, set_random_state
 from utils.embedding import device_of, reporting_device_errors
-from utils.errors import DivergedError
+from utils.errors import DeviceError, DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
-from utils.processes import is_any, sum_gradients, wait_for_all
+from utils.processes import is_any, is_lost, sum_gradients, wait_for_all
 from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
@@ -89,6 +89,8 @@ def fit(
             cudnn.benchmark = False
             try:
                 recalls, _, positions = validate()
+            except DeviceError:  # nothing more can be had from it
+                raise
             except (Interrupted, Exception):
                 files.save_last(state)
                 raise
@@ -147,14 +149,15 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
     ):
         for images, labels, positions in progress:
             optimizer.zero_grad()
-            random_state = torch.get_rng_state()
+            drawn_from = random_state()
             try:
                 loss, accuracy = step(images, labels, scaler.scale)
                 sum_gradients(model.parameters())
                 is_stopping = is_any(signal_has_come())
-            except RuntimeError:  # weights are as the last iteration has left them
-                torch.set_rng_state(random_state)
-                save()
+            except RuntimeError as error:  # weights are as the last iteration has left them
+                if not (device.type == "cuda" and is_lost(error)):  # else the GPU may wait for that process for ever
+                    set_random_state(drawn_from)
+                    save()
                 raise
             scaler.step(optimizer)
             scaler.update()

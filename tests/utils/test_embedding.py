@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tests.reference import published_model
-from utils.embedding import GLOBAL, IMAGES_AT_ONCE, LOCAL, embed
+from utils.embedding import GLOBAL, IMAGES_AT_ONCE, LOCAL, InPieces, embed
 from utils.errors import InputError
 
 
@@ -85,3 +85,24 @@ def test_workers_that_deliver_nothing():
     loader = DataLoader(Silent(), num_workers=1, timeout=0.3)
     with pytest.raises(InputError, match=r"no batch has come .* timeout_minutes .*0\.3 seconds.*num_workers=0"):
         embed(Flawed(1, 1), loader, [GLOBAL], "query", torch.float32, None)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")])
+def test_fewer_images_at_a_time_where_memory_runs_out(error, monkeypatch):
+    monkeypatch.setitem(IMAGES_AT_ONCE, "cpu", 1)  # of 224 x 224: 12 of 64 x 64
+    images, sizes = torch.rand(21, 3, 64, 64), []
+
+    def embed_few(piece, most=5):
+        sizes.append(len(piece))
+        if len(piece) > most:
+            raise error
+        return piece.mean(dim=(2, 3)), piece[:, :, 0, 0]
+
+    in_pieces = InPieces(embed_few, torch.device("cpu"))
+    for batch in (images[:15], images):
+        means, corners = in_pieces(batch)
+        assert torch.equal(means, batch.mean(dim=(2, 3))) and torch.equal(corners, batch[:, :, 0, 0])
+    assert sizes == [12, 6, 3, 3, 3, 3, 3] + [3] * 7
+    with pytest.raises(type(error), match=str(error)):
+        InPieces(lambda piece: embed_few(piece, most=0), torch.device("cpu"))(images)
+    assert sizes[-4:] == [12, 6, 3, 1]

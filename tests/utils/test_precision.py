@@ -28,8 +28,17 @@ from utils.training import train_global, train_rerank
     ],
 )
 def test_choice(precision, kind, dtype, tf32):
+    torch.backends.cuda.enable_cudnn_sdp(True)
     assert set_precision(precision, torch.device(kind)) == dtype
     assert [matmul.fp32_precision, cudnn.conv.fp32_precision] == ["tf32" if tf32 else "ieee"] * 2
+    assert torch.backends.cuda.cudnn_sdp_enabled() == (kind == "cpu")
+
+
+def test_bf16_by_emulation_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(InputError, match="precision=bf16: Tesla T4 only emulates it, set fp16 or fp32"):
+        set_precision("bf16", torch.device("cuda"))
 
 
 def test_unknown():

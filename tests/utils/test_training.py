@@ -3,12 +3,13 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+from tests.conftest import CUDA
 from tests.models.test_resnet import new
 from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
-from utils.continuing import TrainingFiles
+from utils.continuing import TrainingFiles, random_state, set_random_state
 from utils.embedding import reporting_device_errors
-from utils.errors import DivergedError, InputError, ReportedError
+from utils.errors import DeviceError, DivergedError, InputError, ReportedError
 from utils.steps import in_two_passes
 from utils.training import TrainingState, fit, parameter_groups, train_epoch, train_global, train_rerank
 
@@ -158,6 +159,13 @@ def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
             r"the GPU has failed \(CUDA error: an illegal memory access was encountered\): .* continue_run=True$",
         ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "the GPU has failed"),
+        # a GPU whose memory is full has not failed, whoever has asked for more
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), "CUDA is out of memory: lower "),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "is out of memory",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "CUDA is out of memory"),
     ],
 )
 def test_errors_of_devices(error, message):
@@ -199,6 +207,50 @@ def test_an_iteration_that_fails_costs_itself_alone(tmp_path, told):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="size mismatch"), reporting_device_errors("x"):
         raise RuntimeError("size mismatch")
+
+
+def test_what_is_told_is_told_once():
+    with pytest.raises(DeviceError) as told, reporting_device_errors("x"), reporting_device_errors("y"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert str(told.value).count("the GPU has failed") == 1
+
+
+@pytest.mark.parametrize(("error", "saved"), [(DeviceError("the GPU has failed"), False), (InputError("other"), True)])
+def test_nothing_is_asked_of_a_gpu_that_fails_while_validating(tmp_path, error, saved):
+    def validate():
+        raise error
+
+    model = torch.nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), torch.float32)
+    files = TrainingFiles(tmp_path / "c.pt", {"epochs": 1})
+    with pytest.raises(type(error), match=str(error)):
+        fit(state, None, [], validate, 1, Log(), None, files, autotune=False)
+    assert (tmp_path / "last.pt").exists() == saved
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize(("told", "saved"), [("NCCL communicator was aborted", False), ("shapes differ", True)])
+def test_nothing_is_asked_of_a_gpu_that_may_wait_for_a_lost_process(tmp_path, device, told, saved):
+    def step(images, labels, scale):
+        raise RuntimeError(told)
+
+    model = torch.nn.Linear(1, 1, device=device)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), torch.float32)
+    batch = torch.ones(1, 1), torch.zeros(1), torch.arange(1)
+    with pytest.raises(RuntimeError, match=told):
+        train_epoch(state, step, [batch], Log(), TrainingFiles(tmp_path / "c.pt", {"epochs": 1}))
+    assert (tmp_path / "last.pt").exists() == saved
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_an_iteration_that_fails_costs_no_random_number_of_a_gpu(tmp_path, device):
+    torch.rand(1, device=device)
+    states = random_state()
+    drawn = torch.rand(3), torch.rand(3, device=device)
+    set_random_state(states)
+    assert all(map(torch.equal, drawn, (torch.rand(3), torch.rand(3, device=device))))
 
 
 def gradients(train, loss, images, labels, micro_batch, device):
