@@ -1,19 +1,31 @@
 """The published evaluations, from the network to one table: `make reproduce`, or `python -m benchmarks.reproduce`.
 
 Fetches SOP, the published checkpoints and neighbour files, evaluates, and compares the recalls with the published ones.
-What is there already is not done again: downloads go on where they stopped, and an evaluation whose Sacred folder says
-COMPLETED is read from there. The exit code is 1 when a recall is further than 0.1 from the published one.
+What is there already is not done again: downloads go on where they stopped, and an evaluation with these settings and
+files whose Sacred folder says COMPLETED is read from there. The exit code is 1 when a recall is further than 0.1 from
+the published one.
 """
 
 import argparse
+import contextlib
+import io
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import eval_global
+import eval_rerank
+from sop.ingredient import input_files
 from sop.preparation.published import CHECKPOINTS, evaluation_commands
+from utils.continuing import describe
+from utils.files import md5
+from utils.logs.files import RunFiles
 from utils.logs.runs import Run, find_run_folders, read_run
 from utils.logs.table import ranking_rows, text_table
+from utils.logs.values import nested
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # R@1, R@10 and R@100 in %, by Sacred's folder
@@ -24,19 +36,41 @@ PUBLISHED = {  # R@1, R@10 and R@100 in %, by Sacred's folder
 TOLERANCE = 0.1  # points, as the published figures are rounded
 
 
-DEFAULTS = {"scorer": "matcher", "num_candidates": 100, "fusion": None, "knn_index": "Flat", "query_set": "test"}
+EVALUATIONS = {"eval_global.py": eval_global.ex, "eval_rerank.py": eval_rerank.ex}
 
 
-def completed(folder: str, words: list[str]) -> Run | None:
-    """The last run in a folder that has ended well, of the published command: its files, and no other ranking."""
-    asked = dict(word.split("=", 1) for word in words if word.startswith(("resume=", "cache_nn_inds=")))
+def completed(folder: str, words: Sequence[str]) -> Run | None:
+    """The last run in a folder that has ended well, with the settings of a command and with files of the same content.
+
+    Paths, and settings that alter no run, may be others.
+    """
+    expected = config_of(words)
     for path in reversed(find_run_folders(Path(folder)) if Path(folder).is_dir() else []):
         run = read_run(path)
-        same = all(run.config.get(name) == value for name, value in asked.items())
-        plain = all(run.config.get(name, value) == value for name, value in DEFAULTS.items())
-        if run.status == "COMPLETED" and run.best and same and plain:
-            return run
+        if run.status == "COMPLETED" and run.best and _settings(run.config) == _settings(expected):
+            noted = nested(RunFiles(path).json("info.json"), "md5")
+            if isinstance(noted, dict) and sorted(map(str, noted.values())) == sorted(_sums(expected)):
+                return run
     return None
+
+
+def config_of(words: Sequence[str]) -> dict:
+    """The settings of a command in words, all of them."""
+    settings = words[words.index("with") :]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return EVALUATIONS[words[0]].run_commandline([words[0], "print_config", *settings]).config
+
+
+def _settings(config: Mapping[str, Any]) -> object:
+    return describe(config, [], "")["settings"]
+
+
+def _sums(config: Mapping[str, Any]) -> list[str]:
+    """The MD5 sums of the files that an evaluation reads."""
+    dataset = config["dataset"]
+    lists = input_files(*(dataset[name] for name in ("data_path", "train_file", "test_file", "train_cache_nn_inds")))
+    paths = [config["resume"], *([config["cache_nn_inds"]] if "cache_nn_inds" in config else []), *lists]
+    return [md5(path) for path in dict.fromkeys(map(str, paths))]
 
 
 def command(*words: str) -> None:
@@ -61,8 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
     runs = {}
     commands = evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches")
     for folder, words in zip(PUBLISHED, map(shlex.split, commands), strict=True):
+        words = [*words[1:], *options.evaluate]
         if completed(folder, words) is None:
-            command(*words[1:], *options.evaluate)
+            command(*words)
         run = completed(folder, words)
         if run is None:
             print(f"{folder} holds no completed run: what is recorded there cannot be read", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The whole proof, against a local server with a stand-in set of SOP's layout and weights that were never trained."""
 
+import hashlib
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
@@ -92,20 +94,64 @@ def test_the_exit_code(tmp_path, monkeypatch, capsys, shift, code):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "command", lambda *words: None)
     for folder, (r1, r10, r100) in reproduce.PUBLISHED.items():
-        run = tmp_path / folder / "1"
-        run.mkdir(parents=True)
-        (run / "run.json").write_text(json.dumps({"status": "COMPLETED"}))
-        (command,) = [
-            words for words in evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches") if folder in words
-        ]
-        files = [word.split("=") for word in command.split() if word.startswith(("resume=", "cache_nn_inds="))]
-        (run / "config.json").write_text(json.dumps(dict(files)))
-        (run.parent / "2").mkdir()
-        (run.parent / "2" / "config.json").write_text(json.dumps({**dict(files), "fusion": "crossfit"}))
-        (run.parent / "2" / "run.json").write_text(json.dumps({"status": "COMPLETED"}))
-        (run.parent / "2" / "info.json").write_text(json.dumps({"recall": {"1": 99.0}}))
         recall = {"1": r1, "10": r10 + shift, "100": r100}
-        measures = {name: {"R@1": r1} for name in ("global", "fused")}
-        (run / "info.json").write_text(json.dumps({"recall": recall, "measures": measures}))
+        info = {"recall": recall, "measures": {name: {"R@1": r1} for name in ("global", "fused")}}
+        config, sums = published_run(folder)
+        record(tmp_path / folder / "1", config, info | {"md5": sums})
     assert reproduce.main([]) == code
     assert ("Every recall is the published one" in capsys.readouterr().out) == (code == 0)
+
+
+def published_run(folder: str) -> tuple[dict, dict[str, str]]:
+    """The settings of a published evaluation, and the MD5 sums of its files, which are made."""
+    commands = evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches")
+    (words,) = [words.split()[1:] for words in commands if folder in words]
+    config = reproduce.config_of([word.strip("'") for word in words])
+    sums = {}
+    data = Path("data/Stanford_Online_Products")
+    for path in [config["resume"], config.get("cache_nn_inds"), data / "train.txt", data / "test.txt"]:
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(f"content of {path}")
+            sums[str(path)] = hashlib.md5(f"content of {path}".encode()).hexdigest()
+    return config, sums
+
+
+def record(run, config: dict, info: dict) -> None:
+    """A run folder of a completed run."""
+    run.mkdir(parents=True)
+    for name, content in (("run", {"status": "COMPLETED"}), ("config", config), ("info", info)):
+        (run / f"{name}.json").write_text(json.dumps(content))
+
+
+OTHERS = [
+    {"fusion": "crossfit"},
+    {"precision": "bf16"},
+    {"seed": 1},
+    {"dataset": {"crop_size": 64}},
+    {"dataset": {"decode": "fast"}},
+    {"model": {"arch": "resnet18"}},
+    {"md5": {"data/Stanford_Online_Products/test.txt": "0" * 32}},
+    {"md5": {"rrt_sop_ckpts/rrt_r50_sop_rerank_frozen.pt": "0" * 32}},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_a_run_of_other_settings_or_files_is_not_the_published_evaluation(tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    folder, recall = "logs/eval_rerank_frozen_r50", {"recall": {"1": 37.5, "10": 60.0, "100": 96.6}}
+    (words,) = [
+        line.split()[1:]
+        for line in evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches")
+        if folder in line
+    ]
+    config, sums = published_run(folder)
+    assert reproduce.completed(folder, words) is None
+    moved = {path.replace("data/", "/elsewhere/"): value for path, value in sums.items()}
+    free = {"temp_dir": "elsewhere", "dataset": config["dataset"] | {"num_workers": 1, "data_path": "/elsewhere"}}
+    record(tmp_path / folder / "1", config | free, recall | {"md5": moved})
+    for name, value in other.items():
+        config[name] = config[name] | value if isinstance(config.get(name), dict) else value
+    record(tmp_path / folder / "2", config, recall | {"md5": sums | other.get("md5", {})})
+    taken = reproduce.completed(folder, words)
+    assert taken is not None and taken.folder.name == "1"
