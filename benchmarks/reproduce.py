@@ -34,8 +34,6 @@ PUBLISHED = {  # R@1, R@10 and R@100 in %, by Sacred's folder
     "logs/eval_rerank_finetune_r50": (84.5, 93.2, 96.6),
 }
 TOLERANCE = 0.1  # points, as the published figures are rounded
-
-
 EVALUATIONS = {"eval_global.py": eval_global.ex, "eval_rerank.py": eval_rerank.ex}
 
 
@@ -58,7 +56,9 @@ def config_of(words: Sequence[str]) -> dict:
     """The settings of a command in words, all of them."""
     settings = words[words.index("with") :]
     with contextlib.redirect_stdout(io.StringIO()):
-        return EVALUATIONS[words[0]].run_commandline([words[0], "print_config", *settings]).config
+        run = EVALUATIONS[words[0]].run_commandline([words[0], "print_config", "--loglevel=ERROR", *settings])
+    assert run is not None
+    return run.config
 
 
 def _settings(config: Mapping[str, Any]) -> object:

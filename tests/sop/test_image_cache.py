@@ -12,7 +12,7 @@ import torch
 import eval_global
 from sop.dataset import ImageSet
 from sop.image_cache import SUM_BYTES
-from tests.faults import names
+from tests.faults import exchanged, names
 from tests.test_ingredient import loaders_of
 
 
@@ -121,6 +121,13 @@ def test_a_change_of_photos_or_list_is_noticed(folder, tmp_path, change, capsys)
     assert told in printed
     old.unlink()
     cache_in(cache)
+
+
+def test_photos_that_change_places_are_noticed(folder, tmp_path):
+    with exchanged(folder / "toy_final/6_1.JPG", folder / "toy_final/9_3.JPG"):
+        before = batches(loaders_of(folder, image_cache=tmp_path / "cache").query)[0]
+    after = batches(loaders_of(folder, image_cache=tmp_path / "cache").query)[0]
+    assert torch.equal(after, batches(loaders_of(folder).query)[0]) and not torch.equal(after, before)
 
 
 def test_settings_and_data_sets_do_not_disturb_each_other(photos, folder, tmp_path, decoded, capsys):

@@ -15,7 +15,7 @@ from sop.dataset import ImageSet
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.splits import class_map, read_split
 from sop.transforms import test_transform as transform_of
-from tests.faults import names
+from tests.faults import exchanged, names
 from tests.narrow import narrow
 from utils import features
 from utils.embedding import GLOBAL, LOCAL, embed
@@ -88,6 +88,10 @@ def test_what_does_not_fit_is_made_anew(folder, tmp_path, capsys):
     changed("'precision'", folder, kept, capsys)
     photo = folder / read_split(folder, "test.txt").paths[3]
     os.utime(photo, ns=(0, 0))
+    changed("'photos'", folder, kept, capsys)
+    first, second = (folder / read_split(folder, "test.txt").paths[i] for i in (3, 9))
+    with exchanged(first, second):
+        changed("'photos'", folder, kept, capsys)
     changed("'photos'", folder, kept, capsys)
     (store,) = kept.iterdir()
     (store / "store.json").write_text("[]")
