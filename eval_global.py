@@ -72,8 +72,11 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
         labels = Labels.of(query, gallery)
         measures = measures_of(positions, labels.queries, labels.gallery, recall_ks, labels.is_self_search)
         _run.info["measures"] = {"global": measures.values}
-        print(", ".join(f"{name} {value:.2f}" for name, value in measures.values.items() if not name.startswith("R@")))
-        print_notes(measures, positions.shape[1])
-        report_recalls(_run, recalls, positions.shape[1])
-        save_evaluation(temp_dir, query.dataset, Ranking(distances, positions), {"global": measures})
+        try:
+            save_evaluation(temp_dir, query.dataset, Ranking(distances, positions), {"global": measures})
+        finally:  # what could not be written is told
+            others = {name: value for name, value in measures.values.items() if not name.startswith("R@")}
+            print(", ".join(f"{name} {value:.2f}" for name, value in others.items()))
+            print_notes(measures, positions.shape[1])
+            report_recalls(_run, recalls, positions.shape[1])
         return recalls[recall_ks[0]]

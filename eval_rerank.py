@@ -108,9 +108,12 @@ def main(
         labels = Labels.of(loaders.query, loaders.gallery)
         keep_scores(temp_dir, candidates, labels)
         found = rank_candidates(candidates, labels, fusion)
-        measures = report_rankings(found, labels, recall_ks, _run.info)
+        measures = found.measures(labels, recall_ks)
         written = found.rankings[found.written]
         recalls = {k: measures[found.written].values[f"R@{k}"] for k in recall_ks}
-        report_recalls(_run, recalls, written.positions.shape[1])
-        save_evaluation(temp_dir, loaders.query.dataset, written, measures)
+        try:
+            save_evaluation(temp_dir, loaders.query.dataset, written, measures)
+        finally:  # what could not be written is told
+            report_rankings(found, measures, recall_ks, _run.info)
+            report_recalls(_run, recalls, written.positions.shape[1])
         return recalls[recall_ks[0]]

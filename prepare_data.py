@@ -16,7 +16,7 @@ from utils.experiment import reports_errors, set_up
 from utils.files import only_writer
 from utils.settings import check_settings, whole_number
 
-ex = set_up(Experiment("Prepare SOP"))
+ex = set_up(Experiment("Prepare SOP"), is_job=False)
 
 
 def make_splits(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:

@@ -109,7 +109,8 @@ def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES)
     labels = Labels(np.arange(images) // 5, np.arange(images) // 5, True)
     candidates = score_candidates(model, neighbours, NEIGHBOURS, DataLoader(Images(images), BATCH), None, dtype, folder)
     with redirect_stdout(sys.stderr):  # what it says is no row of the table
-        report_rankings(rank_candidates(candidates, labels, None), labels, [1, 10, 100], {})
+        found = rank_candidates(candidates, labels, None)
+        report_rankings(found, found.measures(labels, [1, 10, 100]), [1, 10, 100], {})
     return images * 128 * 7 * 7 * dtype.itemsize, peak_memory(), time.perf_counter() - start
 
 

@@ -19,6 +19,7 @@ from utils.logs.collect import collect_runs
 from utils.logs.groups import group_runs
 from utils.logs.runs import Run
 from utils.logs.table import unread_lines
+from utils.settings import expand_home
 
 LARGEST_PAGE = 20_000_000  # bytes
 PHOTO_ROOM, ATTENTION_ROOM = 13_000_000, 5_000_000  # bytes
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="searched for run folders, to any depth")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, for instance report.html")
-    options = parser.parse_args(arguments)
+    options = argparse.Namespace(**expand_home(vars(parser.parse_args(arguments))))
     runs, problems = collect_runs(options.folders)
     for line in problems:
         print(line, file=sys.stderr)

@@ -17,22 +17,26 @@ from rrt.reranker import Reranker
 from utils.errors import InputError, ReportedError
 from utils.files import atomic_write
 from utils.logs.characters import printable
+from utils.output import exit_code, unfailing_output
+from utils.settings import expand_home
 
 MOST = 1_000_000  # photos of an answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except (ReportedError, OSError) as error:
-        print(printable(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    with unfailing_output() as lost:
+        options = argparse.Namespace(**expand_home(vars(_parser().parse_args(arguments))))
+        try:
+            options.run(options)
+        except (ReportedError, OSError) as error:
+            print(printable(error), file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        has_written = options.run is index or getattr(options, "html", None) is not None
+        return 0 if has_written else exit_code(lost())
 
 
 def index(options: argparse.Namespace) -> None:

@@ -390,7 +390,7 @@ def test_one_command_at_a_time_writes_to_a_folder(tiny, observed, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["nn_dists.pkl", "nn_inds.pkl", "per_query.csv"]
 
 
-def test_a_result_is_printed_before_it_is_saved(tiny, observed, tmp_path, monkeypatch, capsys):
+def test_a_result_is_told_though_it_cannot_be_saved(tiny, observed, tmp_path, monkeypatch, capsys):
     fill_disk(monkeypatch, "nn_inds.pkl.part", 10)
     with pytest.raises(CommandError, match=r"nn_inds\.pkl could not be written: No space left on device"):
         observed(eval_global.ex, **tiny(temp_dir=tmp_path / "run"))
@@ -398,6 +398,21 @@ def test_a_result_is_printed_before_it_is_saved(tiny, observed, tmp_path, monkey
     assert set(info["recall"]) == {"1", "10"}
     assert str({int(k): recall for k, recall in info["recall"].items()}) in capsys.readouterr().out
     assert not list((tmp_path / "run").glob("*"))
+
+
+@pytest.mark.parametrize("command", [eval_global, eval_rerank])
+def test_a_result_is_saved_though_it_cannot_be_told(
+    command, tiny, observed, neighbours, checkpoint, tmp_path, monkeypatch
+):
+    def fail(*told):
+        raise OSError("nobody listens")
+
+    monkeypatch.setattr(command, "report_recalls", fail)
+    settings = {"cache_nn_inds": str(neighbours / "test.pkl")} if command is eval_rerank else {}
+    with pytest.raises(OSError, match="nobody listens"):
+        observed(command.ex, **tiny(temp_dir=tmp_path / "run", resume=checkpoint, **settings))
+    assert pickle_load(tmp_path / "run" / "nn_inds.pkl").shape[0] == 20
+    assert (tmp_path / "run" / "per_query.csv").exists()
 
 
 def test_a_disk_too_small_is_said_before_a_photo_is_opened(tiny, observed, tmp_path, monkeypatch, capsys):

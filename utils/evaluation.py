@@ -145,6 +145,12 @@ class Rankings(NamedTuple):
     titles: dict[str, str]
     written: str  # the one that the neighbour files hold
 
+    def measures(self, labels: Labels, ks: Sequence[int]) -> dict[str, Measures]:
+        """The measures of each ranking."""
+        return {
+            name: measures_of(ranking.positions, *labels[:2], ks, labels[2]) for name, ranking in self.rankings.items()
+        }
+
 
 def fall_of_cosines(cosines: np.ndarray) -> float:
     """Spearman's rank correlation of cosines (n, m) with places, the mean over queries: 1 where all fall."""
@@ -209,23 +215,23 @@ def matches_of(candidates: Candidates, labels: Labels) -> np.ndarray:
     return labels.gallery[scored] == labels.queries[:, None]
 
 
-def report_rankings(found: Rankings, labels: Labels, ks: Sequence[int], info: dict) -> dict[str, Measures]:
-    """Print the table of rankings, and what each changes of the global one; returns the rankings' measures.
+def report_rankings(found: Rankings, measures: Mapping[str, Measures], ks: Sequence[int], info: dict) -> None:
+    """Print the table of rankings, and what each changes of the global one.
 
     `info['measures']` has them in % by ranking and name, `info['gains']` the points, and their interval, by ranking and
     R@K.
     """
-    measures = {
-        name: measures_of(ranking.positions, *labels[:2], ks, labels[2]) for name, ranking in found.rankings.items()
+    changes = {
+        name: changes_of(measures["global"].ranks, measures[name].ranks, ks)
+        for name in found.rankings
+        if name != "global"
     }
+    info["measures"] = {name: row.values for name, row in measures.items()}
+    info["gains"] = {name: {f"R@{change.k}": change.interval for change in row} for name, row in changes.items()}
     print(text_table([{"ranking": found.titles[name], **row.values} for name, row in measures.items()]))
     print_notes(measures["global"], found.rankings["global"].positions.shape[1])
-    info["measures"], info["gains"] = {name: row.values for name, row in measures.items()}, {}
-    for name in [name for name in found.rankings if name != "global"]:
-        changes = changes_of(measures["global"].ranks, measures[name].ranks, ks)
-        print(*(f"{found.titles[name]}, {change}" for change in changes), sep="\n")
-        info["gains"][name] = {f"R@{change.k}": change.interval for change in changes}
-    return measures
+    for name, row in changes.items():
+        print(*(f"{found.titles[name]}, {change}" for change in row), sep="\n")
 
 
 def print_notes(measures: Measures, columns: int) -> None:

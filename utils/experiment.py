@@ -1,13 +1,16 @@
 """What is Sacred's in the five commands: its settings, its run folders, and how errors and signals end a command."""
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
-from functools import cache, wraps
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial, wraps
 from pathlib import Path
 
-from sacred import SETTINGS, Experiment, dependencies
+from sacred import SETTINGS, Experiment, dependencies, initialize
 from sacred.observers import FileStorageObserver, RunObserver, file_storage
 from sacred.run import Run
 from sacred.serializer import flatten
@@ -18,7 +21,8 @@ from utils.errors import InputError, ReportedError
 from utils.files import atomic_write, remove_leftovers
 from utils.launch import hush, is_first, rank
 from utils.memory import peak_memory
-from utils.settings import SEED, check_settings
+from utils.output import exit_code, unfailing_output
+from utils.settings import SEED, check_settings, expand_home
 from utils.signals import ended_by_signals
 
 SETTINGS.CAPTURE_MODE = "sys"
@@ -27,6 +31,11 @@ SETTINGS.DISCOVER_SOURCES = "sys"  # all modules of the project, not only those 
 commit_of = cache(dependencies.get_commit_if_possible)
 dependencies.get_commit_if_possible = lambda file, wanted: commit_of(str(Path(file).parent / "any"), wanted)
 dependencies.is_local_source = cache(dependencies.is_local_source)
+# settings come from the command line and from files past this place, before a config hook, which may not change them
+distribute_updates = initialize.distribute_config_updates
+initialize.distribute_config_updates = lambda prefixes, scaffolding, updates: distribute_updates(
+    prefixes, scaffolding, expand_home(updates)
+)
 
 
 class CommandError(SacredError):
@@ -38,24 +47,52 @@ class CommandError(SacredError):
         super().__init__(message, print_traceback=False)
 
 
-def set_up(ex: Experiment) -> Experiment:
+def set_up(ex: Experiment, is_job: bool = True) -> Experiment:
     """Captured output is kept as a terminal would show it, and the run's memory is noted.
 
-    Of a job of several processes the first observes and prints.
+    `is_job`: its main function is the work of a job of several processes, of which the first observes and prints.
     """
-    hush()
+    ex.run_commandline = partial(run_commandline, ex)  # type: ignore[method-assign]
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
-    ex.config_hook(check_seed)
+    ex.config_hook(check_start)
+    if is_job:
+        ex.config_hook(partial(leave_to_first, ex))
     ex.post_run_hook(note_memory)
     return ex
 
 
-def check_seed(config: dict, command_name: str, logger) -> dict:
-    """Refuse a seed that Sacred itself, which draws with it before a command begins, cannot use."""
+def run_commandline(ex: Experiment, argv: Sequence[str] | None = None):
+    """Sacred's, but for what becomes of stdout.
+
+    A command whose files are written has ended well, though its reader has gone or its log's disk is full: a batch
+    script goes on by the exit code, and the run folder has all that was said. Those that only print have not.
+    """
+    words = list(sys.argv if argv is None else argv)
+    if words[1:2] == ["help"] and words[2:] and words[2] not in dict(ex.gather_commands()):
+        del words[1]  # what Sacred then says is that there is no such command, and which there are
+    with unfailing_output() as lost:
+        run = Experiment.run_commandline(ex, words)
+        if run and run.main_function.unobserved and (code := exit_code(lost())):  # print_config and its like
+            sys.exit(code)
+        return run
+
+
+def check_start(config: dict, command_name: str, logger) -> dict:
+    """Refuse a seed that Sacred itself, which draws with it before a command begins, cannot use, and numbers of
+    processes that are none."""
     try:
         check_settings({"seed": 0} | config, {"seed": SEED})
+        rank()
     except InputError as error:
         raise CommandError(str(error)) from error
+    return {}
+
+
+def leave_to_first(ex: Experiment, config: dict, command_name: str, logger) -> dict:
+    """Have the first process of a job alone print and observe."""
+    if command_name == ex.default_command and not is_first():
+        hush()
+        file_storage.FileStorageObserver = lambda *args, **kwargs: RunObserver()  # type: ignore[misc,assignment]
     return {}
 
 
@@ -95,19 +132,44 @@ class RunFolder(FileStorageObserver):
     the end ends the command with an error, after all that it has printed; a folder that cannot be begun does at once.
     """
 
-    def started_event(self, *args, **kwargs):
+    def __init__(self, basedir, *args, **kwargs):
+        super().__init__(expand_home(basedir), *args, **kwargs)
         self.metrics: dict[str, dict[str, list]] = {}
         self.unsaved: dict[str, str] = {}  # by file: why it could not be written
-        try:
-            run_id = super().started_event(*args, **kwargs)
+        self.has_begun = False
+
+    def queued_event(self, ex_info, **kwargs):
+        folder = ex_info["base_dir"]  # Sacred looks for the sources in the working folder
+        sources = [(os.path.relpath(Path(folder, name)), digest) for name, digest in ex_info["sources"]]
+        with self._beginning():
+            return super().queued_event(ex_info | {"sources": sources}, **kwargs)
+
+    def started_event(self, **kwargs):
+        with self._beginning():
+            run_id = super().started_event(**kwargs)
             self.save_json(self.metrics, "metrics.json")
             for folder in Path(self.basedir).iterdir():
                 remove_leftovers(folder)  # of runs that were killed
+            return run_id
+
+    @contextmanager
+    def _beginning(self) -> Iterator[None]:
+        """The block begins the folder; CommandError where it cannot."""
+        try:
+            yield
         except (OSError, InputError) as error:
             raise CommandError(f"the run folder {self.basedir} (-F) cannot be written: {error}") from error
         if self.unsaved:
             raise CommandError(f"the run folder (-F) cannot be begun: {next(iter(self.unsaved.values()))}")
-        return run_id
+        self.has_begun = True
+
+    def failed_event(self, **kwargs):
+        if self.run_entry is not None:  # else the folder itself has failed
+            super().failed_event(**kwargs)
+
+    def interrupted_event(self, **kwargs):
+        if self.run_entry is not None:
+            super().interrupted_event(**kwargs)
 
     def save_json(self, obj, filename):
         self._save(filename, json.dumps(flatten(obj), sort_keys=True, indent=2))
@@ -132,7 +194,7 @@ class RunFolder(FileStorageObserver):
 
     def join(self):
         """Called once the run has ended."""
-        if self.unsaved:
+        if self.has_begun and self.unsaved:
             raise SystemExit(
                 f"Error: what is printed above is right, but the run folder {self.dir} lacks the last state of "
                 f"{', '.join(self.unsaved)} ({next(iter(self.unsaved.values()))})"
@@ -155,8 +217,6 @@ def copy_whole(source: Path | str, target: Path | str) -> None:
 
 
 file_storage.FileStorageObserver = RunFolder  # type: ignore[misc]  # what -F makes
-if not is_first():
-    file_storage.FileStorageObserver = lambda *args, **kwargs: RunObserver()  # type: ignore[misc,assignment]
 file_storage.copyfile = copy_whole  # type: ignore[assignment]
 # what a run prints between its last heartbeat and an error is not lost
 CapturedStdout.closed = property(lambda captured: captured.buffer.closed and captured.final is None)  # type: ignore[assignment,method-assign]

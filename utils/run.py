@@ -160,9 +160,9 @@ def report_recalls(run, recalls: dict[int, float], columns: int, title: str = ""
     """Print recalls, saying so where a K exceeds the columns of neighbours; `best` ones go to `info['recall']`."""
     beyond = [k for k in recalls if k > columns]
     note = f" (K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else ""
-    print(f"{title}{recalls}{note}")
     if best:
         run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
+    print(f"{title}{recalls}{note}")
 
 
 def keep_earlier(file: Path) -> None:
@@ -325,8 +325,9 @@ def run_training(
     except BaseException:
         report_unreadable(_run, paths())
         raise
-    report_unreadable(_run, sorted(set().union(*said_by_all(paths()))))
+    unreadable = sorted(set().union(*said_by_all(paths())))
     if is_first():
         _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)
         _run.add_artifact(str(files.checkpoint))
+    report_unreadable(_run, unreadable)
     return best

@@ -1,8 +1,10 @@
 """What the values of settings may be: rules, and one check that names a setting, its value and what is allowed."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from utils.errors import InputError, listing
 
@@ -77,3 +79,17 @@ def check_settings(config: Mapping[str, object], rules: Rules, prefix: str = "")
     for name, rule in rules.items():
         if not rule.accepts(config[name]):
             raise InputError(f"{prefix}{name}={config[name]!r}{rule.refusal} {rule.allowed}")
+
+
+def expand_home(value: Any) -> Any:
+    """A setting's value with the `~` that a path begins with expanded, as a shell does; also in lists and dictionaries.
+
+    Values of settings that are no path do not begin with one.
+    """
+    if isinstance(value, dict):
+        return {name: expand_home(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [expand_home(one) for one in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111  # pathlib's raises where there is no home
+    return value

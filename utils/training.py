@@ -98,13 +98,13 @@ def fit(
                 for k, recall in recalls.items():
                     scalars.log_scalar(f"val.recall@{k}", recall, state.epoch)
                 improved = state.best is None or recalls[1] >= state.best
-                title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
-                report(recalls, positions.shape[1], title, improved)
                 state.is_validated = True
                 if improved:
                     state.best = recalls[1]
                     files.save_best(state)
                 files.save_last(state)
+                title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "
+                report(recalls, positions.shape[1], title, improved)
         if state.epoch >= epochs:
             files.check()
             return state.best  # type: ignore[return-value]

@@ -55,7 +55,7 @@ def test_what_the_measures_leave_out_is_said(capsys):
     positions = np.array([[(i + j) % 7 for j in (1, 2)] for i in range(7)])
     ranking, info = Ranking(np.zeros((7, 2), np.float32), positions), {}
     found = Rankings({"global": ranking}, {"global": "global"}, "global")
-    report_rankings(found, Labels(labels, labels, True), [1], info)
+    report_rankings(found, found.measures(Labels(labels, labels, True), [1]), [1], info)
     printed = capsys.readouterr().out
     assert "1 queries have no image of their class in the gallery, themselves left out: mAP@R" in printed
     assert (

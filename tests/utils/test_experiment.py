@@ -3,18 +3,23 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from sacred import Experiment
+from sacred.observers import file_storage
 
 import eval_global
+import prepare_data
 from tests import ROOT
 from tests.faults import names
 from utils.experiment import CommandError, RunFolder, reports_errors, set_up
+from utils.launch import local_rank, rank
 
 COMMAND = """
 import sys, time
@@ -143,10 +148,117 @@ def test_what_killed_runs_have_left_is_deleted(tmp_path, ex):
     assert not left.exists() and taken.exists()
 
 
-def test_a_run_folder_that_cannot_be_begun(tmp_path, ex):
+def test_a_run_folder_that_cannot_be_begun(tmp_path, ex, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(CommandError, match=r"the run folder \S+file \(-F\) cannot be written: "):
         run(ex, tmp_path / "file")
+    with pytest.raises(SystemExit):
+        ex.run_commandline(["talker", "-F", str(tmp_path / "file")])
+    told = capsys.readouterr().err
+    assert told.count("cannot be written") == 1 and "Traceback" not in told
+
+
+def test_a_run_folder_that_is_begun_in_part(tmp_path, ex, monkeypatch):
+    def save(folder, name, text):
+        folder.unsaved[name] = f"{name} could not be written: No space left on device"
+
+    monkeypatch.setattr(RunFolder, "_save", save)
+    with pytest.raises(CommandError, match=r"\(-F\) cannot be begun: run\.json could not be written: No space"):
+        run(ex, tmp_path)
+
+
+@pytest.mark.parametrize("command", [prepare_data.ex, eval_global.ex])
+def test_a_run_that_is_queued(command, tmp_path, monkeypatch):
+    """From another folder, in which Sacred alone does not find the sources."""
+    monkeypatch.chdir(tmp_path)
+    command.run_commandline(["command", "-q", "-F", str(tmp_path / "ours"), "with", "seed=3"])
+    folder = tmp_path / "ours" / "1"
+    written = json.loads((folder / "run.json").read_text())
+    assert (written["status"], written["command"]) == ("QUEUED", "main")
+    assert json.loads((folder / "config.json").read_text())["seed"] == 3
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(file_storage, "FileStorageObserver", RunFolder.__base__)
+    monkeypatch.setattr(file_storage, "copyfile", shutil.copyfile)
+    command.run_commandline(["command", "-q", "-F", str(tmp_path / "sacred"), "with", "seed=3"])
+    assert names(folder) == names(tmp_path / "sacred" / "1") and "launch.py" in names(folder)
+    for name in set(names(folder)) - {"run.json"}:
+        assert (folder / name).read_bytes() == (tmp_path / "sacred" / "1" / name).read_bytes(), name
+    assert json.loads((tmp_path / "sacred" / "1" / "run.json").read_text()).keys() == written.keys()
+
+
+def test_help_for_a_command_that_there_is_not(ex, capsys):
+    with pytest.raises(SystemExit) as ended:
+        ex.run_commandline(["talker", "help", "eval"])
+    assert ended.value.code == 1
+    assert 'Command "eval" not found. Available commands are: print_config' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        ex.run_commandline(["talker", "help", "main"])
+    assert ended.value.code is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"WORLD_SIZE": ""}, None),
+        ({"WORLD_SIZE": "1", "RANK": "5"}, None),
+        ({"WORLD_SIZE": "2", "RANK": "", "LOCAL_RANK": ""}, None),
+        ({"WORLD_SIZE": "auto"}, r"WORLD_SIZE='auto', .* give a whole number from 1 there: unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2', .* from 1 there"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK='2', .* from 0 to 1 there"),
+    ],
+)
+def test_numbers_of_processes(ex, variables, told, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if told is None else pytest.raises(CommandError, match=told):
+        assert ex.run(options={"--unobserved": True}).result == 7
+        assert (rank(), local_rank()) == (0, 0)
+
+
+def test_commands_of_one_process_print_in_any(tmp_path):
+    """Of a job's second process, which leaves printing to the first where they share the work."""
+    command = [sys.executable, ROOT / "prepare_data.py", "demo", "with", "demo_dir=demo", "demo_products=4"]
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "demo/train.txt: 12 images" in done.stdout and "Completed" in done.stderr
+
+
+@pytest.mark.parametrize("is_job", [True, False])
+def test_the_second_process_of_a_job(is_job, tmp_path, monkeypatch, capsys):
+    """It neither prints nor observes, but for commands that are no job's."""
+    experiment = set_up(Experiment("talker", save_git_info=False), is_job)
+    hushed = []
+    monkeypatch.setattr("utils.experiment.hush", lambda: hushed.append(True))
+    monkeypatch.setattr(file_storage, "FileStorageObserver", RunFolder)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+
+    @experiment.main
+    def main():
+        pass
+
+    experiment.run_commandline(["talker", "print_config"])
+    assert "Configuration" in capsys.readouterr().out and not hushed
+    experiment.run_commandline(["talker", "-F", str(tmp_path / "log")])
+    assert bool(hushed) == is_job
+    assert (tmp_path / "log").exists() != is_job
+
+
+def test_paths_below_the_home_folder(tmp_path, monkeypatch, capsys):
+    """On the command line, in a file of settings, of an ingredient, in a list, and the run folder's."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.json").write_text(json.dumps({"temp_dir": "~/out", "dataset": {"image_cache": "~/cache"}}))
+    updates = ["settings.json", "resume=~/m.pt", "dataset.data_path=~/set", "dataset.test_file=['~/a.txt','b~']"]
+    run = eval_global.ex.run_commandline(["eval_global.py", "-q", "-F", "~/log", "with", *updates])
+    home = str(tmp_path / "home")
+    assert (run.config["temp_dir"], run.config["resume"]) == (f"{home}/out", f"{home}/m.pt")
+    data = run.config["dataset"]
+    assert (data["image_cache"], data["data_path"]) == (f"{home}/cache", f"{home}/set")
+    assert data["test_file"] == [f"{home}/a.txt", "b~"]
+    assert json.loads((tmp_path / "home" / "log" / "1" / "config.json").read_text())["temp_dir"] == f"{home}/out"
+    assert names(tmp_path) == ["home", "settings.json"]
 
 
 @pytest.mark.parametrize("seed", ["a", -1, 2**32, None, 1.5])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 import eval_global
@@ -6,7 +8,7 @@ import experiment_global
 import experiment_rerank
 from utils.errors import InputError
 from utils.run import RULES
-from utils.settings import FLAG, TEXT, check_settings, either, list_of, number, one_of, whole_number
+from utils.settings import FLAG, TEXT, check_settings, either, expand_home, list_of, number, one_of, whole_number
 
 RECORDED_ONLY = {"dataset.test_cache_nn_inds", "model.ert_seq_len"}
 
@@ -42,6 +44,16 @@ def test_the_message_names_setting_value_and_what_is_allowed():
     ):
         with pytest.raises(InputError, match=message):
             check_settings({"x": 3}, {"x": rule}, "model.")
+
+
+def test_home_is_expanded_where_a_path_begins_with_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home({"a": ["~/x", "~", Path("~/y")], "b": {"c": "~/z"}}) == {
+        "a": ["/home/me/x", "/home/me", Path("/home/me/y")],
+        "b": {"c": "/home/me/z"},
+    }
+    for value in ("x~", "a/~/b", "./~/x", "~nobody-of-this-name/x", "", None, 3, Path("x")):
+        assert expand_home(value) == value
 
 
 @pytest.mark.parametrize("command", [eval_global, eval_rerank, experiment_global, experiment_rerank])

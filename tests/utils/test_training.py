@@ -108,6 +108,12 @@ def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
 
     batch = torch.ones(1, 1), torch.zeros(1), torch.arange(1)
     reports = []
+
+    def report(*told):
+        last = torch.load(tmp_path / "last.pt", weights_only=True)  # saved before it is told
+        assert (last["epoch"], last["is_validated"], last["best"]) == (len(reports), True, state.best)
+        reports.append(told)
+
     best = fit(
         state,
         step,
@@ -115,7 +121,7 @@ def test_one_gradient_scaler_serves_a_whole_run(tmp_path):
         lambda: ({1: next(recalls)}, None, torch.zeros(3, 5)),
         epochs=3,
         log=(log := Log()),
-        report=lambda *told: reports.append(told),
+        report=report,
         files=TrainingFiles(tmp_path / "c.pt"),
         autotune=False,
     )

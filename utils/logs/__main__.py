@@ -4,7 +4,6 @@
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,23 @@ from utils.errors import InputError
 from utils.logs.collect import collect_runs
 from utils.logs.fitting import fitted_table
 from utils.logs.table import as_csv, as_tables, markdown_table, unread_lines
+from utils.output import exit_code, unfailing_output
+from utils.settings import expand_home
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 when a run was read and a plot that was asked for is drawn."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["report"]:
-        from report.command import main as report  # imports torch
+    with unfailing_output() as lost:
+        if arguments[:1] == ["report"]:
+            from report.command import main as report  # imports torch
 
-        return report(arguments[1:])
+            return report(arguments[1:])
+        return tables(arguments) or exit_code(lost())
+
+
+def tables(arguments: Sequence[str]) -> int:
+    """Print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.logs",
         description="Table of the Sacred runs in folders: best and last recalls in %, and mean ± spread over seeds.",
@@ -36,10 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="text fits 100 columns, the others have all",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw train.loss and val.recall@K (.png, .pdf, .svg)")
-    options = parser.parse_args(arguments)
-
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack ± and …
+    options = argparse.Namespace(**expand_home(vars(parser.parse_args(arguments))))
     runs, problems = collect_runs(options.folders)
     if runs and options.format == "csv":
         print(as_csv(runs), end="")
