@@ -46,8 +46,9 @@ bench-gpu:
 reproduce: install
 	$(BIN)/python -m benchmarks.reproduce
 
-# The real commands on drawn photos, and a page to look at; a step that has ended well is not run again. The best epoch
-# is chosen on classes held out of training. EPOCHS are those of the global, the frozen and the finetuned training.
+# The real commands on drawn photos, and a page to look at; a step that has ended well is not run again, and a training
+# that was interrupted goes on. The best epoch is chosen on classes held out of training. EPOCHS are those of the global,
+# the frozen and the finetuned training.
 demo: install
 	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
 	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 40 1" VIEWS=8
@@ -74,9 +75,10 @@ CHOOSE = dataset.val_file=val.txt
 CACHE = cache_nn_inds=$(FOLDER)/eval_global/nn_inds.pkl
 TRIPLETS = $(CHOOSE) cache_nn_inds=$(FOLDER)/nn_val/nn_inds.pkl dataset.train_cache_nn_inds=$(FOLDER)/nn_train/nn_inds.pkl
 
-# $(call step,folder,command): Sacred's folder is the run's own
+# $(call step,folder,command): Sacred's folder is the run's own; a training that was interrupted has left last.pt
 step = @test -e $(FOLDER)/$(1)/done || { echo "== $(1)" && $(BIN)/python $(firstword $(2)) -F $(FOLDER)/$(1) with \
-	temp_dir=$(FOLDER)/$(1) $(wordlist 2,99,$(2)) $(SETTINGS) && touch $(FOLDER)/$(1)/done; }
+	temp_dir=$(FOLDER)/$(1) $(wordlist 2,99,$(2)) $(SETTINGS) \
+	$$(test ! -e $(FOLDER)/$(1)/last.pt || echo continue_run=True) && touch $(FOLDER)/$(1)/done; }
 tau = 'scheduler_tau=[$(shell expr \( $(1) \* 7 + 5 \) / 10),$(shell expr \( $(1) \* 9 + 5 \) / 10)]' epochs=$(1)
 
 .PHONY: demo-chain
