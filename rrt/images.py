@@ -1,12 +1,11 @@
 """Images as callers have them, one or many, to the pixels that the network sees."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,19 +14,25 @@ from sop.transforms import Transform
 from utils.errors import InputError
 
 Photo = str | os.PathLike | Image.Image | np.ndarray | Tensor
-KINDS = "a path, a PIL image, a uint8 array (h, w) or (h, w, 3), or a tensor (3, h, w), uint8 or floats from 0 to 1"
+KINDS = (
+    "a path, a PIL image, or an array or a tensor, of uint8 or of floats from 0 to 1: (3, h, w), grey ones (1, h, w) "
+    "or of uint8 (h, w), arrays (h, w, 3), too"
+)
+NEEDS_MAPS = (
+    "The matcher reads local maps: descriptors alone, or those of another model, do not do. Reranker.embed makes both"
+)
 
 
-def as_list(images: Photo | Sequence[Photo]) -> list[Any]:
-    """One image as a list of it; a sequence, or an array or a tensor with a dimension more, as the list of its images.
+def as_list(images: Photo | Iterable[Photo]) -> list[Any]:
+    """One image as a list of it; anything else that has images, such as an array with a dimension more, as their list.
 
-    An array (h, w, 3) and a tensor (3, h, w) are one image.
+    Arrays and tensors of up to three dimensions are one image, but for an array of paths.
     """
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return [images]
-    if isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        return [images]
-    return list(images)
+    if isinstance(images, np.ndarray | Tensor):
+        is_one = images.ndim < 4 and getattr(images.dtype, "kind", "") not in ("O", "U")
+    else:
+        is_one = isinstance(images, str | bytes) or not isinstance(images, Iterable)
+    return [images] if is_one else list(images)  # type: ignore[arg-type]
 
 
 def pixels_of(image: Photo, transform: Transform) -> Tensor:
@@ -43,32 +48,36 @@ def pixels_of(image: Photo, transform: Transform) -> Tensor:
         with opened(path) as photo:
             return transform(to_rgb(photo, upright=True))
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise InputError(f"a PIL image of {image.width} x {image.height} pixels is no image")
         with naming(getattr(image, "filename", "")):
             copy: Any = image.copy()  # as PIL's loading and converting leave traces
         if hasattr(image, "tag_v2"):
             copy.tag_v2 = image.tag_v2  # tells what greys mean
         return transform(to_rgb(copy, upright=True))
-    if isinstance(image, np.ndarray):
-        return transform(to_rgb(_from_array(image)))
-    if isinstance(image, Tensor):
-        return transform(_from_tensor(image))
+    if isinstance(image, np.ndarray | Tensor):
+        return transform(to_rgb(_from_numbers(image)))
     raise InputError(f"{type(image).__name__} is no image: give {KINDS}")
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not is_image or not array.size:
-        raise InputError(f"an array {array.shape} of {array.dtype} is no image: give {KINDS}")
-    return Image.fromarray(array)
-
-
-def _from_tensor(tensor: Tensor) -> Image.Image:
-    if tensor.dim() != 3 or len(tensor) != 3 or not tensor.numel():
-        raise InputError(f"a tensor {tuple(tensor.shape)} is no image: give {KINDS}")
-    if tensor.is_floating_point():
-        if not (tensor.min() >= 0 and tensor.max() <= 1):  # so that NaN is refused, too
-            raise InputError(f"a tensor with numbers outside 0 to 1 is no image: give {KINDS}")
-        tensor = (tensor * 255).round().to(torch.uint8)
-    if tensor.dtype != torch.uint8:
-        raise InputError(f"a tensor of {tensor.dtype} is no image: give {KINDS}")
-    return Image.fromarray(tensor.permute(1, 2, 0).cpu().contiguous().numpy())
+def _from_numbers(image: np.ndarray | Tensor) -> Image.Image:
+    """The channels are an array's last dimension where that can be, else its first one; of a tensor the first one."""
+    if isinstance(image, Tensor):
+        described = f"a tensor {tuple(image.shape)} of {image.dtype}"
+        detached = image.detach().cpu()
+        values, is_last = (detached.float() if detached.is_floating_point() else detached).numpy(), False
+    else:
+        described = f"an array {image.shape} of {image.dtype}"
+        values, is_last = image, image.ndim == 3 and image.shape[2] in (1, 3, 4)
+    if values.ndim == 3 and not is_last and len(values) in (1, 3):
+        values, is_last = np.moveaxis(values, 0, 2), True
+    is_float = values.dtype.kind == "f"
+    if values.ndim == 2 and is_float:
+        raise InputError(f"{described} is no image: give {KINDS}. {NEEDS_MAPS}")
+    if not (is_last or values.ndim == 2) or not (is_float or values.dtype == np.uint8) or not values.size:
+        raise InputError(f"{described} is no image: give {KINDS}")
+    if is_float:
+        if not (values.min() >= 0 and values.max() <= 1):  # so that NaN is refused, too
+            raise InputError(f"{described} with numbers outside 0 to 1 is no image: give {KINDS}")
+        values = np.rint(values * np.float32(255)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values))

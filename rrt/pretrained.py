@@ -22,7 +22,7 @@ from utils.checkpoint import origin_of, read_tensors, state_dict_to_cpu, state_o
 from utils.errors import InputError, listing
 from utils.files import atomic_write_all
 from utils.precision import float32_throughout
-from utils.settings import check_settings, whole_number
+from utils.settings import check_settings, plain, whole_number
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CROP_SIZE = 224  # pixels; the published one
@@ -62,6 +62,7 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
 
     InputError where there is none, where it is damaged, says no settings, or says others than those given.
     """
+    given, crop_size = {name: plain(value) for name, value in given.items()}, plain(crop_size)
     check_given(given)
     path = Path(source)
     if str(source) == PUBLISHED:

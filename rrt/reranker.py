@@ -1,7 +1,8 @@
 """The library's face: a trained network that embeds images, scores pairs of them and ranks candidates."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.resnet import RerankingResNet
-from rrt.images import Photo, as_list, pixels_of
+from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.transforms import test_transform
 from utils.chamfer import Chamfer
@@ -21,21 +22,47 @@ from utils.errors import InputError
 from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.precision import float32_throughout
 from utils.reranking import pair_scores
-from utils.settings import number
+from utils.settings import check_settings, number, plain, whole_number
 
 IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB
 WEIGHT = number(0, 1_000_000)
-Fusion = Sequence[float] | None
+TOP_K = whole_number(1).or_none()
+Fusion = Sequence[float] | np.ndarray | None
 
 
-class Features(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Features:
     """What the network answers for n images: descriptors (n, dg), of length 1, and local maps (n, dl, h, w), float32.
 
-    Arrays of numpy do as well.
+    Arrays of numpy do as well. Those of some images are had by a slice, positions or a mask: `features[:10]`; one
+    position gives those of one image, n = 1. `descriptors, maps = features` unpacks both. InputError where one is
+    lacking, or where they are not of as many images.
     """
 
     descriptors: Any
     maps: Any
+
+    def __post_init__(self):
+        if not _are_features(self):
+            shapes = " and ".join(str(tuple(part.shape)) if hasattr(part, "shape") else repr(part) for part in self)
+            raise InputError(f"{shapes} are no features: give descriptors (n, dg) and maps (n, dl, h, w). {NEEDS_MAPS}")
+
+    def __len__(self) -> int:
+        return len(self.descriptors)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.descriptors, self.maps))
+
+    def __getitem__(self, rows: Any) -> "Features":
+        if isinstance(rows, int | np.integer):
+            rows = [range(len(self))[rows]]
+        return Features(*(part[rows] for part in self))
+
+
+def _are_features(parts: Iterable) -> bool:
+    """Whether these are descriptors and maps of as many images."""
+    descriptors, maps = ((*getattr(part, "shape", ()),) for part in parts)
+    return (len(descriptors), len(maps)) == (2, 4) and descriptors[0] == maps[0]
 
 
 class Match(NamedTuple):
@@ -47,7 +74,7 @@ class Match(NamedTuple):
     cosine: float  # of the global descriptors
 
 
-Images = Photo | Sequence[Photo] | Features
+Images = Photo | Iterable[Photo] | Features
 
 
 class Reranker:
@@ -56,10 +83,11 @@ class Reranker:
     Nothing is printed, and no file written but by `save_pretrained` and where `from_pretrained` fetches one. All is
     computed in float32, without TF32, whatever torch is set to; while it is, torch's settings are the library's.
 
-    Images are paths, PIL images, uint8 arrays (h, w) or (h, w, 3), or tensors (3, h, w), uint8 or floats from 0 to 1,
-    of any size: each is resized and cropped as in the evaluation. `Features`, which `embed` returns, do for images
-    everywhere. A pair's score is the matcher's logit, or with `fusion=(w, v)` `logit + w * cosine + v * Chamfer`, where
-    cosine is that of the global descriptors and Chamfer the similarity of the local maps.
+    Images are paths, PIL images, or arrays and tensors, of uint8 or of floats from 0 to 1: (3, h, w), grey ones
+    (1, h, w) or of uint8 (h, w), arrays (h, w, 3), too. Each, of any size, is resized and cropped as in the evaluation.
+    `Features`, which `embed` returns, do for images everywhere. A pair's score is the matcher's logit, or with
+    `fusion=(w, v)` `logit + w * cosine + v * Chamfer`, where cosine is that of the global descriptors and Chamfer the
+    similarity of the local maps.
 
     InputError, a ValueError, tells what is wrong with what was given.
     """
@@ -76,9 +104,7 @@ class Reranker:
 
         `device` None: CUDA where there is a device, else the CPU.
         """
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type not in ("cpu", "cuda"):
-            raise InputError(f"device={str(self.device)!r}: give 'cpu' or 'cuda', nothing else has been tried")
+        self.device = _device(device)
         self.network = network.eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.crop_size = dict(settings), crop_size
@@ -114,7 +140,7 @@ class Reranker:
                 content.update(tensor.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()
 
-    def embed(self, images: Photo | Sequence[Photo], progress: bool = False) -> Features:
+    def embed(self, images: Photo | Iterable[Photo], progress: bool = False) -> Features:
         """Descriptors (n, dg) and local maps (n, dl, h, w) of images, or of one, on the CPU; `progress` shows a bar.
 
         InputError, with its position, for an image that cannot be read.
@@ -151,26 +177,23 @@ class Reranker:
     def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
         """Scores float32 (n,) of n pairs: queries `a`, candidates `b`, image by image."""
         first, second = self._features(a), self._features(b)
-        if len(first.descriptors) != len(second.descriptors):
-            raise InputError(
-                f"{len(first.descriptors)} and {len(second.descriptors)} images are no pairs: give as many of each"
-            )
-        if not len(first.descriptors):
+        if len(first) != len(second):
+            raise InputError(f"{len(first)} and {len(second)} images are no pairs: give as many of each")
+        if not len(first):
             return first.descriptors.new_empty(0)
         # of each row one candidate: its own
-        ranking = self.rerank(first, second, np.arange(len(first.descriptors))[:, None], fusion)
+        ranking = self.rerank(first, second, np.arange(len(first))[:, None], fusion)
         return torch.from_numpy(ranking.scores[:, 0])
 
     def rank(self, query: Images, candidates: Images, top_k: int | None = None, fusion: Fusion = None) -> list[Match]:
         """The `top_k` best candidates of one query, or all, best first; none where there are no candidates."""
         of_query, gallery = self._features(query), self._features(candidates)
-        if len(of_query.descriptors) != 1:
-            raise InputError(f"{len(of_query.descriptors)} queries: rank takes one, rerank any number")
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise InputError(f"top_k={top_k!r}: give a whole number from 1, or None for all")
-        if not len(gallery.descriptors):
+        if len(of_query) != 1:
+            raise InputError(f"{len(of_query)} queries: rank takes one, rerank any number")
+        check_settings({"top_k": plain(top_k)}, {"top_k": TOP_K})
+        if not len(gallery):
             return []
-        scored = self._scored(of_query, gallery, torch.from_numpy(np.arange(len(gallery.descriptors))[None]), fusion)
+        scored = self._scored(of_query, gallery, torch.from_numpy(np.arange(len(gallery))[None]), fusion)
         assert scored.logits is not None
         (scores,), (positions,) = ranking_by(scored, _weights(fusion, scored.cosines.shape[1]))
         logits, cosines = scored.logits[0], scored.cosines[0]
@@ -184,20 +207,25 @@ class Reranker:
     ) -> Ranking:
         """One's own search results in a new order: `scores` float32 (n, k), falling, and gallery `positions` (n, k).
 
-        `neighbours` (n, k) holds each query's candidates, as positions in the gallery, of whatever search. The matcher
-        reads local maps, so queries and gallery are `Features` with both: of numpy or torch, from `embed`. Equal scores
-        keep their order. InputError for features of another network, and for positions outside the gallery.
+        `neighbours` (n, k), or (k,) for one query, holds each query's candidates, as positions in the gallery, of
+        whatever search. -1 is no candidate, as faiss fills up shorter rows: it comes behind the others, at a score of
+        -inf. The matcher reads local maps, so queries and gallery are `Features` with both: of numpy or torch, from
+        `embed`. Equal scores keep their order. InputError for features of another network, and for positions outside
+        the gallery.
         """
-        queries = self._features(queries)
-        gallery = gallery if isinstance(gallery, Features) else self.embed(gallery)
-        positions = _positions(neighbours, len(queries.descriptors), len(gallery.descriptors))
-        weights = _weights(fusion, positions.shape[1])
-        rows, places = positions.unique(return_inverse=True)
+        queries, gallery = self._features(queries), self._given(gallery)
+        positions = _positions(neighbours, len(queries), len(gallery))
+        weights, absent = _weights(fusion, positions.shape[1]), positions < 0
+        if absent.all():
+            return Ranking(np.full(positions.shape, -np.inf, np.float32), positions.numpy())
+        rows, places = positions.where(~absent, positions.max()).unique(return_inverse=True)
         candidates = self._features(gallery, rows)  # a gallery may be large, and in a file
-        if not positions.numel():
-            return Ranking(np.empty(positions.shape, np.float32), positions.numpy())
-        ranking = ranking_by(self._scored(queries, candidates, places, fusion), weights)
-        return ranking._replace(positions=rows.numpy()[ranking.positions])
+        scored = self._scored(queries, candidates, places, fusion)
+        assert scored.logits is not None
+        scored.logits[absent.numpy()] = -np.inf
+        ranking = ranking_by(scored, weights)
+        found = np.where(np.isneginf(ranking.scores), -1, rows.numpy()[ranking.positions])
+        return ranking._replace(positions=found)
 
     @float32_throughout()
     def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
@@ -210,21 +238,35 @@ class Reranker:
         similarities = chamfer[0].numpy() if chamfer else np.zeros_like(cosines)
         return Candidates(positions.numpy(), cosines, similarities, logits.numpy())
 
+    def _given(self, images: Images) -> Features:
+        """Features that were given, or those of images that were."""
+        if isinstance(images, Features):
+            return images
+        if isinstance(images, tuple | list) and len(images) == 2 and _are_features(images):
+            return Features(*images)
+        return self.embed(images)
+
     def _features(self, images: Images, rows: Tensor | None = None) -> Features:
         """Features as float32 tensors, of some rows or all, those of images computed; InputError for those of another
-        network."""
-        if not isinstance(images, Features):
-            return self.embed(images)
-        descriptors, maps = images.descriptors, images.maps
-        shape = tuple(maps.shape)
-        expected = self._nothing()
-        sizes = descriptors.shape[1:], shape[1:2], len(shape), len(descriptors)
-        if sizes != (expected.descriptors.shape[1:], expected.maps.shape[1:2], 4, shape[0]):
+        network, and where they are not finite."""
+        features = self._given(images)
+        (_, dg), (_, dl, _, _) = (part.shape for part in self._nothing())
+        descriptors, maps = (tuple(part.shape) for part in features)
+        if (descriptors[1], maps[1]) != (dg, dl):
             raise InputError(
-                f"features of descriptors {tuple(descriptors.shape)} and maps {shape} are not of this network: "
-                f"expected (n, {expected.descriptors.shape[1]}) and (n, {expected.maps.shape[1]}, h, w)"
+                f"features of descriptors {descriptors} and maps {maps} are not of this network: "
+                f"expected (n, {dg}) and (n, {dl}, h, w). {NEEDS_MAPS}"
             )
-        return Features(*(_float32(part if rows is None else part[rows.numpy()]) for part in (descriptors, maps)))
+        features = Features(*map(_float32, features if rows is None else features[rows.numpy()]))
+        for part in features:
+            is_finite = part.flatten(1).isfinite().all(dim=1)
+            if not is_finite.all():
+                row = int(is_finite.int().argmin())
+                raise InputError(
+                    f"the features of image {row if rows is None else rows[row]} hold NaN or infinite numbers: leave "
+                    "it out, or embed it again"
+                )
+        return features
 
     @float32_throughout()
     def _nothing(self) -> Features:
@@ -236,24 +278,41 @@ class Reranker:
         )
 
 
+def _device(device: torch.device | str | None) -> torch.device:
+    try:
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        is_there = chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < torch.cuda.device_count())
+    except (RuntimeError, TypeError):  # unknown to torch
+        is_there = False
+    if not is_there:
+        raise InputError(
+            f"device={str(device)!r}: give 'cpu' or 'cuda'; of the latter torch sees {torch.cuda.device_count()} here"
+        )
+    return chosen
+
+
 def _weights(fusion: Fusion, num_candidates: int) -> Weights:
     if fusion is None:
         return Weights(1, 0, 0, num_candidates)
-    if not isinstance(fusion, Sequence) or len(fusion) != 2 or not all(map(WEIGHT.accepts, fusion)):
+    given = fusion.tolist() if isinstance(fusion, np.ndarray) else fusion
+    weights = list(map(plain, given)) if isinstance(given, Sequence) else []
+    if len(weights) != 2 or not all(map(WEIGHT.accepts, weights)):
         raise InputError(f"fusion={fusion!r}: give None, or (w, v), two numbers from 0 to 1,000,000")
-    cosine, chamfer = fusion
-    return Weights(1, cosine, chamfer, num_candidates)
+    return Weights(1, *weights, num_candidates)
 
 
 def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Tensor:
-    positions = torch.as_tensor(neighbours, device="cpu")
-    if positions.dim() != 2 or len(positions) != queries or positions.is_floating_point():
-        raise InputError(
-            f"neighbours {tuple(positions.shape)} of {positions.dtype}: give whole numbers ({queries}, k), a row "
-            "for each query"
-        )
-    positions = positions.to(torch.int64)
-    if positions.numel() and not 0 <= positions.min() <= positions.max() < images:
+    advice = f"give whole numbers ({queries}, k), a row for each query, and fill up shorter rows with -1"
+    try:
+        given = np.asarray(neighbours.cpu() if isinstance(neighbours, Tensor) else neighbours)
+    except ValueError:
+        raise InputError(f"neighbours have rows of different lengths: {advice}") from None
+    if given.ndim == 1 and queries == 1:
+        given = given[None]
+    if given.ndim != 2 or len(given) != queries or (given.size and given.dtype.kind not in "iu"):
+        raise InputError(f"neighbours {given.shape} of {given.dtype}: {advice}")
+    positions = torch.from_numpy(given.astype(np.int64))
+    if positions.numel() and not -1 <= positions.min() <= positions.max() < images:
         raise InputError(
             f"neighbours hold {int(positions.min())} to {int(positions.max())}, but the gallery has {images} images, "
             "numbered from 0"

@@ -11,6 +11,8 @@ from torch.backends.cuda import matmul
 
 from utils.errors import InputError, choose
 
+OF_CUDA = matmul, cudnn.conv  # type: ignore[attr-defined]
+OF_MKLDNN = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,7 +29,8 @@ def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
         torch.backends.cuda.enable_cudnn_sdp(False)
         if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise InputError(f"precision=bf16: {torch.cuda.get_device_name(device)} only emulates it, set fp16 or fp32")
-    matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    for setting in OF_CUDA:
+        setting.fp32_precision = "tf32" if name == "tf32" else "ieee"
     return dtype
 
 
@@ -41,7 +44,6 @@ def true_float32() -> AbstractContextManager[None]:
     return _ieee(matmul)
 
 
-OF_MKLDNN = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
 _computing = threading.RLock()  # most of what `float32_throughout` sets is the process's
 
 
@@ -60,7 +62,7 @@ def float32_throughout() -> Iterator[None]:
                 torch.device("cpu"),
                 torch.autocast("cpu", enabled=False),
                 torch.autocast("cuda", enabled=False),
-                _ieee(torch.backends, cudnn, matmul, cudnn.conv, mkldnn, *OF_MKLDNN),
+                _ieee(torch.backends, cudnn, *OF_CUDA, mkldnn, *OF_MKLDNN),
             ):
                 yield
         finally:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from utils.errors import InputError, listing
 
 LARGEST = sys.float_info.max
@@ -72,6 +74,11 @@ def either(*rules: Rule) -> Rule:
 TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value) and "\0" not in value)
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 SEED = whole_number(0, 2**32 - 1)  # numpy's limit
+
+
+def plain(value: Any) -> Any:
+    """A value, a scalar of numpy as the number of Python that it is: one that rules know, and JSON and checkpoints."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_settings(config: Mapping[str, object], rules: Rules, prefix: str = "") -> None:

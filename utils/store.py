@@ -87,7 +87,7 @@ class Store:
             rows = min(rows, self.tensors[name].whole_rows((end, checks[name]) for end, checks in self.chunks))
         return rows
 
-    def write(self, start: int, batches: Iterable[Sequence[Tensor]]) -> None:
+    def write(self, start: int, batches: Iterable[Iterable[Tensor]]) -> None:
         """Write the rows from `start` on, which come in batches (B, ...) of each tensor, and end a chunk with one.
 
         InputError where there is no room, or a file cannot be written: chunks that were are kept.
@@ -96,7 +96,7 @@ class Store:
         with ExitStack() as stack:
             files: list[IO[bytes]] = []
             rows: list[Sequence[Tensor]] = []
-            for batch in batches:
+            for batch in map(tuple, batches):
                 if not files:
                     files = self._open(start, batch, stack)
                 rows.append(batch)

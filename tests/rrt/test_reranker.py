@@ -87,6 +87,78 @@ def test_reranks_the_results_of_another_search(reranker, paths):
     assert reranker.rerank(queries, features, neighbours[:, :0]).positions.shape == (3, 0)
 
 
+def test_no_candidate_comes_last(reranker, paths):
+    """As faiss fills up rows with -1."""
+    features = reranker.embed(paths)
+    whole = reranker.rerank(features[0], features, [5, 2, 4], fusion=(3, 2))
+    rows = np.array([[-1, 5, 2, -1, 4], [-1] * 5])
+    for given in (rows, torch.from_numpy(rows).int(), rows.tolist()):
+        ranking = reranker.rerank(features[np.array([0, 3])], features, given, fusion=(3, 2))
+        assert ranking.positions.tolist() == [[*whole.positions[0].tolist(), -1, -1], [-1] * 5]
+        assert np.isneginf(ranking.scores[0, 3:]).all() and np.isneginf(ranking.scores[1]).all()
+        np.testing.assert_allclose(ranking.scores[0, :3], whole.scores[0], atol=1e-5)
+    nothing = reranker.rerank(features[:2], features[:0], rows[[1, 1]])
+    assert (nothing.positions == -1).all() and np.isneginf(nothing.scores).all()
+
+
+def test_features_of_some_images(reranker, paths):
+    features = reranker.embed(paths)
+    assert (len(features), len(features[2]), len(features[-1:]), len(reranker.embed([])[:3])) == (7, 1, 1, 0)
+    in_numpy = Features(*(part.numpy() for part in features))
+    mask = np.arange(7) % 3 == 1
+    for rows, expected in (
+        (2, [2]),
+        (np.int64(-1), [6]),
+        (slice(1, None, 2), [1, 3, 5]),
+        (np.array([4, 0]), [4, 0]),
+        (torch.tensor([4, 0]), [4, 0]),
+        ([3], [3]),
+        (mask, [1, 4]),
+    ):
+        for given in (features, in_numpy):
+            descriptors, maps = given[rows]
+            assert torch.equal(torch.as_tensor(descriptors), features.descriptors[expected])
+            assert torch.equal(torch.as_tensor(maps), features.maps[expected])
+    with pytest.raises(IndexError):
+        features[7]
+    assert len(reranker.rank(features[0], features[1:])) == 6
+    assert reranker.rank(tuple(features[0]), list(features)) == reranker.rank(features[0], features)
+
+
+def test_numbers_as_numpy_has_them(reranker, saved, paths, tmp_path):
+    features = reranker.embed(paths)
+    for fusion in (np.array([20, 10]), np.array([20.0, 10], np.float16), (np.float32(20), np.int8(10)), [20, 10.0]):
+        assert reranker.rank(features[0], features, np.int8(3), fusion) == reranker.rank(
+            features[0], features, 3, (20, 10)
+        )
+    loaded = Reranker.from_pretrained(saved, np.int64(CROP_SIZE), ert_nhead=np.int8(4))
+    assert loaded.digest() == reranker.digest()
+    loaded.save_pretrained(tmp_path)
+
+
+def test_features_that_need_gradients_are_taken(reranker, paths):
+    features = reranker.embed(paths[:3])
+    expected = reranker.rank(features[0], features, fusion=(1, 1))
+    for part in features:
+        part.requires_grad_()
+    assert not reranker.score(features, features).requires_grad
+    assert reranker.rank(features[0], features, fusion=(1, 1)) == expected
+
+
+@pytest.mark.parametrize(("part", "value"), [(0, np.nan), (1, np.inf), (1, 1e39)])
+def test_features_that_are_not_finite(reranker, paths, part, value):
+    features = Features(*(np.float64(numbers) for numbers in reranker.embed(paths)))
+    list(features)[part][5, 0] = value
+    assert len(reranker.rerank(features[0], features, [[1, 2]]).scores) == 1
+    for call in (
+        lambda: reranker.rerank(features[0], features, [[1, 5]]),
+        lambda: reranker.rank(features[0], features),
+        lambda: reranker.score(features, features),
+    ):
+        with pytest.raises(InputError, match="features of image 5 hold NaN or infinite numbers: leave"):
+            call()
+
+
 def test_bits_of_bfloat16_are_numbers_of_it(reranker, paths):
     halves = Features(*(part.bfloat16() for part in reranker.embed(paths)))
     bits = Features(*(part.view(torch.uint16).numpy() for part in halves))
@@ -101,11 +173,16 @@ def test_kinds_of_images(reranker, paths):
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     expected = reranker.embed(str(path)).descriptors
-    for same in (path, image, array, tensor, tensor / 255, tensor[None], array[None], [image]):
+    numbers = [array, array / 255, (array / 255).astype(np.float32), tensor, tensor / 255, (tensor / 255).double()]
+    numbers += [tensor.numpy(), tensor.numpy() / 255, np.dstack([array, np.full_like(array[..., :1], 255)])]
+    of_paths = [np.array([str(path)]), np.array([path]), {path: 0}.keys(), iter([path])]  # as of pandas
+    for same in (path, image, *numbers, tensor[None], array[None], [image], (tensor.requires_grad_(False),), *of_paths):
         assert torch.equal(reranker.embed(same).descriptors, expected)
     assert len(reranker.embed([]).maps) == 0
-    grey = pixels_of(np.full((9, 7), 128, np.uint8), evaluation_transform(CROP_SIZE))
-    assert grey.shape == (3, CROP_SIZE, CROP_SIZE) and (grey == 128).all()
+    greys = np.full((9, 7), 128, np.uint8)
+    for grey in (greys, greys[None], greys[..., None], *map(torch.from_numpy, (greys, greys[None], greys[None] / 255))):
+        pixels = pixels_of(grey, evaluation_transform(CROP_SIZE))
+        assert pixels.shape == (3, CROP_SIZE, CROP_SIZE) and (pixels == 128).all()
     assert len(reranker.embed([np.zeros((1, 1, 3), np.uint8), image]).maps) == 2  # of whatever size
 
 
@@ -114,20 +191,27 @@ def test_kinds_of_images(reranker, paths):
     [
         ("nowhere.jpg", r"photo nowhere\.jpg does not exist"),
         (ROOT / "README.md", r"photo .*README\.md cannot be read"),
-        (np.zeros((4, 4, 3)), r"an array \(4, 4, 3\) of float64 is no image"),
+        (np.zeros((4, 4, 5)), r"an array \(4, 4, 5\) of float64 is no image"),
+        (np.full((4, 4, 3), 255.0), "outside 0 to 1"),
+        (Image.new("RGB", (0, 5)), "image of 0 x 5 pixels is no image"),
+        (None, "NoneType is no image: give a path"),
+        (3, "int is no image: give a path"),
+        (b"a.jpg", "bytes is no image: give a path"),
+        (np.ones((4, 4)), r"of float64 is no image: .*descriptors alone"),
         (np.zeros((0, 4, 3), np.uint8), "is no image"),
         (torch.zeros(4, 4, 3), "is no image"),
         (torch.full((3, 4, 4), 255.0), "outside 0 to 1"),
         (torch.full((3, 4, 4), float("nan")), "outside 0 to 1"),
-        (torch.zeros(3, 4, 4, dtype=torch.int64), r"a tensor of torch\.int64"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), r"a tensor \(3, 4, 4\) of torch\.int64"),
         ([3], "image 0: int is no image"),
         ("long" * 99, "does not exist"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image(reranker, image, told):
-    with pytest.raises(InputError, match=told):
-        reranker.embed(image)
+    for call in (reranker.embed, lambda image: reranker.rank(image, []), lambda image: reranker.score(image, image)):
+        with pytest.raises(InputError, match=told):
+            call(image)
 
 
 def test_images_of_pil_are_read_as_their_files_are(reranker, tmp_path):
@@ -148,18 +232,30 @@ def test_refuses_what_does_not_fit(reranker, paths):
     assert len(reranker.score([], [])) == 0
     for call, told in [
         (lambda: reranker.rank(paths[:2], paths), "2 queries"),
-        (lambda: reranker.rank(paths[0], paths, top_k=0), "top_k=0"),
-        (lambda: reranker.rank(paths[0], paths, fusion=(1, -1)), "fusion="),
+        *((lambda k=k: reranker.rank(paths[0], paths, top_k=k), f"top_k={k}") for k in (0, 1.0, True)),
+        *(
+            (lambda given=given: reranker.rank(paths[0], paths, fusion=given), "fusion=")
+            for given in ((1, -1), np.array([1, np.nan]), np.array(1.0), (True, 1), [1], {1, 2}, np.ones((2, 2)))
+        ),
         (lambda: reranker.score(paths[:2], paths), "are no pairs"),
         (lambda: reranker.rerank(features, features, np.zeros((2, 3), int)), r"give whole numbers \(7, k\)"),
-        (lambda: reranker.rerank(features, features, np.zeros((7, 3))), "whole numbers"),
         (lambda: reranker.rerank(features, features, np.full((7, 3), 7)), "hold 7 to 7, but the gallery has 7"),
+        (lambda: reranker.rerank(features, features, np.full((7, 3), -2)), "hold -2 to -2, but the gallery has 7"),
         (lambda: reranker.rank(Features(features.descriptors[:1, :8], features.maps[:1]), features), "expected .n, 16"),
-        (lambda: reranker.rank(features[:1], paths), "no image"),
-        (lambda: Reranker(reranker.network, reranker.settings, device="meta"), "give 'cpu' or 'cuda'"),
-        (
-            lambda: reranker.rank(Features(*(part[:2] for part in (features.descriptors, features.maps[:1]))), paths),
-            "not of",
+        (lambda: Features(features.descriptors[:2], features.maps[:1]), r"are no features: give .*local maps"),
+        (lambda: Features(features.descriptors, None), r"^\(7, 16\) and None are no features: give .*local maps"),
+        (lambda: reranker.rank(features.descriptors[:1], features), "is no image: .*descriptors alone"),
+        (lambda: reranker.rank(features[0], (features.descriptors, None)), "is no image: .*descriptors alone"),
+        *(
+            (
+                lambda given=given: reranker.rerank(features, features, given),
+                r"neighbours .*give whole numbers \(7, k\)",
+            )
+            for given in (None, np.zeros((7, 3)), np.zeros((7, 3), bool), np.full((7, 3), None), [[1]] * 6 + [[1, 2]])
+        ),
+        *(
+            (lambda given=given: Reranker(reranker.network, reranker.settings, device=given), "give 'cpu' or 'cuda'")
+            for given in ("meta", "gpu", "x", f"cuda:{torch.cuda.device_count()}", [])
         ),
     ]:
         with pytest.raises(InputError, match=told):
@@ -217,12 +313,12 @@ def settings_of_torch():
         lambda program: setattr(backends, "fp32_precision", "tf32"),
         lambda program: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
         lambda program: setattr(backends.cudnn, "fp32_precision", "tf32"),
-        lambda program: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+        lambda program: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
         lambda program: setattr(backends.mkldnn, "fp32_precision", "bf16"),
     ],
     ids=range(13),
 )
-def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker, saved, paths, tmp_path, recwarn):
+def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker, saved, paths, tmp_path):
     def answers() -> list[np.ndarray]:
         Reranker.from_pretrained(saved, device="cpu").save_pretrained(tmp_path)
         loaded = Reranker.from_pretrained(tmp_path, device="cpu")
