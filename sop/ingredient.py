@@ -1,6 +1,5 @@
 """The `dataset` ingredient: from config to loaders."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet, SparingImageSet, collate_share
 from sop.image_cache import CachedImageSet, CachedLoader
+from sop.reading import usable_cores
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.splits import Split, class_map, read_split, repeats
 from sop.transforms import DECODERS, test_transform, train_transform
@@ -258,7 +258,7 @@ def _size(loader: DataLoader) -> int:
 
 def _usable_workers(num_workers: int) -> int:
     """`num_workers`, or as many as there are cores; one line says so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if num_workers > cores:
         print(f"dataset.num_workers={num_workers}, but this process has {cores} cores: {cores} workers are used")
     return min(num_workers, cores)

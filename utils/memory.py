@@ -26,6 +26,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def release_freed_memory() -> None:
+    """Give what all threads have freed back to the system. Without glibc, nothing happens."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def memory_limit() -> int:
     """The bytes of memory that this process may hold: the machine's, or fewer where its control group has a limit."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
