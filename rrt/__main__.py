@@ -4,11 +4,12 @@ import argparse
 import ast
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rrt.index import Index, update
+from rrt.index import Found, Index, own_reranker, read_content, update
 from rrt.page import describe, page
 from rrt.photos import find_photos
 from rrt.picture import attention_picture
@@ -16,11 +17,22 @@ from rrt.pretrained import WHERE_FROM
 from rrt.reranker import Reranker
 from utils.errors import InputError, ReportedError
 from utils.files import atomic_write
-from utils.logs.characters import printable
+from utils.logs.characters import printable, shortened
 from utils.output import exit_code, unfailing_output
 from utils.settings import expand_home
 
 MOST = 1_000_000  # photos of an answer
+JSON_FORMAT = 1
+JSON_HELP = f"""--json prints {{"format": {JSON_FORMAT}, "answers": [...]}} with an answer for each query:
+  query  its absolute path
+  found  photos, the best first, each with
+    photo           its absolute path
+    rank            from 1
+    rank_by_cosine  that before reranking, from 1
+    score           what ranks it: the logit, with --fusion the sum, with --rerank 0 the cosine;
+                    null behind the photos that were rescored
+    logit           of the matcher, or null
+    cosine          of the descriptors, from -1 to 1"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,18 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def index(options: argparse.Namespace) -> None:
     """Index photos."""
-    paths = find_photos(options.photos)
-    kept = options.to / "model"
-    if options.model is None and kept.is_dir():
-        options.model = kept
-    reranker = _model(options)
-    done = update(options.to, paths, reranker, progress=True)
+    if options.yes and not options.sync:
+        raise InputError("--yes is of --sync: leave it out, or give both")
+    left_out: Counter[str] = Counter()
+    paths = find_photos(options.photos, left_out)
+    done = update(options.to, paths, _model_for(options), progress=True, sync=options.sync, yes=options.yes)
     for line in done.problems:
         print(printable(line), file=sys.stderr)
+    if left_out:
+        print(_listed(left_out), file=sys.stderr)
     print(
-        printable(options.to) + f" has {done.photos} photos: {done.added} were embedded, {done.removed} taken out, "
-        f"{len(done.problems)} could not be read"
+        printable(options.to) + f" has {done.photos} photos: {done.added} were added, {done.updated} embedded anew, "
+        f"{done.removed} taken out; {len(done.problems)} could not be read"
+        + f", of which {done.kept} are kept as they were embedded before"
+        * bool(done.kept)
     )
+    if done.not_given:
+        print(f"{done.not_given} of them are not among the photos given and are kept; --sync takes them out")
+
+
+def _listed(left_out: Counter[str]) -> str:
+    """How many files were left out, and their most frequent endings."""
+    listed = [f"{shortened(printable(ending), 12) or 'none'} ({count})" for ending, count in left_out.most_common(5)]
+    more = ", ..." * (len(left_out) > len(listed))
+    return f"{left_out.total()} files were left out by their endings: {', '.join(listed)}{more}"
 
 
 def search(options: argparse.Namespace) -> None:
@@ -67,16 +91,34 @@ def search(options: argparse.Namespace) -> None:
             file.write(page(queries, found).encode())
         print(f"{printable(options.html)} shows what was found: open it in a browser")
     elif options.json:
-        answers = [
-            {"query": str(query), "found": [photo._asdict() for photo in photos]}
-            for query, photos in zip(queries, found, strict=True)
-        ]
-        print(json.dumps(answers, indent=1, allow_nan=False))
+        print(json.dumps(_as_json(queries, found), indent=1, allow_nan=False))
     else:
         for query, photos in zip(queries, found, strict=True):
             print(printable(query))
             for rank, photo in enumerate(photos, start=1):
                 print(f"{rank:4}. {describe(photo)}  {printable(photo.photo)}")
+
+
+def _as_json(queries: Sequence[Path], found: Sequence[Sequence[Found]]) -> dict[str, Any]:
+    """What JSON_HELP describes."""
+    answers = [
+        {
+            "query": str(query.absolute()),
+            "found": [
+                {
+                    "photo": photo.photo,
+                    "rank": rank,
+                    "rank_by_cosine": photo.rank_by_cosine,
+                    "score": photo.score,
+                    "logit": photo.logit,
+                    "cosine": photo.cosine,
+                }
+                for rank, photo in enumerate(photos, start=1)
+            ],
+        }
+        for query, photos in zip(queries, found, strict=True)
+    ]
+    return {"format": JSON_FORMAT, "answers": answers}
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -97,6 +139,15 @@ def _model(options: argparse.Namespace) -> Reranker:
     return Reranker.from_pretrained(options.model, crop_size=options.crop_size, **dict(options.setting))
 
 
+def _model_for(options: argparse.Namespace) -> Reranker:
+    """The model that was given, or the index's own."""
+    if options.model is not None or not (options.to / "index.json").exists():
+        return _model(options)
+    if options.crop_size is not None or options.setting:
+        raise InputError("--crop-size and --setting are of a --model: give it, or leave them out")
+    return own_reranker(options.to, read_content(options.to).model)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rrt", description="Search one's own photos.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -107,12 +158,21 @@ def _parser() -> argparse.ArgumentParser:
         "--setting", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="of a model that says none"
     )
 
-    of_index = commands.add_parser("index", parents=[model], help="embed photos, or what is new of them")
+    of_index = commands.add_parser("index", parents=[model], help="embed photos, or what is new or changed of them")
     of_index.add_argument("photos", nargs="+", metavar="PHOTOS", help="folders, photos, or a list NAME.txt of paths")
-    of_index.add_argument("--to", type=Path, required=True, metavar="INDEX", help="folder; has these photos afterwards")
+    of_index.add_argument("--to", type=Path, required=True, metavar="INDEX", help="folder; photos are added to it")
+    of_index.add_argument("--sync", action="store_true", help="take out the index's photos that PHOTOS do not have")
+    of_index.add_argument(
+        "--yes", action="store_true", help="even more than one in ten, and those of folders that are empty now"
+    )
     of_index.set_defaults(run=index)
 
-    of_search = commands.add_parser("search", help="find the photos most like others")
+    of_search = commands.add_parser(
+        "search",
+        help="find the photos most like others",
+        epilog=JSON_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     of_search.add_argument("index", type=Path, metavar="INDEX")
     of_search.add_argument("queries", nargs="+", metavar="QUERY", help="photos")
     of_search.add_argument("--top", type=_number, default=10, metavar="N", help="photos for each query; 10")
@@ -124,13 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     outputs = of_search.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="a page to look at")
-    outputs.add_argument("--json", action="store_true", help="print JSON")
+    outputs.add_argument("--json", action="store_true", help="print JSON, described below")
     of_search.set_defaults(run=search)
 
     of_compare = commands.add_parser("compare", parents=[model], help="score a pair of photos")
     of_compare.add_argument("a", metavar="QUERY")
     of_compare.add_argument("b", metavar="CANDIDATE")
-    of_compare.add_argument("--picture", type=Path, metavar="FILE", help="PNG of what the matcher reads in them")
+    of_compare.add_argument("--picture", type=_png, metavar="FILE", help="PNG of what the matcher reads in them")
     of_compare.set_defaults(run=compare)
     return parser
 
@@ -141,6 +201,12 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def _png(text: str) -> Path:
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text} is no name of a PNG: choose one that ends in .png")
+    return Path(text)
 
 
 def _number(text: str) -> int:

@@ -3,17 +3,17 @@
 * `model`: the network, as `Reranker.save_pretrained` writes it,
 * `part_N`: a store (`utils.store`) of up to PART photos that were embedded together,
 * `index.json`: `format`, the network's sum as `model`, the numbers of photos of `parts`, the number of the `next` part,
-  and the `photos`: path, size, time of change, part and row.
+  and the `photos`: path, size, the times of change of content and file, part and row.
 
 `index.json` is replaced whole, after what it tells of is on the disk: an interrupt costs the part that is being made.
 No number of a part comes twice, so that who searches meanwhile finds a part as it was, or none.
 """
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,16 +23,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rrt.pretrained import CONFIG, WEIGHTS
+from rrt.photos import is_hidden
+from rrt.pretrained import CONFIG, WEIGHTS, load
 from rrt.reranker import Features, Fusion, Reranker
+from sop.photo import naming
+from sop.reading import read_photos
 from utils.errors import InputError
 from utils.features import DIMS
-from utils.files import atomic_write, only_writer
+from utils.files import atomic_write, only_writer, stamp
 from utils.rows import StoredRows
 from utils.store import Store
 
-FORMAT = 1
+FORMAT = 2  # 1: photos as stored, not turned upright, and without the time of change of the file itself
 OPEN_PARTS = 256  # files at a time
+FEW = 10  # of so many photos of an index one may be taken out unasked
 PART = 256  # photos; an interrupt costs no more. Maps of 128 x 7 x 7 take 6 MB
 OWN_FOLDERS = re.compile(r"model|part_\d+")
 OWN_FILES = ("index.json", "store.json", *(f"{name}.npy" for name in DIMS), CONFIG, WEIGHTS)
@@ -43,9 +47,15 @@ class Photo(NamedTuple):
 
     path: str
     size: int  # bytes
-    changed: int  # in ns since 1970
+    mtime: int  # ns since 1970, as `utils.files.stamp` has them
+    ctime: int
     part: int
     row: int
+
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        """What tells the file from another in its place."""
+        return self.size, self.mtime, self.ctime
 
 
 class Content(NamedTuple):
@@ -62,8 +72,11 @@ class Update(NamedTuple):
 
     photos: int  # in the index now
     added: int
+    updated: int  # embedded anew: they have changed, or their part was damaged
     removed: int
-    problems: list[str]
+    kept: int  # of those that could not be read: as they were embedded before
+    not_given: int  # in the index, and not among those given
+    problems: list[str]  # a line for each photo that could not be read
 
 
 class Found(NamedTuple):
@@ -72,14 +85,27 @@ class Found(NamedTuple):
     photo: str
     score: float | None  # None: behind the candidates that were rescored
     logit: float | None
-    cosine: float
+    cosine: float  # from -1 to 1
+    rank_by_cosine: int  # from 1
+    stamp: tuple[int, int, int]  # of the file that was embedded
 
 
-def update(folder: Path, paths: Iterable[Path], reranker: Reranker, progress: bool = False) -> Update:
-    """Make the index in `folder` one of the photos `paths`: new and changed ones are embedded, others taken out.
+def update(
+    folder: Path,
+    paths: Iterable[Path],
+    reranker: Reranker,
+    progress: bool = False,
+    sync: bool = False,
+    yes: bool = False,
+) -> Update:
+    """Have the photos `paths` in the index in `folder`: new and changed ones are embedded.
 
-    What was interrupted goes on. A photo that cannot be read is left out, and said. InputError where the index is of
-    another network, is being written by another process or cannot be written, and where no photo can be read.
+    What was interrupted goes on; what is damaged, the network included, is made anew. A photo that cannot be read is
+    said; one that was embedded before stays as it was. So do photos of the index that are not among `paths`, unless
+    `sync` takes them out: at most one in FEW, and none of a folder that is empty now, as where a drive is away, unless
+    `yes` allows it.
+    InputError where `sync` would take out more, where the index is of another network, is being written by another
+    process or cannot be written, and where none of `paths` can be read.
     """
     if folder.is_dir() and not all(map(_is_own, folder.iterdir())):
         raise InputError(f"{folder} has files that are not an index's: choose a new folder")
@@ -88,29 +114,44 @@ def update(folder: Path, paths: Iterable[Path], reranker: Reranker, progress: bo
         before = read_content(folder) if (folder / "index.json").exists() else Content(model, {}, 0, [])
         if before.model != model:
             raise InputError(f"{folder} is an index of another network: choose another folder, or give its own")
+        given = set(map(str, paths))
+        photos = [photo for photo in before.photos if photo.path in given or not sync]
+        if not yes:
+            _check_removal(folder, before.photos, photos)
+        if before.photos and not _has_model(folder, model):
+            reranker.save_pretrained(folder / "model")
         whole = {number for number, count in before.parts.items() if _is_whole(_part(folder, before, number), count)}
-        stats, problems = _stats(paths)
-        photos = [photo for photo in before.photos if stats.get(photo.path) == photo[1:3] and photo.part in whole]
-        known = {photo.path for photo in photos}
-        missing = [path for path in stats if path not in known]
-        content = before._replace(parts={number: before.parts[number] for number in sorted(whole)}, photos=photos)
+        failed: dict[str, str] = {}  # what is wrong, by path
+        stamps = _stamps(given | {photo.path for photo in photos if photo.part not in whole}, failed)
+        current = {photo.path for photo in photos if photo.part in whole and stamps.get(photo.path) == photo.stamp}
+        missing = [path for path in stamps if path not in current]
+        content = before._replace(photos=photos)
         with tqdm(total=len(missing), desc="Indexing", unit="photo", disable=not (progress and missing)) as shown:
             for start in range(0, len(missing), PART):
                 names = missing[start : start + PART]
-                content = _with_part(folder, content, names, stats, reranker, problems.append)
+                content = _with_part(folder, content, names, stamps, reranker, failed)
                 shown.update(len(names))
-        if not content.photos:
-            raise InputError("; ".join(["no photo could be read", *problems[:3]]))
-        used = {photo.part for photo in content.photos}
-        content = content._replace(parts={number: content.parts[number] for number in sorted(used)})
+        if given <= failed.keys():
+            raise InputError("; ".join(["no photo could be read", *list(failed.values())[:3]]))
+        photos = [photo for photo in content.photos if photo.part in whole or photo.part >= before.next]
+        used = {photo.part for photo in photos}
+        content = content._replace(photos=photos, parts={number: content.parts[number] for number in sorted(used)})
         if content != read_content(folder):
             _write_content(folder, content)
         for path in folder.glob("part_*"):
             if int(path.name.removeprefix("part_")) not in used:
                 shutil.rmtree(path, ignore_errors=True)
-        added = len(content.photos) - len(photos)
-        gone = {photo.path for photo in before.photos} - {photo.path for photo in content.photos}
-        return Update(len(content.photos), added, len(gone), problems)
+        old, new = ({photo.path for photo in listed} for listed in (before.photos, photos))
+        embedded = {photo.path for photo in photos if photo.part >= before.next}
+        return Update(
+            photos=len(new),
+            added=len(embedded - old),
+            updated=len(embedded & old),
+            removed=len(old - new),
+            kept=len(new & failed.keys()),
+            not_given=len(new - given),
+            problems=list(failed.values()),
+        )
 
 
 def read_content(folder: Path) -> Content:
@@ -120,16 +161,31 @@ def read_content(folder: Path) -> Content:
         raise InputError(f"{folder} is no index: `python -m rrt index PHOTOS... --to {folder}` makes one")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        found = content["format"]
-        if found == FORMAT:
-            parts = {int(number): int(count) for number, count in content["parts"]}
-            photos = [Photo(str(path), *map(int, numbers)) for path, *numbers in content["photos"]]
-            following = int(content["next"])
-            if all(0 <= photo.row < parts[photo.part] for photo in photos) and max(parts, default=-1) < following:
-                return Content(str(content["model"]), parts, following, photos)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = content["format"]
+        if version == FORMAT:
+            return _checked(content)
+        if not isinstance(version, int):
+            raise ValueError("its version is no number")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} is damaged: delete the folder and index again") from error
-    raise InputError(f"{folder} is an index of version {found!r}, not {FORMAT}: delete the folder and index again")
+    made = "was made before photos were turned upright" if version == 1 else f"is of version {version}, not {FORMAT}"
+    raise InputError(f"the index {folder} {made}: index again into a new folder")
+
+
+def own_reranker(folder: Path, model: str, device: torch.device | str | None = None) -> Reranker:
+    """The network that an index keeps, whose sum is `model`; InputError where it is damaged or gone."""
+    damaged = InputError(
+        f"{folder / 'model'} is damaged or gone: `python -m rrt index PHOTOS... --to {folder} --model MODEL` writes it "
+        "anew, where MODEL is the one that the index was made with; what is embedded stays"
+    )
+    try:
+        pretrained = load(folder.absolute() / "model", None, {})  # absolute: no repository of the hub
+    except InputError as error:
+        raise damaged from error
+    reranker = Reranker(*pretrained, device=device)
+    if reranker.digest() != model:
+        raise damaged
+    return reranker
 
 
 class Index:
@@ -140,9 +196,7 @@ class Index:
         self.photos = self.content.photos
         if not self.photos:
             raise InputError(f"{folder} has no photos: index some")
-        self.reranker = Reranker.from_pretrained(folder / "model", device=device)
-        if self.reranker.digest() != self.content.model:
-            raise InputError(f"{folder}/model is not the network that its photos were embedded with: index them again")
+        self.reranker = own_reranker(folder, self.content.model, device)
         self.parts = np.array([photo.part for photo in self.photos])
         self.rows = np.array([photo.row for photo in self.photos])
         of_parts = {number: self._rows_of(number, "descriptors")[:] for number in self.content.parts}
@@ -165,23 +219,29 @@ class Index:
         return [
             self._ranked(Features(*query), own_cosines, own_positions, rerank, fusion)[:top]
             for *query, own_cosines, own_positions in zip(
-                queries.descriptors[:, None], queries.maps[:, None], cosines.tolist(), positions, strict=True
+                queries.descriptors[:, None],
+                queries.maps[:, None],
+                cosines.clamp(-1, 1).tolist(),  # rounding leads beyond
+                positions,
+                strict=True,
             )
         ]
 
     def _ranked(
         self, query: Features, cosines: list[float], positions: Tensor, rerank: int, fusion: Fusion
     ) -> list[Found]:
-        names = [self.photos[position].path for position in positions.tolist()]
+        photos = [self.photos[position] for position in positions.tolist()]
+        found = [
+            Found(photo.path, None if rerank else cosine, None, cosine, rank, photo.stamp)
+            for rank, (photo, cosine) in enumerate(zip(photos, cosines, strict=True), start=1)
+        ]
         if not rerank:
-            return [Found(name, cosine, None, cosine) for name, cosine in zip(names, cosines, strict=True)]
+            return found
         rescored = positions[:rerank]
         gallery = Features(self.descriptors[rescored], self._maps_of(rescored.numpy()))
-        ranked = [
-            Found(names[index], score, logit, cosine)
-            for index, score, logit, cosine in self.reranker.rank(query, gallery, fusion=fusion)
-        ]
-        return ranked + [Found(name, None, None, cosine) for name, cosine in zip(names, cosines, strict=True)][rerank:]
+        matches = self.reranker.rank(query, gallery, fusion=fusion)
+        ranked = [found[match.index]._replace(score=match.score, logit=match.logit) for match in matches]
+        return ranked + found[rerank:]
 
     def _maps_of(self, positions: np.ndarray) -> Tensor:
         """The local maps of some photos."""
@@ -195,59 +255,97 @@ class Index:
         return maps
 
 
+def _checked(content: dict) -> Content:
+    """The content of `index.json`; ValueError, KeyError, TypeError or OverflowError where it makes no sense."""
+    parts = {int(number): int(count) for number, count in content["parts"]}
+    photos = [Photo(str(path), *map(int, numbers)) for path, *numbers in content["photos"]]
+    following = int(content["next"])
+    if not all(photo.path.startswith(os.sep) and 0 <= photo.row < parts[photo.part] for photo in photos):
+        raise ValueError("it names rows that no part has")
+    if max(parts, default=-1) >= following:
+        raise ValueError("the next part is there already")
+    return Content(str(content["model"]), parts, following, photos)
+
+
 def _is_own(path: Path) -> bool:
-    """Whether something in the folder is an index's, or the system's, as hidden files are."""
-    if path.is_dir():
-        return (
-            bool(OWN_FOLDERS.fullmatch(path.name))
-            and not any(map(Path.is_dir, path.iterdir()))
-            and all(map(_is_own, path.iterdir()))
+    """Whether something in the folder is an index's, or the system's."""
+    if path.is_dir() and not is_hidden(path.name):
+        is_flat = not any(child.is_dir() and not is_hidden(child.name) for child in path.iterdir())
+        return bool(OWN_FOLDERS.fullmatch(path.name)) and is_flat and all(map(_is_own, path.iterdir()))
+    return path.name in OWN_FILES or is_hidden(path.name)
+
+
+def _has_model(folder: Path, model: str) -> bool:
+    """Whether an index keeps its network."""
+    try:
+        own_reranker(folder, model, "cpu")
+        return True
+    except InputError:
+        return False
+
+
+def _check_removal(folder: Path, before: Sequence[Photo], kept: Sequence[Photo]) -> None:
+    """Raise InputError where many photos are to be taken out of an index, or some of a drive that may be away."""
+    removed = {photo.path for photo in before} - {photo.path for photo in kept}
+    parents = {Path(path).parent for path in removed}
+    empty = sorted({str(nearest) for nearest in map(_nearest, parents) if _is_empty(nearest)})
+    if len(removed) * FEW > len(before) or empty:
+        raise InputError(
+            f"{len(removed)} of the {len(before)} photos of {folder} are not among those given"
+            + f", some of folders that are empty now, as where a drive is away ({', '.join(empty[:3])})" * bool(empty)
+            + ": nothing was changed; index without --sync to keep them, or with --sync --yes to take them out"
         )
-    return path.name in OWN_FILES or path.name.startswith(".")
 
 
-def _stats(paths: Iterable[Path]) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Sizes and times of change by path, and what is wrong with the others."""
-    stats, problems = {}, []
-    for path in paths:
+def _nearest(folder: Path) -> Path:
+    """The first of a folder and those above it that is there."""
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))  # noqa: PTH112  # Path's can raise
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder, or it cannot be read."""
+    try:
+        return all(is_hidden(path.name) for path in folder.iterdir())
+    except OSError:
+        return True
+
+
+def _stamps(paths: Iterable[str], failed: dict[str, str]) -> dict[str, tuple[int, int, int]]:
+    """Of each file, by path, in order; of the others `failed` tells what is wrong."""
+    stamps = {}
+    for path in sorted(paths):
         try:
-            stat = path.stat()
-            stats[str(path)] = (stat.st_size, stat.st_mtime_ns)
-        except OSError as error:
-            problems.append(f"photo {path} cannot be read ({error.strerror})")
-    return stats, problems
+            with naming(path):
+                stamps[path] = stamp(path)
+        except InputError as error:
+            failed[path] = str(error)
+    return stamps
 
 
 def _with_part(
     folder: Path,
     content: Content,
     names: Sequence[str],
-    stats: dict[str, tuple[int, int]],
+    stamps: dict[str, tuple[int, int, int]],
     reranker: Reranker,
-    report: Callable[[str], None],
+    failed: dict[str, str],
 ) -> Content:
-    """The content with another part, of those of some photos that can be read."""
-
-    def read(name: str) -> Tensor | InputError:
-        try:
-            return reranker.pixels(Path(name))
-        except InputError as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        read_ones = dict(zip(names, pool.map(read, names), strict=True))
-    for pixels in read_ones.values():
+    """The content with another part, of those of some photos that can be read; `failed` tells of the others."""
+    images = {}
+    for name, pixels in zip(names, read_photos([Path(name) for name in names], reranker.pixels), strict=True):
         if isinstance(pixels, InputError):
-            report(str(pixels))
-    images = {name: pixels for name, pixels in read_ones.items() if isinstance(pixels, Tensor)}
+            failed[name] = str(pixels)
+        else:
+            images[name] = pixels
     if not images:
         return content
     if not content.photos:  # a model without photos may be another one, of a call that was interrupted
         reranker.save_pretrained(folder / "model")
     number = content.next
     parts = content.parts | {number: len(images)}
-    photos = [Photo(name, *stats[name], number, row) for row, name in enumerate(images)]
-    content = Content(content.model, parts, number + 1, content.photos + photos)
+    others = [photo for photo in content.photos if photo.path not in images]
+    photos = [Photo(name, *stamps[name], number, row) for row, name in enumerate(images)]
+    content = Content(content.model, parts, number + 1, others + photos)
     _part(folder, content, number).write(0, [reranker.embed_pixels(torch.stack(list(images.values())))])
     _write_content(folder, content)
     return content

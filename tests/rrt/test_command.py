@@ -13,6 +13,7 @@ from rrt.__main__ import main
 from rrt.index import Found
 from rrt.page import page
 from rrt.picture import DARKEST, GAP, SIDE, attention_picture
+from utils.files import stamp
 
 NAMES = ["a b.png", "quo'te\".png", "<script>alert(1)<", "naïve 写真.png", "line\nbreak.png"]
 
@@ -49,27 +50,56 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_index_search_compare(saved, own, tmp_path, capsys):
+def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     index, query = str(tmp_path / "index"), str(own / NAMES[0])
     model = ["--model", str(saved), "--crop-size", "64"]
     assert main(["index", str(own), "--to", index, *model]) == 0
-    assert "has 5 photos: 5 were embedded, 0 taken out, 0 could not be read" in capsys.readouterr().out
+    assert "has 5 photos: 5 were added, 0 embedded anew, 0 taken out; 0 could not be read\n" in capsys.readouterr().out
     (own / "broken.jpg").write_text("no photo")
+    for name in ("1.HEIC", "2.heic", "none", "a.b", "a.c", "a.d", "a.e"):
+        (own / name).touch()
     assert main(["index", str(own), "--to", index]) == 0  # by its own network
     told = capsys.readouterr()
-    assert "has 5 photos: 0 were embedded, 0 taken out, 1 could not be read" in told.out
+    assert "has 5 photos: 0 were added, 0 embedded anew, 0 taken out; 1 could not be read\n" in told.out
     assert re.search(r"photo .*broken\.jpg cannot be read", told.err)
+    assert re.search(r"7 files were left out by their endings: \.heic \(2\), (.{2,4} \(1\), ){4}\.\.\.\n", told.err)
     assert main(["index", str(own), "--to", index, "--crop-size", "96"]) == 1
+    assert "--crop-size and --setting are of a --model" in capsys.readouterr().err
+    assert main(["index", str(own), "--to", index, "--model", str(saved), "--crop-size", "96"]) == 1
     assert "is an index of another network" in capsys.readouterr().err
+    assert main(["index", query, "--to", index]) == 0
+    assert "\n4 of them are not among the photos given and are kept; --sync takes them out\n" in capsys.readouterr().out
+    assert main(["index", query, "--to", index, "--sync"]) == 1
+    assert "4 of the 5 photos of" in capsys.readouterr().err
+    assert main(["index", query, "--to", str(tmp_path / "copy"), *model]) == 0
+    assert main(["index", str(own / NAMES[1]), "--to", str(tmp_path / "copy"), "--sync", "--yes"]) == 0
+    assert "has 1 photos: 1 were added, 0 embedded anew, 1 taken out" in capsys.readouterr().out
 
     assert main(["search", index, query, "--top", "3", "--rerank", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[0] == query and lines[3].startswith("   3. cosine")
     assert main(["search", index, query, query, "--rerank", "0", "--json"]) == 0
-    answers = json.loads(capsys.readouterr().out)
+    answers = json.loads(capsys.readouterr().out)["answers"]
     assert len(answers) == 2 and answers[0]["found"][0]["photo"] == query
+    capsys.readouterr()
+    monkeypatch.chdir(own)
+    assert main(["search", index, NAMES[0], "--rerank", "2", "--json"]) == 0
+    reranked = json.loads(capsys.readouterr().out)
+    assert reranked["format"] == 1
+    (answer,) = reranked["answers"]
+    assert answer["query"] == query
+    assert [photo["rank"] for photo in answer["found"]] == [1, 2, 3, 4, 5]
+    assert sorted(photo["rank_by_cosine"] for photo in answer["found"][:2]) == [1, 2]
+    assert [photo["rank_by_cosine"] for photo in answer["found"][2:]] == [3, 4, 5]
+    by_cosine = sorted(answer["found"], key=lambda photo: photo["rank_by_cosine"])
+    for photo, plain in zip(by_cosine, answers[0]["found"], strict=True):
+        assert set(photo) == {"photo", "rank", "rank_by_cosine", "score", "logit", "cosine"}
+        expected = photo | {"rank": photo["rank_by_cosine"], "score": photo["cosine"], "logit": None}
+        assert plain == pytest.approx(expected, abs=1e-6)
+        assert -1 <= photo["cosine"] <= 1
     assert main(["search", index, query, "--fusion", "20", "10", "--html", str(tmp_path / "out.html")]) == 0
     elements = Elements((tmp_path / "out.html").read_text("ascii"))
+    assert elements.names.count("meta") == 3
     assert "script" not in elements.names and elements.names.count("img") == 6
     assert "<script>alert(1)<script>.png" in elements.text and "line\\nbreak.png" in elements.text
     assert "写真" in elements.text
@@ -89,6 +119,7 @@ def test_index_search_compare(saved, own, tmp_path, capsys):
         (["search", "nowhere", "a.jpg"], "nowhere is no index"),
         (["compare", "a.jpg", "b.jpg", "--model", "none.pt"], "none.pt does not exist"),
         (["search", "nowhere", "a.jpg", "--rerank", "0", "--fusion", "1", "1"], "--fusion is of reranking"),
+        (["index", ".", "--to", "index", "--yes"], "--yes is of --sync"),
     ],
 )
 def test_reports_errors(arguments, told, tmp_path, monkeypatch, capsys):
@@ -103,11 +134,31 @@ def test_the_page_shows_photos_upright(tmp_path):
     turned = Image.Exif()
     turned[0x112] = 6  # to be turned by 90 degrees
     Image.new("RGB", (80, 40)).save(tmp_path / "wide.jpg", exif=turned)
-    text = page([tmp_path / "wide.jpg"], [[Found(str(tmp_path / "gone.jpg"), 1.0, None, 1.0)]])
+    text = page([tmp_path / "wide.jpg"], [[]])
     content = re.search(r"base64,([^\"]+)", text)
     assert content is not None
     assert Image.open(io.BytesIO(base64.b64decode(content[1]))).size == (40, 80)
-    assert "gone.jpg does not exist" in Elements(text).text
+
+
+def test_the_page_shows_what_was_indexed(tmp_path):
+    paths = [tmp_path / name for name in ("query.png", "same.png", "changed.png", "gone.png")]
+    for path in paths:
+        Image.new("RGB", (80, 40)).save(path)
+    found = [Found(str(path), 1.0, None, 1.0, 1, stamp(path)) for path in paths[1:]]
+    paths[2].touch()
+    paths[3].unlink()
+    elements = Elements(page(paths[:1], [found]))
+    assert elements.names.count("img") == 2
+    assert f"photo {paths[2]} has changed since it was indexed: index it again" in elements.text
+    told = f"photo {paths[3]} does not exist: it is still in the index, out of which `index --sync` takes it"
+    assert told in elements.text
+
+
+def test_a_picture_is_a_png(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "a.jpg", "b.jpg", "--model", "none.pt", "--picture", "pair.jpg"])
+    assert ended.value.code == 2
+    assert "pair.jpg is no name of a PNG: choose one that ends in .png" in capsys.readouterr().err
 
 
 def test_the_page_shows_photos_with_damaged_notes(tmp_path):
