@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+from tests.reference import published_model
 from tests.utils.test_fusion import drawn
 from utils.errors import InputError
 from utils.evaluation import (
     Labels,
     Ranking,
     Rankings,
+    evaluate_rerank,
     fall_of_cosines,
     rank_candidates,
     report_rankings,
@@ -93,3 +97,16 @@ def test_neighbours_of_other_photos_are_said(capsys):
         rank_candidates(candidates._replace(cosines=cosines), Labels(classes, classes, True), None)
         assert ("cosines hardly fall from first to last" in capsys.readouterr().out) == (np.mean(rows) < 0.5)
     assert fall_of_cosines(candidates.cosines) == fall_of_cosines(candidates.cosines[:, :1]) == 1
+
+
+def test_a_matcher_that_answers_one_number_is_not_validated():
+    model = published_model(4, arch="resnet18")
+    images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) // 2
+    loader = DataLoader(TensorDataset(images, labels, torch.arange(8)), batch_size=8)
+    neighbours = (torch.arange(8)[:, None] + torch.arange(1, 4)) % 8
+    evaluate_rerank(model, neighbours, loader, None, [1])
+    for parameter in model.matcher.parameters():
+        torch.nn.init.zeros_(parameter)
+    evaluate_rerank(model, neighbours[:, :1], loader, None, [1])  # a single candidate has an order
+    with pytest.raises(InputError, match=r"the matcher gives all candidates of each query one score.* lower lr"):
+        evaluate_rerank(model, neighbours, loader, None, [1])
