@@ -113,7 +113,12 @@ def tiny_state() -> TrainingState:
     )
 
 
-ABOUT = describe({"lr": 1, "model": {"arch": "x"}}, ["0" * 32], "cpu") | {"epochs": 3, "run_id": "1", "folder": None}
+ABOUT = describe({"lr": 1, "model": {"arch": "x"}}, ["0" * 32], "cpu") | {
+    "epochs": 3,
+    "run_id": "1",
+    "folder": None,
+    "photos": [5, -1],
+}
 
 
 def make_splits(folder: Path) -> list[Path]:

@@ -59,7 +59,16 @@ EXPECTED = {  # the parts of `last.pt` and their types
     "origin": dict,
     "about": dict,
 }
-EXPECTED_ABOUT = {"settings": str, "sums": list, "device": str, "epochs": int, "run_id": str, "folder": str | None}
+EXPECTED_ABOUT = {
+    "settings": str,
+    "sums": list,
+    "device": str,
+    "epochs": int,
+    "run_id": str,
+    "folder": str | None,
+    "photos": list | None,  # older ones lack it
+    "checkpoint": str | None,  # that, too
+}
 
 
 class TrainingFiles:
@@ -226,8 +235,8 @@ def check_continues(content: dict, about: Mapping[str, Any]) -> None:
         changed.append(f"it runs on {now['device']}, not {before.get('device')}")
     if before["sums"] != now["sums"]:
         changed.append("the split or neighbour files hold something else")
-    sizes = [*zip(before.get("photos", ()), now.get("photos", ()), strict=False)]  # an older one does not say
-    others = sum(size != size_now and -1 not in (size, size_now) for size, size_now in sizes)
+    sizes = [*zip(before.get("photos") or (), now.get("photos", ()), strict=False)]
+    others = sum(isinstance(then, int) and then != size and -1 not in (then, size) for then, size in sizes)
     if others:
         changed.append(f"{others} of {len(sizes)} photos have another size")
     if changed:
