@@ -114,7 +114,7 @@ def update(
         before = read_content(folder) if (folder / "index.json").exists() else Content(model, {}, 0, [])
         if before.model != model:
             raise InputError(f"{folder} is an index of another network: choose another folder, or give its own")
-        given = set(map(str, paths))
+        given = {os.path.abspath(path) for path in paths}  # noqa: PTH100  # links keep their names
         photos = [photo for photo in before.photos if photo.path in given or not sync]
         if not yes:
             _check_removal(folder, before.photos, photos)
@@ -141,21 +141,11 @@ def update(
         for path in folder.glob("part_*"):
             if int(path.name.removeprefix("part_")) not in used:
                 shutil.rmtree(path, ignore_errors=True)
-        old, new = ({photo.path for photo in listed} for listed in (before.photos, photos))
-        embedded = {photo.path for photo in photos if photo.part >= before.next}
-        return Update(
-            photos=len(new),
-            added=len(embedded - old),
-            updated=len(embedded & old),
-            removed=len(old - new),
-            kept=len(new & failed.keys()),
-            not_given=len(new - given),
-            problems=list(failed.values()),
-        )
+        return _told(before, photos, given, failed)
 
 
 def read_content(folder: Path) -> Content:
-    """What `index.json` of a folder holds; InputError where there is none, or one of another version."""
+    """What `index.json` of a folder holds; InputError where there is none, it is damaged, or of another version."""
     file = folder / "index.json"
     if not file.is_file():
         raise InputError(f"{folder} is no index: `python -m rrt index PHOTOS... --to {folder}` makes one")
@@ -166,7 +156,11 @@ def read_content(folder: Path) -> Content:
             return _checked(content)
         if not isinstance(version, int):
             raise ValueError("its version is no number")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror or error}): mend that, the index may be whole"
+        ) from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} is damaged: delete the folder and index again") from error
     made = "was made before photos were turned upright" if version == 1 else f"is of version {version}, not {FORMAT}"
     raise InputError(f"the index {folder} {made}: index again into a new folder")
@@ -320,6 +314,21 @@ def _stamps(paths: Iterable[str], failed: dict[str, str]) -> dict[str, tuple[int
         except InputError as error:
             failed[path] = str(error)
     return stamps
+
+
+def _told(before: Content, photos: Sequence[Photo], given: set[str], failed: dict[str, str]) -> Update:
+    """What has been done to an index, which has `photos` now."""
+    old, new = ({photo.path for photo in listed} for listed in (before.photos, photos))
+    embedded = {photo.path for photo in photos if photo.part >= before.next}
+    return Update(
+        photos=len(new),
+        added=len(embedded - old),
+        updated=len(embedded & old),
+        removed=len(old - new),
+        kept=len(new & failed.keys()),
+        not_given=len(new - given),
+        problems=list(failed.values()),
+    )
 
 
 def _with_part(

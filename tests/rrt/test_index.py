@@ -189,7 +189,11 @@ def test_leaves_out_what_it_cannot_read(reranker, own, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_refuses_another_index(reranker, own, tmp_path, content):
+def refuse(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_refuses_another_index(reranker, own, tmp_path, monkeypatch):
     index, photos = tmp_path / "index", find_photos([own])
     update(index, photos, reranker)
     before = (index / "index.json").read_text()
@@ -217,6 +221,9 @@ def test_refuses_another_index(reranker, own, tmp_path, content):
         (index / "index.json").write_text(written)
         with pytest.raises(InputError, match=told):
             Index(index)
+    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"cannot be read \(Input/output error\)"):
+        patched.setattr(Path, "read_text", refuse)
+        Index(index)
     (index / "index.json").write_text(before)
     maps = index / "part_0" / "maps.npy"
     maps.write_bytes(maps.read_bytes()[:-1] + b"\1")
@@ -226,9 +233,10 @@ def test_refuses_another_index(reranker, own, tmp_path, content):
     assert torch.equal(Index(index, device="cpu").descriptors, reranker.embed(photos).descriptors)
 
 
-def test_takes_nothing_out_by_itself(reranker, own, tmp_path, small_parts):
+def test_takes_nothing_out_by_itself(reranker, own, tmp_path, small_parts, monkeypatch):
     index, photos = tmp_path / "index", find_photos([own])
-    update(index, photos[:4], reranker)
+    monkeypatch.chdir(own)
+    update(index, [Path(path.name) for path in photos[:4]], reranker)  # kept as absolute paths
     assert update(index, photos[4:], reranker) == (7, 3, 0, 0, 0, 4, [])
     before = reranker.embed(photos).descriptors
     photos[0].unlink()
