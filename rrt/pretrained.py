@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import safetensors.torch
+import torch
 from huggingface_hub.constants import HF_HOME
 
 from models.network import ANSWER_SETTINGS, MODEL_RULES, make_network
 from models.resnet import RerankingResNet
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch
-from utils.checkpoint import origin_of, read_tensors, state_dict_to_cpu, state_of, take_weights
+from utils.checkpoint import check_fits, origin_of, read_tensors, state_dict_to_cpu, state_of, take_weights
 from utils.errors import InputError, listing
 from utils.files import atomic_write_all
 from utils.precision import float32_throughout
@@ -70,6 +71,8 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
     if os.path.isdir(path):  # noqa: PTH112  # Path's raises for names that are too long
         return _folder(path / CONFIG, path / WEIGHTS, crop_size, given)
     if os.path.exists(path):  # noqa: PTH110
+        if path.suffix == ".safetensors":
+            return _folder(path.with_name(CONFIG), path, crop_size, given)
         return _checkpoint(path, crop_size, given)
     if HUB_NAME.fullmatch(str(source)) and path.suffix not in (".pt", ".pth", ".safetensors"):
         return _folder(*_from_hub(str(source)), crop_size, given)
@@ -118,8 +121,10 @@ def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[s
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         said, said_crop_size = dict(content["network"]), content["crop_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config} is not as save_pretrained writes it: write it anew") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{config} is not as save_pretrained writes it: save the network anew, or index anew if it is an index's"
+        ) from error
     try:
         tensors = safetensors.torch.load_file(weights)
     except Exception as error:  # a damaged file can raise anything
@@ -137,7 +142,10 @@ def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], 
     state = state_of(content, path)
     if "classifier.bias" not in state:
         raise InputError(f"{path} is no checkpoint of a network: it lacks classifier.bias")
-    network = make_network(state["classifier.bias"].numel(), normalize=True, **settings)
+    num_classes = state["classifier.bias"].numel()
+    with torch.device("meta"):  # nothing is allocated before the sizes are known to be those of the file
+        check_fits(state, make_network(num_classes, normalize=True, **settings).state_dict(), path)
+    network = make_network(num_classes, normalize=True, **settings)
     take_weights(content, path, network, training=False, settings=given)
     return Pretrained(network.eval(), settings, crop_size)
 

@@ -298,7 +298,8 @@ def _weights(fusion: Fusion, num_candidates: int) -> Weights:
     weights = list(map(plain, given)) if isinstance(given, Sequence) else []
     if len(weights) != 2 or not all(map(WEIGHT.accepts, weights)):
         raise InputError(f"fusion={fusion!r}: give None, or (w, v), two numbers from 0 to 1,000,000")
-    return Weights(1, *weights, num_candidates)
+    cosine, chamfer = weights
+    return Weights(1, cosine, chamfer, num_candidates)
 
 
 def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Tensor:

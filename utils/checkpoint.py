@@ -7,6 +7,7 @@ size of its images.
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ SETTINGS = {  # which setting decides whether a tensor exists, and its shape
     r"matcher\.": "model.num_local_features",
     r"(conv1|bn1|layer\d)\.": "model.arch",
 }
+WRAPPERS = ("module", "_orig_mod")  # in names of tensors
 
 
 def num_of_trainable_params(model: nn.Module) -> int:
@@ -37,8 +39,12 @@ def num_of_trainable_params(model: nn.Module) -> int:
 
 
 def state_dict_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict's tensors on the CPU, without the `module.` prefixes of DataParallel."""
-    return {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
+    """A state dict's tensors on the CPU, named without what DataParallel and torch.compile put before, at any depth."""
+
+    def bare(name: str) -> str:
+        return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+    return {bare(name): tensor.detach().cpu() for name, tensor in state.items()}
 
 
 class Origin(NamedTuple):
@@ -83,7 +89,7 @@ def save_tensors(path: Path | str, content: dict) -> None:
 def load_weights(
     path: Path | str, model: nn.Module, training: bool, settings: Mapping[str, Any] = MappingProxyType({})
 ) -> Origin:
-    """Load a checkpoint's weights into `model`: a dict with `state`, or a bare state dict, `module.` prefixes or not.
+    """Load a checkpoint's weights into `model`: a dict with `state`, or a bare state dict, wrapped or not.
 
     Strict, but for a classifier of another number of classes: evaluation leaves it out, `training` starts it anew.
     Raises InputError for a file that is missing, damaged, no checkpoint, or of another architecture, for weights that
@@ -119,9 +125,7 @@ def take_weights(
             file=sys.stderr if training else sys.stdout,
         )
         state |= {name: expected[name] for name in classifier}
-    problems = _differences(state, expected)
-    if problems:
-        raise InputError(f"checkpoint {path} does not fit this model: " + "; ".join(problems))
+    check_fits(state, expected, path)
     infinite = [name for name in expected if not state[name].to(expected[name].dtype).isfinite().all()]
     if infinite:
         raise InputError(
@@ -132,6 +136,14 @@ def take_weights(
     return origin
 
 
+def check_fits(state: dict[str, Tensor], expected: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise InputError unless the state dict of the checkpoint `path` has the names, shapes and kinds of another, whose
+    numbers are not looked at."""
+    problems = _differences(state, expected)
+    if problems:
+        raise InputError(f"checkpoint {path} does not fit this model: " + "; ".join(problems))
+
+
 def read_tensors(path: Path | str) -> object:
     """What a file of `save_tensors` holds: tensors and plain values; InputError for anything else."""
     try:
@@ -139,15 +151,18 @@ def read_tensors(path: Path | str) -> object:
             if file.read(4) == b"PK\3\4":  # by which torch tells its present format from its former one
                 check_stored_zip(file, with_sums=True)
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or refused, all the same
+                return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: check resume=") from error
     except pickle.UnpicklingError as error:
         reason = re.search(r"Unsupported (?:global|class|operand).*|.*GLOBAL .*", str(error))
+        told = reason[0].strip() if reason else _first_line(error)
+        told = told.partition(" was not an allowed global")[0]  # torch's advice to allow it is none
         raise InputError(
-            f"checkpoint {path} was refused, and no code in it was run: it is no plain checkpoint of tensors "
-            f"({reason[0].strip() if reason else _first_line(error)})"
-        ) from error
+            f"checkpoint {path} was refused, and no code in it was run: it is no plain checkpoint of tensors ({told})"
+        ) from None
     except Exception as error:  # a hostile or damaged file can raise anything
         raise InputError(f"checkpoint {path} could not be read: {_first_line(error)}") from error
 
@@ -189,7 +204,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+def _differences(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """What keeps `state` from fitting `expected`, in words, with the settings to look at."""
     differing = {
         "missing": [name for name in expected if name not in state],

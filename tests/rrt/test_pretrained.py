@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from models.ingredient import model_ingredient
 from models.network import ANSWER_SETTINGS
 from rrt import InputError, Reranker, pretrained
 from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
+from tests.faults import limited
 from tests.rrt.conftest import CROP_SIZE, SETTINGS
 from utils.checkpoint import save_tensors
 
@@ -89,7 +91,7 @@ def test_what_is_no_model(reranker, tmp_path, monkeypatch):
     config, weights = json.loads((tmp_path / CONFIG).read_text()), (tmp_path / WEIGHTS).read_bytes()
     with pytest.raises(InputError, match="says other values of 'arch'"):
         Reranker.from_pretrained(tmp_path, arch="resnet34")
-    for damaged in ("", "[]", json.dumps(config | {"network": 3}), json.dumps({"crop_size": 64})):
+    for damaged in ("", "[]", "[" * 100_000, json.dumps(config | {"network": 3}), json.dumps({"crop_size": 64})):
         (tmp_path / CONFIG).write_text(damaged)
         with pytest.raises(InputError, match="not as save_pretrained writes it"):
             Reranker.from_pretrained(tmp_path)
@@ -100,3 +102,32 @@ def test_what_is_no_model(reranker, tmp_path, monkeypatch):
     (tmp_path / WEIGHTS).write_bytes(weights[:-9])
     with pytest.raises(InputError, match="could not be read"):
         Reranker.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tiny-v1.safetensors"])
+def test_the_weights_of_a_folder(reranker, tmp_path, name):
+    reranker.save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / name)
+    assert Reranker.from_pretrained(tmp_path / name, device="cpu").digest() == reranker.digest()
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(InputError, match=r"config\.json does not exist"):
+        Reranker.from_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"ert_num_encoder_layers": 50, "ert_dim_feedforward": 1_000_000},
+        {"num_local_features": 1_000_000},
+        {"num_global_features": 1_000_000, "remap": True},
+    ],
+)
+def test_absurd_sizes_are_never_allocated(reranker, content, tmp_path, absurd):
+    reranker.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"network": SETTINGS | absurd}))
+    save_tensors(tmp_path / "x.pt", content | {"origin": content["origin"] | {"model": SETTINGS | absurd}})
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for source in (tmp_path, tmp_path / "x.pt"):
+        with limited(resource.RLIMIT_AS, held + 2**30), pytest.raises(InputError, match="does not fit this model"):
+            Reranker.from_pretrained(source)

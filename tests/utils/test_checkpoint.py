@@ -2,7 +2,9 @@ import os
 import resource
 import zipfile
 from pathlib import Path
+from traceback import format_exception
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import SGD, AdamW
@@ -11,7 +13,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tests.faults import limited
 from tests.models.test_resnet import new
 from tests.narrow import narrow
-from utils import state_dict_to_cpu
+from utils import pickle_save, state_dict_to_cpu
 from utils.checkpoint import UNKNOWN, Origin, load_weights, save_checkpoint
 from utils.errors import InputError
 
@@ -52,13 +54,13 @@ def test_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state": s}, lambda s: {"state": s, "optim": {}, "epoch": 3}])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
 def test_forms_of_a_checkpoint(tmp_path, wrap, prefix):
     model, other = randomised(), small()
     torch.save(wrap({prefix + name: tensor for name, tensor in model.state_dict().items()}), tmp_path / "c.pt")
     load_weights(tmp_path / "c.pt", other, training=False)
     assert_same_weights(model, other)
-    assert not any(name.startswith("module.") for name in state_dict_to_cpu({"module.a": torch.ones(1)}))
+    assert list(state_dict_to_cpu({"module.a._orig_mod.module.b": torch.ones(1)})) == ["a.b"]
 
 
 def test_a_classifier_of_another_size(tmp_path, capsys):
@@ -119,6 +121,14 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
     with pytest.raises(InputError, match=r"checkpoint .*c\.pt was refused, and no code in it was run: .*system"):
         load_weights(tmp_path / "c.pt", small(), training=False)
     assert not (tmp_path / "ran").exists()
+
+
+def test_neighbours_are_no_checkpoint(tmp_path):
+    """And torch's advice, to allow what they hold, is not repeated."""
+    pickle_save(tmp_path / "nn_inds.pkl", np.zeros((2, 3), int))
+    with pytest.raises(InputError, match=r"no plain checkpoint of tensors \(.*_reconstruct\)$") as raised:
+        load_weights(tmp_path / "nn_inds.pkl", small(), training=False)
+    assert "safe_globals" not in "".join(format_exception(raised.value))
 
 
 @pytest.mark.parametrize(
