@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import huggingface_hub
 import safetensors.torch
 import torch
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub.constants import ENDPOINT, HF_HOME
 
 from models.network import ANSWER_SETTINGS, MODEL_RULES, make_network
 from models.resnet import RerankingResNet
-from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch
+from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, in_one_line
 from utils.checkpoint import check_fits, origin_of, read_tensors, state_dict_to_cpu, state_of, take_weights
 from utils.errors import InputError, listing
 from utils.files import atomic_write_all
@@ -155,16 +155,25 @@ def _published() -> Path:
     folder = Path(HF_HOME) / "rrt"
     path = folder / CHECKPOINTS.names[-1]
     if not path.exists():
-        fetch(CHECKPOINTS, HUB_REPOSITORY, folder)
+        fetch(CHECKPOINTS._replace(names=(path.name,)), HUB_REPOSITORY, folder)
     return path
 
 
 def _from_hub(repository: str) -> tuple[Path, Path]:
+    """The two files of a repository of the hub; where it cannot be reached, those that were fetched before."""
+    reason = None
     try:
-        config, weights = (Path(huggingface_hub.hf_hub_download(repository, name)) for name in (CONFIG, WEIGHTS))
+        ask(ENDPOINT)
     except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
+    try:
+        config, weights = (
+            Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=reason is not None))
+            for name in (CONFIG, WEIGHTS)
+        )
+    except Exception as error:
         raise InputError(
-            f"{repository} is no file here and could not be fetched ({reason}): give {WHERE_FROM}"
-        ) from error
+            f"{repository} is no file or folder here, and could not be fetched from {ENDPOINT} "
+            f"({reason or in_one_line(error)}): check the name, or give {WHERE_FROM}"
+        ) from None
     return config, weights

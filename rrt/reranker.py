@@ -80,8 +80,9 @@ Images = Photo | Iterable[Photo] | Features
 class Reranker:
     """A trained network in eval mode. Any number of threads may use one; a computation waits for the one before.
 
-    Nothing is printed, and no file written but by `save_pretrained` and where `from_pretrained` fetches one. All is
-    computed in float32, without TF32, whatever torch is set to; while it is, torch's settings are the library's.
+    Nothing is printed, and no file written but by `save_pretrained` and where `from_pretrained` fetches one, and shows
+    its progress. All is computed in float32, without TF32, whatever torch is set to; while it is, torch's settings are
+    the library's.
 
     Images are paths, PIL images, or arrays and tensors, of uint8 or of floats from 0 to 1: (3, h, w), grey ones
     (1, h, w) or of uint8 (h, w), arrays (h, w, 3), too. Each, of any size, is resized and cropped as in the evaluation.

@@ -5,13 +5,14 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 
 from sop.preparation.archive import is_safe, open_archive
 from sop.preparation.unfinished import LATER
 from utils.errors import InputError
 from utils.files import atomic_write, only_writer
 
+TIMEOUT = 10  # seconds that a network has for each answer to a first question
 HUB_REPOSITORY = "fwtan/rrt_sop_data"
 RERANK = (
     "python eval_rerank.py -F logs/eval_rerank_{backbone}_r50 with temp_dir=logs/eval_rerank_{backbone}_r50 "
@@ -42,7 +43,8 @@ NEIGHBOURS = Published("rrt_sop_caches", ("rrt_r50_sop_nn_inds_test.pkl", "rrt_r
 
 
 def fetch(published: Published, repository: str, target: Path) -> None:
-    """Bring the published files into the folder `target`, each whole or not at all; those that are there are kept.
+    """Bring the published files of these names into the folder `target`, each whole or not at all; those that are there
+    are kept.
 
     InputError, with what to do by hand, when the hub cannot be reached or does not have them, and while another process
     fetches into `target`.
@@ -60,23 +62,31 @@ def _fetch_missing(published: Published, repository: str, target: Path) -> None:
     hub, missing = HfApi(), _missing(published, target)
     by_hand = f"fetch {', '.join(missing)} by hand from {hub.endpoint}/{repository}/tree/main/{published.folder}"
     try:
+        ask(hub.endpoint)
         with TemporaryDirectory(prefix=".arriving", dir=target, ignore_cleanup_errors=True) as arriving:
             for path in hub.list_repo_files(repository):
-                if (
-                    path.startswith(f"{published.folder}/")
-                    and is_safe(path)
-                    and not (target / Path(path).name).exists()
-                ):
+                is_wanted = Path(path).name in missing or path.endswith(".zip")
+                if path.startswith(f"{published.folder}/") and is_safe(path) and is_wanted:
                     _put(Path(hub.hf_hub_download(repository, path, local_dir=arriving)), target)
     except InputError:
         raise
     except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{repository} could not be fetched ({reason}): run the command again, or {by_hand} into {target}"
-        ) from error
+            f"{repository} could not be fetched ({in_one_line(error)}): try again later, or {by_hand} into {target}"
+        ) from None
     if lacking := _missing(published, target):
         raise InputError(f"{repository} does not have {', '.join(lacking)} in {published.folder}/: {by_hand}")
+
+
+def ask(endpoint: str) -> None:
+    """Raise what the hub's client does where the hub cannot be reached: at once, as it would else try for half a
+    minute."""
+    get_session().head(endpoint, timeout=TIMEOUT)
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says, or is."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _missing(published: Published, target: Path) -> list[str]:

@@ -1,15 +1,19 @@
 import json
 import resource
+from functools import partial
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 from models.ingredient import model_ingredient
 from models.network import ANSWER_SETTINGS
 from rrt import InputError, Reranker, pretrained
 from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
-from tests.faults import limited
+from sop.preparation.published import CHECKPOINTS
+from tests.faults import limited, serving
 from tests.rrt.conftest import CROP_SIZE, SETTINGS
 from utils.checkpoint import save_tensors
 
@@ -30,7 +34,8 @@ def test_folder_there_and_back(reranker, paths, tmp_path, monkeypatch):
     assert loaded.digest() == reranker.digest()
     assert loaded.rank(paths[0], paths) == reranker.rank(paths[0], paths)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(tmp_path / repository / name))
+    monkeypatch.setattr(pretrained, "ask", lambda endpoint: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names, **options: str(tmp_path.joinpath(*names)))
     monkeypatch.chdir(tmp_path.parent)
     (tmp_path / "someone").mkdir()
     (tmp_path / "tiny").rename(tmp_path / "someone" / "tiny-v1.0")
@@ -39,6 +44,7 @@ def test_folder_there_and_back(reranker, paths, tmp_path, monkeypatch):
 
 def test_fetches_the_published_one(content, tmp_path, monkeypatch):
     def fetch(published, repository, folder):
+        assert published.names == ("rrt_r50_sop_rerank_finetune.pt",)
         save_tensors(folder / "rrt_r50_sop_rerank_finetune.pt", {"state": content["state"]})
 
     monkeypatch.setattr(pretrained, "fetch", fetch)
@@ -84,9 +90,6 @@ def test_what_is_no_model(reranker, tmp_path, monkeypatch):
         Reranker.from_pretrained("nowhere.pt")
     with pytest.raises(InputError, match=r"config\.json does not exist"):
         Reranker.from_pretrained(tmp_path)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *arguments: Path("/nowhere").read_text())
-    with pytest.raises(InputError, match="someone/none is no file here and could not be fetched"):
-        Reranker.from_pretrained("someone/none")
     reranker.save_pretrained(tmp_path)
     config, weights = json.loads((tmp_path / CONFIG).read_text()), (tmp_path / WEIGHTS).read_bytes()
     with pytest.raises(InputError, match="says other values of 'arch'"):
@@ -131,3 +134,35 @@ def test_absurd_sizes_are_never_allocated(reranker, content, tmp_path, absurd):
     for source in (tmp_path, tmp_path / "x.pt"):
         with limited(resource.RLIMIT_AS, held + 2**30), pytest.raises(InputError, match="does not fit this model"):
             Reranker.from_pretrained(source)
+
+
+def test_without_a_network_it_is_told_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serving() as gone:
+        monkeypatch.setattr(pretrained, "ENDPOINT", gone.url)
+        monkeypatch.setattr("sop.preparation.published.HfApi", partial(HfApi, endpoint=gone.url))
+    monkeypatch.setattr(pretrained, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr("time.sleep", None)  # as between attempts
+    for source, told in (
+        (
+            "someone/none",
+            rf"^someone/none is no file or folder here, and could not be fetched from {gone.url} \(.*ref",
+        ),
+        ("published", rf"\(.*refused\): try again later, or fetch {CHECKPOINTS.names[-1]} by hand from {gone.url}/"),
+    ):
+        with pytest.raises(InputError, match=told) as raised:
+            Reranker.from_pretrained(source)
+        assert "".join(format_exception(raised.value)).count("Traceback") == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_was_fetched_is_there_without_a_network(reranker, tmp_path, monkeypatch):
+    reranker.save_pretrained(tmp_path)
+
+    def from_cache(repository, name, local_files_only):
+        assert local_files_only
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(pretrained, "ask", lambda endpoint: Path("/nowhere").read_text())
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", from_cache)
+    assert Reranker.from_pretrained("someone/tiny", device="cpu").digest() == reranker.digest()

@@ -1,4 +1,5 @@
 import json
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,12 @@ def test_what_is_there_is_kept(served, tmp_path):
     assert names(tmp_path) == sorted(CHECKPOINTS.names)
 
 
+def test_one_file_is_fetched_alone(served, tmp_path):
+    server = served(BARE)
+    fetch(CHECKPOINTS._replace(names=CHECKPOINTS.names[-1:]), REPOSITORY, tmp_path)
+    assert fetched(server) == names(tmp_path) == [CHECKPOINTS.names[-1]]
+
+
 @pytest.mark.parametrize("top", ["", "rrt_sop_caches/"])
 def test_zipped_files_are_unpacked(served, tmp_path, top):
     inside = {top + name: name.encode() for name in NEIGHBOURS.names} | {f"__MACOSX/{top}._x.pkl": b"x"}
@@ -135,7 +142,7 @@ def test_a_repository_without_the_files(served, tmp_path):
 
 def by_hand(server, target) -> str:
     return (
-        rf"run the command again, or fetch {', '.join(CHECKPOINTS.names)} by hand from "
+        rf"try again later, or fetch {', '.join(CHECKPOINTS.names)} by hand from "
         rf"{server.url}/{REPOSITORY}/tree/main/rrt_sop_ckpts into {target}$"
     )
 
@@ -154,6 +161,7 @@ def test_a_hub_that_refuses(served, tmp_path, status):
 def test_no_network(served, tmp_path, monkeypatch):
     with serving() as gone:
         monkeypatch.setattr(sop.preparation.published, "HfApi", partial(HfApi, endpoint=gone.url))
+    monkeypatch.setattr(time, "sleep", None)  # as between attempts
     with pytest.raises(InputError, match=r"could not be fetched \(.*refused.*\): ") as raised:
         fetch(CHECKPOINTS, REPOSITORY, tmp_path)
     raised.match(by_hand(gone, tmp_path))
