@@ -65,6 +65,8 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
     """
     given, crop_size = {name: plain(value) for name, value in given.items()}, plain(crop_size)
     check_given(given)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"{source!r} is no model: give {WHERE_FROM}")
     path = Path(source)
     if str(source) == PUBLISHED:
         return _checkpoint(_published(), crop_size, given)

@@ -85,7 +85,9 @@ def test_a_matcher_that_was_not_trained(content, tmp_path):
         Reranker.from_pretrained(tmp_path / "global.pt")
 
 
-def test_what_is_no_model(reranker, tmp_path, monkeypatch):
+def test_what_is_no_model(reranker, tmp_path):
+    with pytest.raises(InputError, match="None is no model: give a checkpoint"):
+        Reranker.from_pretrained(None)
     with pytest.raises(InputError, match=r"nowhere\.pt does not exist: give a checkpoint"):
         Reranker.from_pretrained("nowhere.pt")
     with pytest.raises(InputError, match=r"config\.json does not exist"):
