@@ -1,5 +1,6 @@
 """Fetch Stanford Online Products, unpack it and write the split files; fetch the published files; verify the images."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from sacred import Experiment
@@ -24,7 +25,9 @@ def make_splits(folder: Path, train_file: str, test_file: str, val_file: str, va
     splits = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
     if val_classes:
         splits[train_file], splits[val_file] = hold_out(splits[train_file], val_classes)
-    with only_writer(folder / ".lock", f"the set of split files in {folder}", LATER):
+    with ExitStack() as locks:
+        for place in sorted({(folder / file_name).parent for file_name in splits}):  # the dataset's may be read-only
+            locks.enter_context(only_writer(place / ".lock", f"the set of split files in {place}", LATER))
         write_splits(folder, splits)
     for file_name, split in splits.items():
         print(f"{folder / file_name}: {len(split.paths)} images")
@@ -35,7 +38,7 @@ def config():
     sop_dir = "data/Stanford_Online_Products"  # the archive is kept in its parent folder
     sop_url = SOP_URL  # http, https or file
     sop_md5 = official_md5(sop_url)  # None: not checked
-    train_file = "train.txt"
+    train_file = "train.txt"  # below sop_dir, or an absolute path
     test_file = "test.txt"
     val_file = "val.txt"  # written where there are val_classes
     val_classes = 0  # training classes to hold out, for dataset.val_file
@@ -80,7 +83,7 @@ def demo(_config, demo_dir, demo_products, demo_seed, train_file, test_file, val
     """Draw a small demo set in SOP's layout."""
     check(_config)
     check_settings({"val_classes": val_classes}, {"val_classes": whole_number(0, demo_products // 2 - 1)})
-    check_split_files(train_file, test_file, val_file, val_classes)
+    check_split_files(Path(demo_dir), train_file, test_file, val_file, val_classes)
     draw_demo(Path(demo_dir), demo_products, seed=demo_seed)
     make_splits(Path(demo_dir), train_file, test_file, val_file, val_classes)
 
@@ -90,8 +93,8 @@ def demo(_config, demo_dir, demo_products, demo_seed, train_file, test_file, val
 def main(_config, sop_dir, sop_url, sop_md5, train_file, test_file, val_file, val_classes):
     """Fetch SOP, unpack it and write the split files."""
     check(_config)
-    check_split_files(train_file, test_file, val_file, val_classes)
     folder = Path(sop_dir)
+    check_split_files(folder, train_file, test_file, val_file, val_classes)
     if is_free(folder):
         unpack(download(sop_url, folder.parent, sop_md5), folder)
     make_splits(folder, train_file, test_file, val_file, val_classes)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -257,6 +258,33 @@ def test_a_second_process_is_refused(prepare, archive, tmp_path):
     ):
         prepare(url, train_file="learn.txt")
     assert names(folder) == ["Ebay_test.txt", "Ebay_train.txt", "test.txt", "toy_final", "train.txt"]
+
+
+def test_split_files_of_a_folder_that_is_read_only(prepare, archive, photos, tmp_path, monkeypatch):
+    (tmp_path / "SOP.zip").write_bytes(archive)
+    url, folder = (tmp_path / "SOP.zip").as_uri(), tmp_path / "data" / "sop"
+    prepare(url)
+    before = {path: path.stat() for path in folder.rglob("*")}
+    really_open = Path.open
+
+    def refuse(path, mode="r", *args, **kwargs):
+        if path.is_relative_to(folder) and not mode.startswith("r"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return really_open(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CommandError, match=r"/sop cannot be written to: Read-only file system; choose another folder$"):
+        prepare(url)
+    lists = {f"{name}_file": str(tmp_path / "lists" / f"{name}.txt") for name in ("train", "test", "val")}
+    prepare(url, **lists)
+    assert {path: path.stat() for path in folder.rglob("*")} == before
+    assert names(tmp_path / "lists") == ["test.txt", "train.txt"]
+    for name in ("train", "test"):
+        assert read_split(folder, lists[f"{name}_file"]) == read_split(photos, f"{name}.txt")
+    prepare(url, "verify", **lists)
+    refused = r"set of split files in .*/lists is being written by process"
+    with only_writer(tmp_path / "lists" / ".lock", "it", ""), pytest.raises(CommandError, match=refused):
+        prepare(url, **lists)
 
 
 def test_two_demos_at_once(tmp_path):

@@ -108,7 +108,8 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
             holder = lock.read_text(errors="replace")
         raise InputError(f"{what} is being written by {holder or 'another process'}: {advice}") from None
     except OSError as error:
-        raise InputError(f"{lock.parent} cannot be written to: {error.strerror or error}; {advice}") from error
+        reason = error.strerror or error
+        raise InputError(f"{lock.parent} cannot be written to: {reason}; choose another folder") from error
     with file:
         try:
             yield

@@ -1,5 +1,6 @@
 """What the settings of prepare_data.py may be."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,9 @@ def _has_name(value: object) -> bool:
 
 
 def _is_split_file(value: object) -> bool:
-    return TEXT.accepts(value) and is_safe(str(value)) and PurePosixPath(str(value)).name not in (TRAIN_LIST, TEST_LIST)
+    path = PurePosixPath(str(value))
+    is_path = TEXT.accepts(value) and (is_safe(str(value)) or path.is_absolute())
+    return is_path and path.name not in ("", "..", TRAIN_LIST, TEST_LIST)
 
 
 def _matching(form: str, allowed: str) -> Rule:
@@ -25,7 +28,9 @@ def _matching(form: str, allowed: str) -> Rule:
 ADDRESS = Rule("an address", TEXT.accepts)
 FOLDER = Rule("a folder's path", TEXT.accepts)
 NEW_FOLDER = Rule("a folder's path that ends in the folder's name", _has_name)
-SPLIT_FILE = Rule(f"a path below the dataset's folder, other than {TRAIN_LIST} and {TEST_LIST}", _is_split_file)
+SPLIT_FILE = Rule(
+    f"a path below the dataset's folder, or an absolute one, other than {TRAIN_LIST} and {TEST_LIST}", _is_split_file
+)
 RULES = {
     "sop_dir": NEW_FOLDER,
     "sop_url": ADDRESS,
@@ -48,11 +53,11 @@ def check(config: Mapping[str, object]) -> None:
     check_settings(config, RULES)
 
 
-def check_split_files(train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
-    """Raise InputError where two of the split files that are to be written are one."""
+def check_split_files(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
+    """Raise InputError where two of the split files that are to be written for the dataset in `folder` are one."""
     files = {"train_file": train_file, "test_file": test_file} | ({"val_file": val_file} if val_classes else {})
-    setting_of: dict[PurePosixPath, str] = {}
+    setting_of: dict[str, str] = {}
     for name, file in files.items():
-        other = setting_of.setdefault(PurePosixPath(file), name)
+        other = setting_of.setdefault(os.path.realpath(folder / file), name)
         if other != name:
             raise InputError(f"{name}={file!r} cannot be used: {other} is the same file, give each one of its own")

@@ -213,7 +213,7 @@ from utils.errors import InputError
 if os.geteuid() == 0:
     os.seteuid(65534)  # nobody: what root writes is never refused
 folder = Path(sys.argv[1])
-for write in (atomic_write(folder / "file"), only_writer(folder / ".lock", "it", "choose another")):
+for write in (atomic_write(folder / "file"), only_writer(folder / ".lock", "it", "wait")):
     try:
         with write:
             print("written")
@@ -229,7 +229,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
     tmp_path.chmod(0o755)
     assert printed.splitlines() == [
         f"{tmp_path}/file could not be written: Permission denied; what stood there is kept",
-        f"{tmp_path} cannot be written to: Permission denied; choose another",
+        f"{tmp_path} cannot be written to: Permission denied; choose another folder",
     ]
     assert errors == "" and names(tmp_path) == []
 
@@ -239,8 +239,8 @@ def test_a_file_where_a_folder_must_be(tmp_path):
     below = tmp_path / "file" / "below"
     with pytest.raises(InputError, match=r"below/a could not be written: Not a directory"), atomic_write(below / "a"):
         pytest.fail("nothing can be written")
-    refused = r"below cannot be written to: Not a directory; choose another"
-    with pytest.raises(InputError, match=refused), only_writer(below / ".lock", "it", "choose another"):
+    refused = r"below cannot be written to: Not a directory; choose another folder$"
+    with pytest.raises(InputError, match=refused), only_writer(below / ".lock", "it", "wait"):
         pytest.fail("nothing can be locked")
     assert (tmp_path / "file").read_text() == "mine"
 

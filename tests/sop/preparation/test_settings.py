@@ -7,8 +7,8 @@ from sop.preparation.settings import RULES, check, check_split_files
 from utils.errors import InputError
 
 DEFAULTS = {name: ex.run("print_config").config[name] for name in RULES}
-PATH = "a path below the dataset's folder, other than Ebay_train.txt and Ebay_test.txt"
-NO_PATHS = [5, "", "../a.txt", "a/../b.txt", "/a.txt", ".", "a\0", "Ebay_train.txt"]
+PATH = "a path below the dataset's folder, or an absolute one, other than Ebay_train.txt and Ebay_test.txt"
+NO_PATHS = [5, "", "../a.txt", "a/../b.txt", "/", "/a/..", "/a/Ebay_test.txt", ".", "a\0", "Ebay_train.txt"]
 NAMED = "a folder's path that ends in the folder's name"
 
 
@@ -45,20 +45,27 @@ def test_what_makes_no_sense_is_refused(setting, values, allowed):
     [
         {},
         {"sop_dir": "../sop", "train_file": "lists/a b.txt", "sop_md5": None, "val_classes": 3, "demo_products": 2},
-        {"checkpoint_dir": ".", "sop_dir": "/data/sop/", "sop_md5": "0" * 32},
+        {"checkpoint_dir": ".", "sop_dir": "/data/sop/", "sop_md5": "0" * 32, "train_file": "/lists/a.txt"},
     ],
 )
 def test_what_makes_sense_is_taken(changes):
     check(DEFAULTS | changes)
 
 
-def test_each_split_has_a_file_of_its_own():
-    check_split_files("a.txt", "b.txt", "c.txt", 1)
-    check_split_files("a.txt", "b.txt", "b.txt", 0)
+def test_each_split_has_a_file_of_its_own(tmp_path):
+    check_split_files(tmp_path, "a.txt", "b.txt", "c.txt", 1)
+    check_split_files(tmp_path, "a.txt", "b.txt", "b.txt", 0)
+    check_split_files(tmp_path, "/a.txt", "a.txt", "b.txt", 1)
+    (tmp_path / "link").symlink_to(tmp_path)
     for files, told in {
         ("a.txt", "./a.txt", "c.txt"): "test_file='./a.txt' cannot be used: train_file is the same file",
+        (
+            f"{tmp_path}/a.txt",
+            "link/a.txt",
+            "c.txt",
+        ): "test_file='link/a.txt' cannot be used: train_file is the same file",
         ("a.txt", "b.txt", "a.txt"): "val_file='a.txt' cannot be used: train_file is the same file",
         ("a.txt", "b.txt", "b.txt"): "val_file='b.txt' cannot be used: test_file is the same file",
     }.items():
         with pytest.raises(InputError, match=rf"^{told}, give each one of its own$"):
-            check_split_files(*files, 1)
+            check_split_files(tmp_path, *files, 1)
