@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.logs.collect import collect_runs
 from utils.logs.fitting import fitted_table
-from utils.logs.table import as_csv, as_tables, markdown_table, unread_lines
+from utils.logs.table import as_csv, as_tables, markdown_table, markdown_text, unread_lines
 from utils.output import exit_code, unfailing_output
 from utils.settings import expand_home
 
@@ -50,7 +50,7 @@ def tables(arguments: Sequence[str]) -> int:
         for line in unread_lines(runs):
             print(f"could not be read: {line}", file=sys.stderr)
     elif runs:
-        layout = (fitted_table, "") if options.format == "text" else (markdown_table, "## ")
+        layout = (fitted_table,) if options.format == "text" else (markdown_table, "## ", markdown_text)
         print(as_tables(runs, *layout), end="")
     for line in problems:
         print(line, file=sys.stderr)

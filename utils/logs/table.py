@@ -1,6 +1,8 @@
 """Runs as tables: one row a run, and mean ± spread over seeds; text, CSV or Markdown."""
 
 import csv
+import html
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from io import StringIO
@@ -112,8 +114,14 @@ def as_csv(runs: Sequence[Run]) -> str:
     return text.getvalue()
 
 
-def as_tables(runs: Sequence[Run], table: Callable[[list[Row]], str], heading: str = "") -> str:
-    """Runs, groups, rankings and what could not be read, each table laid out by `table`, headings after `heading`."""
+def as_tables(
+    runs: Sequence[Run],
+    table: Callable[[list[Row]], str],
+    heading: str = "",
+    escaped: Callable[[str], str] = str,
+) -> str:
+    """Runs, groups, rankings and what could not be read, each table laid out by `table`, headings after `heading`,
+    other lines `escaped`."""
     groups = group_runs(runs)
     parts = [table(run_rows(runs, groups))]
     if groups:
@@ -122,7 +130,7 @@ def as_tables(runs: Sequence[Run], table: Callable[[list[Row]], str], heading: s
     if rankings := ranking_rows(runs):
         parts += [heading + "Rankings of evaluations, in %, with the 95 % interval of the change", table(rankings)]
     if unread := unread_lines(runs):
-        parts += [heading + "Could not be read", "\n".join(f"- {line}" for line in unread)]
+        parts += [heading + "Could not be read", "\n".join(f"- {escaped(line)}" for line in unread)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,9 +163,14 @@ def text_table(rows: list[Row]) -> str:
 
 def markdown_table(rows: list[Row]) -> str:
     """A table in Markdown."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[cell_text(value).replace("|", "\\|") for value in row.values()] for row in rows]
+    lines = [[markdown_text(name) for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [[markdown_text(cell_text(value)) for value in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """A text with what Markdown takes for HTML, for code or for the end of a cell escaped."""
+    return re.sub(r"[\\`|]", r"\\\g<0>", html.escape(text, quote=False))
 
 
 def cell_text(value: object) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.utils.logs.folders import config, entry, training_run, write
 from utils.logs.runs import find_run_folders, read_run
-from utils.logs.table import as_csv, as_tables, markdown_table, text_table
+from utils.logs.table import as_csv, as_tables, markdown_table, markdown_text, text_table
 
 
 def test_text(three_runs):
@@ -34,7 +34,19 @@ def test_markdown(three_runs):
     assert {line.count("|") for line in groups} == {10}
     assert set(runs[1]) == set(groups[1]) == {"|", "-", " "}
     assert groups[2].startswith("| 1 | 2 | Rerank (train) | sop_rerank | 1, 2 | 81.50 ± 2.12 |")
-    assert markdown_table([{"a": "x|y"}]) == "| a |\n| --- |\n| x\\|y |"
+    assert markdown_table([{"a|b": "x|y", "c": r"<b>\|`&amp;"}]).splitlines() == [
+        r"| a\|b | c |",
+        "| --- | --- |",
+        r"| x\|y | &lt;b&gt;\\\|\`&amp;amp; |",
+    ]
+
+
+def test_what_could_not_be_read_in_markdown(tmp_path):
+    write(tmp_path / "<script>`|`" / "1", run=entry(), config=config())
+    (tmp_path / "<script>`|`" / "1" / "cout.txt").unlink(missing_ok=True)
+    runs = [read_run(folder) for folder in find_run_folders(tmp_path)]
+    line = as_tables(runs, markdown_table, "## ", markdown_text).rstrip("\n").split("\n")[-1]
+    assert line.startswith(rf"- {tmp_path}/&lt;script&gt;\`\|\`/1: ")
 
 
 def test_csv(three_runs):
