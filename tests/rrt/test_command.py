@@ -2,7 +2,9 @@ import base64
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +112,26 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("logit ")
     with Image.open(tmp_path / "pair.png") as picture:
         assert picture.size == (2 * SIDE + GAP, SIDE)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_what_cannot_be_printed(saved, own, tmp_path, monkeypatch, capsys):
+    """Files are written all the same; answers that are printed only have been lost. `~` is of every path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    query = str(own / NAMES[0])
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["index", str(own), "--to=~/index", "--model", str(saved), "--crop-size", "64"]) == 0
+        assert main(["search", "~/index", query, "--html=~/found.html"]) == 0
+        assert (tmp_path / "index" / "model").exists() and (tmp_path / "found.html").exists()
+        assert capsys.readouterr().err.count("could not be written") == 0
+        assert main(["search", "~/index", query]) == 1
+        assert main(["compare", query, query, "--model=~/index/model", "--picture=~/pair.png"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "%|" not in line] == 2 * [
+        "the output could not be written: No space left on device"
+    ]
+    assert (tmp_path / "pair.png").exists()
 
 
 @pytest.mark.parametrize(
