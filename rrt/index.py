@@ -31,6 +31,7 @@ from sop.reading import read_photos
 from utils.errors import InputError
 from utils.features import DIMS
 from utils.files import atomic_write, only_writer, stamp
+from utils.precision import float32_throughout
 from utils.rows import StoredRows
 from utils.store import Store
 
@@ -90,6 +91,7 @@ class Found(NamedTuple):
     stamp: tuple[int, int, int]  # of the file that was embedded
 
 
+@float32_throughout()
 def update(
     folder: Path,
     paths: Iterable[Path],
@@ -185,6 +187,7 @@ def own_reranker(folder: Path, model: str, device: torch.device | str | None = N
 class Index:
     """An index that is searched, as it is now; `reranker` is its network. InputError where it is damaged."""
 
+    @float32_throughout()
     def __init__(self, folder: Path, device: torch.device | str | None = None):
         self.folder, self.content = folder, read_content(folder)
         self.photos = self.content.photos
@@ -206,6 +209,7 @@ class Index:
             raise InputError(f"{store.folder} is damaged: run `python -m rrt index` again, which makes it anew")
         return store.tensors[name]
 
+    @float32_throughout()
     def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = None) -> list[list[Found]]:
         """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`."""
         kept = min(max(top, rerank), len(self.photos))

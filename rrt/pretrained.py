@@ -147,7 +147,8 @@ def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], 
     num_classes = state["classifier.bias"].numel()
     with torch.device("meta"):  # nothing is allocated before the sizes are known to be those of the file
         check_fits(state, make_network(num_classes, normalize=True, **settings).state_dict(), path)
-    network = make_network(num_classes, normalize=True, **settings)
+    with torch.random.fork_rng(devices=[]):  # the first weights are the file's: none of the caller's numbers is drawn
+        network = make_network(num_classes, normalize=True, **settings)
     take_weights(content, path, network, training=False, settings=given)
     return Pretrained(network.eval(), settings, crop_size)
 

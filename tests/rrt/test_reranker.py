@@ -1,5 +1,7 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader
 from models.matcher import _position_code
 from rrt import Features, InputError, Reranker
 from rrt.images import pixels_of
+from rrt.index import Index, update
 from rrt.picture import attention_picture
 from sop.dataset import ImageSet
 from sop.splits import class_map, read_split
@@ -320,8 +323,10 @@ def settings_of_torch():
 )
 def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker, saved, paths, tmp_path):
     def answers() -> list[np.ndarray]:
-        Reranker.from_pretrained(saved, device="cpu").save_pretrained(tmp_path)
-        loaded = Reranker.from_pretrained(tmp_path, device="cpu")
+        drawn = torch.get_rng_state()
+        Reranker.from_pretrained(saved, device="cpu").save_pretrained(tmp_path / "model")
+        loaded = Reranker.from_pretrained(tmp_path / "model", device="cpu")
+        assert torch.equal(torch.get_rng_state(), drawn)
         assert loaded.digest() == reranker.digest()
         features = loaded.embed([*paths[:2], np.zeros((9, 7), np.uint8)])
         assert {part.dtype for part in features} == {torch.float32}
@@ -329,10 +334,13 @@ def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker
         scores = [loaded.score(paths[:1], paths[1:2]), loaded.score([], []), *features]
         picture = np.asarray(attention_picture(loaded, *paths[:2]))
         matches = np.array(loaded.rank(paths[0], features, top_k=2))
-        return [*(part.numpy() for part in scores), *ranking, matches, picture]
+        update(tmp_path / "index", map(Path, paths[:3]), loaded)
+        ((found, _),) = Index(tmp_path / "index", device="cpu").search(features[:1], top=2, rerank=1)
+        return [*(part.numpy() for part in scores), *ranking, matches, picture, np.array(found[1:4], float)]
 
     expected = answers()
     _position_code.cache_clear()
+    shutil.rmtree(tmp_path / "index")
     set_otherwise(program)
     before = settings_of_torch()
     found = answers()
