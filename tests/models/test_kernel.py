@@ -43,7 +43,7 @@ def layer_in(dtype, d=32, hidden=128, norm_first=False, activation="relu") -> nn
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "length", "d", "hidden"), [(1, 1, 16, 64), (3, 43, 32, 192), (2, 101, 128, 1024), (128, 1, 64, 64)]
+    ("batch", "length", "d", "hidden"), [(1, 1, 16, 64), (3, 100, 32, 192), (1, 102, 128, 1024), (129, 1, 64, 64)]
 )
 def test_what_follows_attention(batch, length, d, hidden, norm_first, dtype):
     layer = layer_in(dtype, d, hidden, norm_first)

@@ -20,6 +20,7 @@ from sop.dataset import ImageSet
 from sop.splits import class_map, read_split
 from sop.transforms import test_transform as evaluation_transform
 from tests import ROOT
+from tests.conftest import CUDA
 from tests.rrt.conftest import CROP_SIZE
 from utils.embedding import GLOBAL, LOCAL, embed
 
@@ -354,3 +355,14 @@ def test_settings_that_follow_another_still_do(program, reranker, paths):
     reranker.rank(*paths[:2])
     backends.fp32_precision = "ieee"
     assert settings_of_torch()[0][:3] == ["ieee"] * 3
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_gpu_answers_like_the_cpu(device, program, reranker, saved, paths):
+    """In float32 without TF32, whatever the program has set."""
+    backends.fp32_precision = "tf32"
+    on_gpu = Reranker.from_pretrained(saved, device=device)
+    for found, expected in zip(on_gpu.embed(paths), reranker.embed(paths), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    found, expected = (model.rank(paths[0], paths, fusion=(2, 3)) for model in (on_gpu, reranker))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
