@@ -12,7 +12,7 @@ from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import Labels, evaluate_global, print_notes, save_evaluation
 from utils.experiment import reports_errors, set_up
-from utils.files import check_room
+from utils.files import check_disk_space
 from utils.fusion import Ranking
 from utils.knn import make_index
 from utils.metrics import measures_of
@@ -62,7 +62,7 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
         neighbours = len(query.dataset) * min(max(recall_ks), len((gallery or query).dataset))
-        check_room({Path(temp_dir): neighbours * BYTES_A_NEIGHBOUR}, "the result")
+        check_disk_space({Path(temp_dir): neighbours * BYTES_A_NEIGHBOUR}, "the result")
         torch.manual_seed(seed)
         if resume is None:
             print("no checkpoint was given (resume=FILE): evaluating the initial model")

@@ -14,7 +14,7 @@ from utils.caches import INDS
 from utils.errors import InputError
 from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
 from utils.experiment import reports_errors, set_up
-from utils.files import check_room
+from utils.files import check_disk_space
 from utils.metrics import MAX_CANDIDATES
 from utils.run import begin_run, note_files, report_recalls
 from utils.scores import keep_scores, load_scores
@@ -95,7 +95,7 @@ def main(
         if num_candidates > neighbours.shape[1]:
             print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")
         neighbours = neighbours[:, : max(num_candidates, MAX_CANDIDATES)].clone()
-        check_room({Path(temp_dir): neighbours.numel() * BYTES_A_CANDIDATE}, "the result")
+        check_disk_space({Path(temp_dir): neighbours.numel() * BYTES_A_CANDIDATE}, "the result")
         torch.manual_seed(seed)
         model, origin = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
         note_files(_run, resume, cache_nn_inds, *input_files())

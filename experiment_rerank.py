@@ -87,7 +87,7 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeou
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))
         training = look_for_run(loaders.photo_sizes)
-        weights = training.first_weights(resume)
+        weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])
         state = new_state(model, dtype, origin._replace(matcher_trained=True))

@@ -14,7 +14,7 @@ from sop.preparation.unfinished import LATER, is_free
 from sop.preparation.verify import verify_images
 from sop.splits import hold_out, read_split, write_splits
 from utils.experiment import reports_errors, set_up
-from utils.files import only_writer
+from utils.files import exclusive_lock
 from utils.settings import check_settings, whole_number
 
 ex = set_up(Experiment("Prepare SOP"), is_job=False)
@@ -27,7 +27,7 @@ def make_splits(folder: Path, train_file: str, test_file: str, val_file: str, va
         splits[train_file], splits[val_file] = hold_out(splits[train_file], val_classes)
     with ExitStack() as locks:
         for place in sorted({(folder / file_name).parent for file_name in splits}):  # the dataset's may be read-only
-            locks.enter_context(only_writer(place / ".lock", f"the set of split files in {place}", LATER))
+            locks.enter_context(exclusive_lock(place / ".lock", f"the set of split files in {place}", LATER))
         write_splits(folder, splits)
     for file_name, split in splits.items():
         print(f"{folder / file_name}: {len(split.paths)} images")

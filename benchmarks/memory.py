@@ -66,7 +66,7 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         return self.blank, int(self.labels[index]), index
 
-    def made_from(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         return {"photos": "blank"}
 
 
@@ -136,10 +136,10 @@ class Scoring:
     def __init__(self, folder: str, dtype: torch.dtype, images: int, queries: int, with_matcher: bool, in_memory: bool):
         self.file = Path(folder) / "maps.npy"
         store = Store(Path(folder), {"maps": 4}, images, {"maps": f"{images} of {dtype}"})
-        if store.whole_rows(["maps"]) < images:
+        if store.count_valid_rows(["maps"]) < images:
             counts = torch.ones(images).split(MAPS_AT_ONCE)
             store.write(0, ([torch.randn(len(count), *MAP).to(dtype)] for count in counts))
-            store.whole_rows(["maps"])
+            store.count_valid_rows(["maps"])
         kept = store.tensors["maps"]
         self.maps = kept.to(torch.device("cpu")) if in_memory else kept
         torch.manual_seed(0)

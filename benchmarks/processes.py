@@ -22,11 +22,11 @@ from torch.optim.lr_scheduler import MultiStepLR
 from benchmarks.run import build
 from tests.soak import Workshop, of_several, result, run
 from utils import pickle_load
-from utils.launch import hush, is_first
+from utils.launch import is_main_process, silence_other_ranks
 from utils.logs.table import markdown_table
 from utils.losses import BinaryCrossEntropyWithLogits
 from utils.precision import set_precision
-from utils.processes import count, joined, share
+from utils.processes import process_group, shard_slice, world_size
 from utils.reranking import matcher_for, pair_scores
 from utils.run import own_gpu
 from utils.steps import rerank_step
@@ -87,14 +87,14 @@ def comparisons() -> list[dict[str, object]]:
 
 def rates(device: str) -> dict[str, float]:
     """Training steps' images and scored pairs a second of this job."""
-    hush()
-    with joined(5, device == "cpu"):
+    silence_other_ranks()
+    with process_group(5, device == "cpu"):
         place = torch.device("cpu") if device == "cpu" else own_gpu()
         dtype, model = set_precision(None, place), build().to(place)
         optimizer = AdamW(model.parameters(), 1e-4, fused=True)
         state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), dtype)
         step, size = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype), IMAGES[device]
-        images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8)[share(size, 3)]
+        images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8)[shard_slice(size, 3)]
         loader = [(images, torch.arange(len(images)) // 2, torch.arange(len(images)))]
         maps = torch.randn(QUERIES[device] + 100, 128, 7, 7)
         neighbours = torch.stack([torch.randperm(len(maps))[:100] for _ in range(QUERIES[device])])
@@ -113,7 +113,7 @@ def rates(device: str) -> dict[str, float]:
         scored = neighbours.numel() / seconds(
             lambda: pair_scores(model, maps[: len(neighbours)], maps, neighbours, scorers)
         )
-        return {"processes": count(), "training, images/s": trained, "scoring, pairs/s": scored}
+        return {"processes": world_size(), "training, images/s": trained, "scoring, pairs/s": scored}
 
 
 def measured(processes: int, threads: int, device: str) -> dict[str, float]:
@@ -150,7 +150,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rates:
         found = rates(arguments.device)
-        if is_first():
+        if is_main_process():
             print(json.dumps(found))
         return
     if arguments.device == "cpu":

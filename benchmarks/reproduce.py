@@ -20,7 +20,7 @@ import eval_global
 import eval_rerank
 from sop.ingredient import input_files
 from sop.preparation.published import CHECKPOINTS, evaluation_commands
-from utils.continuing import describe
+from utils.continuing import run_signature
 from utils.files import md5
 from utils.logs.files import RunFiles
 from utils.logs.runs import Run, find_run_folders, read_run
@@ -62,7 +62,7 @@ def config_of(words: Sequence[str]) -> dict:
 
 
 def _settings(config: Mapping[str, Any]) -> object:
-    return describe(config, [], "")["settings"]
+    return run_signature(config, [], "")["settings"]
 
 
 def _sums(config: Mapping[str, Any]) -> list[str]:

@@ -53,18 +53,20 @@ def _is_inference(device: str) -> bool:
 
 
 def is_usable(
-    made_for: tuple, otherwise: str, fused: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype
+    made_for: tuple, fallback: str, fused: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype
 ) -> bool:
-    """`answers_alike`, tried once for each `made_for`, which names a device, a format and shapes."""
+    """`matches_reference`, tried once for each `made_for`, which names a device, a format and shapes."""
     if made_for not in _usable:
-        _usable[made_for] = answers_alike(otherwise, fused, plain, dtype)
+        _usable[made_for] = matches_reference(fallback, fused, plain, dtype)
     return _usable[made_for]
 
 
-def answers_alike(otherwise: str, fused: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype) -> bool:
+def matches_reference(
+    fallback: str, fused: Callable[[], Tensor], plain: Callable[[], Tensor], dtype: torch.dtype
+) -> bool:
     """Whether `fused()`, computed in `dtype`, gives what `plain()` does; if not, or if it fails, a line says why, once.
 
-    `otherwise` begins that line: what is then done without the fused operation.
+    `fallback` begins that line: what is then done without the fused operation.
     """
     expected = plain()
     try:
@@ -78,9 +80,9 @@ def answers_alike(otherwise: str, fused: Callable[[], Tensor], plain: Callable[[
         if difference < (TF32_TOLERANCE if rounds else TOLERANCES[dtype]):
             return True
         reason = f", which is {difference:.2g} of the largest off"
-    if otherwise not in _told:
-        _told.add(otherwise)
-        tqdm.write(otherwise + reason)
+    if fallback not in _told:
+        _told.add(fallback)
+        tqdm.write(fallback + reason)
     return False
 
 
@@ -126,9 +128,9 @@ def _onednn_multiplies_in(dtype: torch.dtype) -> bool:
     """Whether oneDNN's fused linear layers answer as plain ones; tried once, and a line says where they do not."""
     x, weight = (torch.linspace(-1, 1, 16, dtype=dtype).view(4, 4) for _ in range(2))
 
-    def each_way(compute: Callable[..., Tensor]) -> Tensor:
+    def all_cases(compute: Callable[..., Tensor]) -> Tensor:
         cases = [(activation, None) for activation in ACTIVATIONS] + [("none", x)]
         return torch.stack([compute(x, weight, weight[0], *case) for case in cases])
 
-    otherwise = "linear layers are computed without oneDNN's fused operator"
-    return answers_alike(otherwise, lambda: each_way(_by_onednn), lambda: each_way(_by_torch), dtype)
+    fallback = "linear layers are computed without oneDNN's fused operator"
+    return matches_reference(fallback, lambda: all_cases(_by_onednn), lambda: all_cases(_by_torch), dtype)

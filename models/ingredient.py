@@ -8,7 +8,7 @@ from sacred import Ingredient
 
 from models.network import ANSWER_SETTINGS, make_network
 from models.resnet import RerankingResNet
-from utils.checkpoint import Origin, load_weights
+from utils.checkpoint import TrainingInfo, load_weights
 
 model_ingredient = Ingredient("model", save_git_info=False)  # the commands note all modules
 
@@ -115,13 +115,13 @@ def load_model(
     training: bool = False,
     crop_size: int | None = None,
     **changes,
-) -> tuple[RerankingResNet, Origin]:
+) -> tuple[RerankingResNet, TrainingInfo]:
     """The configured network on `device`, with the weights of the checkpoint `resume` when there is one.
 
     Without one, settings of `get_model` may be changed. The origin is that of the checkpoint, with the settings that
     the network has now. A line says where it was trained on images of another size than `crop_size`.
     """
-    origin = Origin({}, matcher_trained=False)
+    origin = TrainingInfo({}, matcher_trained=False)
     if resume is None:
         model = get_model(num_classes, **changes)
     else:

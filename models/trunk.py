@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from models.fused import TRIAL, answers_alike, is_usable, suits_gpu, suits_onednn
+from models.fused import TRIAL, is_usable, matches_reference, suits_gpu, suits_onednn
 
 ConvAndNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -121,12 +121,12 @@ def _onednn_convolves_in(dtype: torch.dtype) -> bool:
     maps = torch.linspace(-1, 1, 32, dtype=dtype).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
     inputs = (maps, maps[..., :1, :1].contiguous(memory_format=torch.channels_last))
 
-    def each_way(compute: Callable[..., Tensor]) -> Tensor:
+    def all_cases(compute: Callable[..., Tensor]) -> Tensor:
         cases = [(x, activation, added) for x in inputs for activation in ("none", "relu") for added in (None, x)]
         return torch.cat([compute(x, conv, activation, added).flatten() for x, activation, added in cases])
 
-    otherwise = "convolutions are computed without oneDNN's fused operator"
-    return answers_alike(otherwise, lambda: each_way(_by_onednn), lambda: each_way(_by_torch), dtype)
+    fallback = "convolutions are computed without oneDNN's fused operator"
+    return matches_reference(fallback, lambda: all_cases(_by_onednn), lambda: all_cases(_by_torch), dtype)
 
 
 class Embedder:

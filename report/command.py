@@ -22,7 +22,7 @@ from utils.logs.table import unread_lines
 from utils.settings import expand_home
 
 LARGEST_PAGE = 20_000_000  # bytes
-PHOTO_ROOM, ATTENTION_ROOM = 13_000_000, 5_000_000  # bytes
+MAX_PHOTO_BYTES, MAX_ATTENTION_BYTES = 13_000_000, 5_000_000  # bytes
 MOST_QUERIES, MOST_PAIRS = 200, 120
 MOST_GALLERIES, MOST_CURVES = 10, 40
 
@@ -69,8 +69,8 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
                     photos,
                     num_queries=MOST_QUERIES // share,
                     num_pairs=MOST_PAIRS // share,
-                    photo_room=PHOTO_ROOM // share,
-                    attention_room=ATTENTION_ROOM // share,
+                    photo_room=MAX_PHOTO_BYTES // share,
+                    attention_room=MAX_ATTENTION_BYTES // share,
                 )
             )
         except InputError as error:

@@ -30,7 +30,7 @@ from sop.photo import naming
 from sop.reading import read_photos
 from utils.errors import InputError
 from utils.features import DIMS
-from utils.files import atomic_write, only_writer, stamp
+from utils.files import atomic_write, exclusive_lock, stamp
 from utils.precision import float32_throughout
 from utils.rows import StoredRows
 from utils.store import Store
@@ -111,7 +111,7 @@ def update(
     """
     if folder.is_dir() and not all(map(_is_own, folder.iterdir())):
         raise InputError(f"{folder} has files that are not an index's: choose a new folder")
-    with only_writer(folder / ".lock", str(folder), "wait for it, or choose another folder"):
+    with exclusive_lock(folder / ".lock", str(folder), "wait for it, or choose another folder"):
         model = reranker.digest()
         before = read_content(folder) if (folder / "index.json").exists() else Content(model, {}, 0, [])
         if before.model != model:
@@ -203,7 +203,7 @@ class Index:
     def _rows_of(self, part: int, name: str) -> StoredRows:
         """A tensor of a part, once it is found to be whole."""
         store = _part(self.folder, self.content, part)
-        if store.whole_rows([name]) < self.content.parts[part]:
+        if store.count_valid_rows([name]) < self.content.parts[part]:
             if read_content(self.folder) != self.content:
                 raise InputError(f"{self.folder} has been indexed again meanwhile: search again")
             raise InputError(f"{store.folder} is damaged: run `python -m rrt index` again, which makes it anew")
@@ -244,12 +244,12 @@ class Index:
     def _maps_of(self, positions: np.ndarray) -> Tensor:
         """The local maps of some photos."""
         parts, rows = self.parts[positions], self.rows[positions]
-        maps = self._maps(int(parts[0])).room(len(positions))
+        maps = self._maps(int(parts[0])).empty_rows(len(positions))
         for number in np.unique(parts).tolist():
             own = np.flatnonzero(parts == number)
             own = own[rows[own].argsort()]
             stored = self._maps(number)
-            maps[torch.from_numpy(own)] = stored.read(rows[own], stored.room(len(own)))
+            maps[torch.from_numpy(own)] = stored.read(rows[own], stored.empty_rows(len(own)))
         return maps
 
 
@@ -369,7 +369,7 @@ def _part(folder: Path, content: Content, number: int) -> Store:
 
 
 def _is_whole(store: Store, count: int) -> bool:
-    return store.whole_rows(DIMS) == count
+    return store.count_valid_rows(DIMS) == count
 
 
 def _write_content(folder: Path, content: Content) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from sop.lists import numbered_lines
 from sop.photo import FORMATS
 from utils.errors import InputError
-from utils.files import open_file
+from utils.files import open_regular_file
 
 LIST = ".txt"
 JPEG_START = b"\xff\xd8\xff"
@@ -71,7 +71,7 @@ def _photos_of(source: Path, others: dict[Path, str]) -> Iterator[Path]:
 
 def _is_jpeg(path: Path) -> bool:
     try:
-        with open_file(path) as file:
+        with open_regular_file(path) as file:
             return file.read(len(JPEG_START)) == JPEG_START
     except OSError:
         return False

@@ -19,7 +19,7 @@ from huggingface_hub.constants import ENDPOINT, HF_HOME
 from models.network import ANSWER_SETTINGS, MODEL_RULES, make_network
 from models.resnet import RerankingResNet
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, in_one_line
-from utils.checkpoint import check_fits, origin_of, read_tensors, state_dict_to_cpu, state_of, take_weights
+from utils.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
 from utils.errors import InputError, listing
 from utils.files import atomic_write_all
 from utils.precision import float32_throughout
@@ -101,7 +101,7 @@ def check_given(given: Mapping[str, Any]) -> None:
 @float32_throughout()
 def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
     content = read_tensors(path)
-    origin = origin_of(content)
+    origin = training_info_of(content)
     said = {name: value for name, value in origin.model.items() if name in ANSWER_SETTINGS}
     if not said and not given and path.name not in CHECKPOINTS.names:
         raise InputError(

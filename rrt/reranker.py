@@ -17,7 +17,7 @@ from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.transforms import test_transform
 from utils.chamfer import Chamfer
-from utils.embedding import InPieces
+from utils.embedding import MicroBatches
 from utils.errors import InputError
 from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.precision import float32_throughout
@@ -173,7 +173,7 @@ class Reranker:
             descriptors, maps = self._embedder(piece.to(self.device))
             return F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()
 
-        return Features(*InPieces(embed, self.device)(pixels))
+        return Features(*MicroBatches(embed, self.device)(pixels))
 
     def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
         """Scores float32 (n,) of n pairs: queries `a`, candidates `b`, image by image."""

@@ -60,7 +60,7 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def made_from(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What the pixels follow from, in words and sums; InputError where a photo is missing."""
         return {"photos": photo_sum(self.folder, self.paths), "transform": describe(self.transform)}
 
@@ -78,7 +78,7 @@ class ImageSet(Dataset):
             return self.transform(photo), int(self.labels[index]), index
 
 
-class SparingImageSet(ImageSet):
+class SkippingImageSet(ImageSet):
     """Training images: one that cannot be read is replaced by another of its class, which the key of the draw chooses.
 
     InputError where no image of the class can be read.

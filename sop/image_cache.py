@@ -23,9 +23,9 @@ from sop.dataset import ImageSet, photo_sum
 from sop.splits import Split
 from sop.transforms import centre_crop, square_size, square_transform, test_transform
 from utils.errors import InputError
-from utils.files import atomic_write, check_room
-from utils.processes import first_on_machine
-from utils.signals import end_with_parent
+from utils.files import atomic_write, check_disk_space
+from utils.processes import local_rank0_first
+from utils.signals import die_with_parent
 
 SUM_BYTES = hashlib.sha256().digest_size
 MADE_AT_ONCE = 64  # photos that a worker decodes at a time
@@ -72,10 +72,10 @@ class CachedImageSet(ImageSet):
         self.pixels, self.sum = None, self._sum()
         if self._open():
             return
-        check_room({self.file.parent: self.size}, f"image cache {self.file.name}")
+        check_disk_space({self.file.parent: self.size}, f"image cache {self.file.name}")
         change = " anew: it was damaged" if self.file.exists() else ""
         tqdm.write(f"image cache {self.file} ({self.size / 1e9:.1f} GB) is made{change}")
-        options: dict = {"num_workers": num_workers, "timeout": timeout, "worker_init_fn": end_with_parent}
+        options: dict = {"num_workers": num_workers, "timeout": timeout, "worker_init_fn": die_with_parent}
         loader = DataLoader(self.photos, batch_size, **options)
         with (
             atomic_write(self.file) as file,
@@ -134,6 +134,6 @@ class CachedLoader(DataLoader):
     """A loader of a `CachedImageSet` that has the file made, by as many workers, where a pass does not find it."""
 
     def __iter__(self):
-        with first_on_machine():
+        with local_rank0_first():
             self.dataset.prepare(self.batch_size or MADE_AT_ONCE, self.num_workers, self.timeout)
         return super().__iter__()

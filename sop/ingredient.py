@@ -7,7 +7,7 @@ import torch
 from sacred import Ingredient
 from torch.utils.data import DataLoader
 
-from sop.dataset import ImageSet, SparingImageSet, collate_share
+from sop.dataset import ImageSet, SkippingImageSet, collate_share
 from sop.image_cache import CachedImageSet, CachedLoader
 from sop.reading import usable_cores
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
@@ -16,7 +16,7 @@ from sop.transforms import DECODERS, test_transform, train_transform
 from utils.caches import load_neighbours
 from utils.errors import InputError
 from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
-from utils.signals import end_with_parent
+from utils.signals import die_with_parent
 
 data_ingredient = Ingredient("dataset", save_git_info=False)  # the commands note all modules
 
@@ -192,7 +192,7 @@ def get_loaders(
         "pin_memory": pin_memory and for_cuda,
         "timeout": 60 * timeout_minutes if workers else 0,
         "generator": torch.Generator(),
-        "worker_init_fn": end_with_parent,
+        "worker_init_fn": die_with_parent,
     }
 
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
@@ -222,7 +222,7 @@ def get_loaders(
 
     train = None
     if training:
-        images = (SparingImageSet if skip_unreadable else ImageSet)(
+        images = (SkippingImageSet if skip_unreadable else ImageSet)(
             data_path, train_split, train_labels, train_transform(crop_size, decode)
         )
         sampled = {"batch_sampler": make_sampler(images), "persistent_workers": workers > 0}

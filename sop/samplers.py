@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 
 from sop.dataset import Draw
 from utils.errors import InputError
-from utils.processes import share
+from utils.processes import shard_slice
 
 HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours, as many as published
 
@@ -37,7 +37,7 @@ class EpochSampler(Sampler[list[Draw]]):
 
     def share(self, images: int) -> slice:
         """This process's part of a batch of so many images."""
-        return share(images, self.group)
+        return shard_slice(images, self.group)
 
     def whole_batches(self) -> Iterator[list[Draw]]:
         """The batches that all processes take together."""

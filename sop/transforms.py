@@ -23,7 +23,7 @@ def train_transform(crop_size: int, decode: str = "exact") -> Transform:
 
     Every `decode` draws the same boxes and flips. InputError for an unknown one.
     """
-    return partial(_random, choose(DECODERS, decode, "dataset.decode"), RandomResizedCrop(crop_size))
+    return partial(_random_crop, choose(DECODERS, decode, "dataset.decode"), RandomResizedCrop(crop_size))
 
 
 def test_transform(crop_size: int, decode: str = "exact") -> Transform:
@@ -31,7 +31,7 @@ def test_transform(crop_size: int, decode: str = "exact") -> Transform:
 
     InputError for an unknown `decode`.
     """
-    return partial(_middle, choose(DECODERS, decode, "dataset.decode"), crop_size)
+    return partial(_centre_crop, choose(DECODERS, decode, "dataset.decode"), crop_size)
 
 
 def square_transform(crop_size: int, decode: str = "exact") -> Transform:
@@ -39,7 +39,7 @@ def square_transform(crop_size: int, decode: str = "exact") -> Transform:
 
     InputError for an unknown `decode`.
     """
-    return partial(_square, choose(DECODERS, decode, "dataset.decode"), crop_size)
+    return partial(_resized, choose(DECODERS, decode, "dataset.decode"), crop_size)
 
 
 def describe(transform: Transform) -> str:
@@ -59,15 +59,15 @@ def centre_crop(crop_size: int) -> slice:
     return slice(start, start + crop_size)
 
 
-def _random(decoder: Decode, crop: RandomResizedCrop, photo: Image.Image):
+def _random_crop(decoder: Decode, crop: RandomResizedCrop, photo: Image.Image):
     upper, left, height, width = crop.get_params(photo, crop.scale, crop.ratio)
     flipped, size = bool(torch.rand(1) < 0.5), crop.size[0]
     return decoder(photo, View((left, upper, left + width, upper + height), size, size, flipped=flipped))
 
 
-def _square(decoder: Decode, crop_size: int, photo: Image.Image):
+def _resized(decoder: Decode, crop_size: int, photo: Image.Image):
     return decoder(photo, View((0, 0, *photo.size), square_size(crop_size), crop_size))
 
 
-def _middle(decoder: Decode, crop_size: int, photo: Image.Image):
+def _centre_crop(decoder: Decode, crop_size: int, photo: Image.Image):
     return decoder(photo, View((0, 0, *photo.size), square_size(crop_size), crop_size, centre_crop(crop_size)))

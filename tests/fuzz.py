@@ -29,8 +29,8 @@ from sop.preparation.archive import read_list, unpack
 from sop.splits import class_map, read_split
 from tests.conftest import draw_photo
 from utils.caches import load_neighbours, pickle_save
-from utils.checkpoint import Origin, load_weights, save_checkpoint
-from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore, restore_random_state
+from utils.checkpoint import TrainingInfo, load_weights, save_checkpoint
+from utils.continuing import TrainingFiles, check_continues, read_last, restore, restore_random_state, run_signature
 from utils.errors import InputError
 from utils.evaluation import Labels
 from utils.features import DIMS, kept_features
@@ -109,11 +109,11 @@ def tiny_state() -> TrainingState:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     return TrainingState.new(
-        model, optimizer, MultiStepLR(optimizer, [1]), torch.float32, origin=Origin({"a": 1}, True)
+        model, optimizer, MultiStepLR(optimizer, [1]), torch.float32, origin=TrainingInfo({"a": 1}, True)
     )
 
 
-ABOUT = describe({"lr": 1, "model": {"arch": "x"}}, ["0" * 32], "cpu") | {
+ABOUT = run_signature({"lr": 1, "model": {"arch": "x"}}, ["0" * 32], "cpu") | {
     "epochs": 3,
     "run_id": "1",
     "folder": None,
@@ -185,7 +185,7 @@ class Images:
     def __len__(self):
         return 2
 
-    def made_from(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         return {"photos": "1"}
 
 

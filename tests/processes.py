@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils.launch import hush
+from utils.launch import silence_other_ranks
 
 
 def exit_codes(*works: Callable[[], object]) -> list[int | None]:
@@ -38,7 +38,7 @@ def in_processes(number: int, work: Callable[[], object], folder: Path, port: in
         os.environ.update({name: str(value) for name, value in job.items()})
         sys.stderr = (folder / f"errors{rank}").open("w")
         torch.set_num_threads(1)
-        hush()
+        silence_other_ranks()
         try:
             result = work()
         except BaseException:

@@ -26,9 +26,9 @@ from tests import ROOT
 from tests.faults import fill_disk
 from tests.processes import in_processes
 from utils import Contrastive, pickle_load, pickle_save
-from utils.checkpoint import Origin
+from utils.checkpoint import TrainingInfo
 from utils.experiment import CommandError, set_up
-from utils.files import only_writer
+from utils.files import exclusive_lock
 
 
 def steps(metrics, name):
@@ -226,7 +226,7 @@ def test_another_size_of_images_than_in_training_is_said(tiny, observed, neighbo
     caches = {"cache_nn_inds": str(neighbours / "test.pkl")} if command is eval_rerank else {}
     for crop_size in (64, 96):
         path = tmp_path / f"{crop_size}.pt"
-        torch.save({"state": state, "origin": Origin({}, True, crop_size)._asdict()}, path)
+        torch.save({"state": state, "origin": TrainingInfo({}, True, crop_size)._asdict()}, path)
         run = observed(command.ex, **tiny(resume=str(path), **caches, temp_dir=tmp_path / "out"))
         told = f"checkpoint {path} was trained with dataset.crop_size=96, not 64: its answers"
         assert (told in run.printed) == (crop_size == 96)
@@ -382,7 +382,7 @@ def test_a_result_does_not_overwrite_what_it_is_of(tiny, observed, neighbours, t
 
 
 def test_one_command_at_a_time_writes_to_a_folder(tiny, observed, tmp_path):
-    with only_writer(tmp_path / ".lock", "it", ""):
+    with exclusive_lock(tmp_path / ".lock", "it", ""):
         for ex in (eval_global.ex, experiment_global.ex):
             with pytest.raises(CommandError, match=rf"temp_dir=\S+ is being written by process {os.getpid()} on \S+: "):
                 observed(ex, **tiny(temp_dir=tmp_path))

@@ -25,7 +25,7 @@ from tests.test_commands import flags
 from utils import pickle_save
 from utils.continuing import TrainingFiles
 from utils.experiment import CommandError
-from utils.files import only_writer
+from utils.files import exclusive_lock
 from utils.training import PendingScalars
 
 
@@ -241,7 +241,7 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_pa
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert names(temporary) == []
     temporary.rmdir()
-    with only_writer(tmp_path / "run" / ".lock", "", ""):
+    with exclusive_lock(tmp_path / "run" / ".lock", "", ""):
         pass
 
 

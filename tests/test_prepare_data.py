@@ -19,7 +19,7 @@ from tests import ROOT
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from tests.sop.preparation.test_published import BARE, hub
 from utils.experiment import CommandError
-from utils.files import only_writer
+from utils.files import exclusive_lock
 
 HEADER = "image_id class_id super_class_id path\n"
 TRAIN = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24))
@@ -248,12 +248,12 @@ def test_a_second_process_is_refused(prepare, archive, tmp_path):
         (tmp_path / "a" / ".lock", "checkpoints"),
     ]:
         refused = rf"(SOP.zip|sop|a) is being written by process {os.getpid()} on .*: run the command again later"
-        with only_writer(lock, "it", ""), pytest.raises(CommandError, match=refused):
+        with exclusive_lock(lock, "it", ""), pytest.raises(CommandError, match=refused):
             prepare(url, command, **stores)
         assert not folder.exists()
     prepare(url)
     with (
-        only_writer(folder / ".lock", "it", ""),
+        exclusive_lock(folder / ".lock", "it", ""),
         pytest.raises(CommandError, match=r"set of split files in .*/sop is bei"),
     ):
         prepare(url, train_file="learn.txt")
@@ -283,7 +283,7 @@ def test_split_files_of_a_folder_that_is_read_only(prepare, archive, photos, tmp
         assert read_split(folder, lists[f"{name}_file"]) == read_split(photos, f"{name}.txt")
     prepare(url, "verify", **lists)
     refused = r"set of split files in .*/lists is being written by process"
-    with only_writer(tmp_path / "lists" / ".lock", "it", ""), pytest.raises(CommandError, match=refused):
+    with exclusive_lock(tmp_path / "lists" / ".lock", "it", ""), pytest.raises(CommandError, match=refused):
         prepare(url, **lists)
 
 

@@ -33,18 +33,18 @@ from utils.knn import nearest_neighbours
 from utils.launch import rank
 from utils.processes import (
     PeerError,
-    all_rows,
-    count,
-    in_step,
-    is_any,
-    joined,
-    said_by_all,
-    said_by_first,
-    share,
-    sum_gradients,
-    summed,
-    total,
-    wait_for_all,
+    all_gather_object,
+    all_gather_rows,
+    all_reduce_gradients,
+    all_reduce_int,
+    all_reduce_sum,
+    any_rank,
+    barrier,
+    broadcast_from_rank0,
+    process_group,
+    shard_slice,
+    synchronised,
+    world_size,
 )
 from utils.reranking import pair_scores
 from utils.run import note_files
@@ -54,15 +54,19 @@ from utils.steps import global_step, rerank_step
 
 def test_rows_of_all_processes(tmp_path):
     def work():
-        with joined(1, on_cpu=True):
-            part = share(7)
+        with process_group(1, on_cpu=True):
+            part = shard_slice(7)
             whole = torch.arange(21.0).view(7, 3)
             halves = (whole / 3).to(torch.bfloat16)
-            exchanged = all_rows(whole[part]), all_rows(halves[part].clone()), all_rows(whole[:0])
-            flags = is_any(False), is_any(rank() == 1)
-            numbers = count(), total(part.stop - part.start), summed(torch.tensor([float(rank())])).item()
+            exchanged = all_gather_rows(whole[part]), all_gather_rows(halves[part].clone()), all_gather_rows(whole[:0])
+            flags = any_rank(False), any_rank(rank() == 1)
+            numbers = (
+                world_size(),
+                all_reduce_int(part.stop - part.start),
+                all_reduce_sum(torch.tensor([float(rank())])).item(),
+            )
             assert torch.equal(exchanged[0], whole) and torch.equal(exchanged[1], halves) and not len(exchanged[2])
-            return (part.start, part.stop), share(7, 3), share(2), flags, numbers
+            return (part.start, part.stop), shard_slice(7, 3), shard_slice(2), flags, numbers
 
     results = in_processes(3, work, tmp_path)
     assert [part for part, *_ in results] == [(0, 2), (2, 4), (4, 7)]
@@ -75,11 +79,11 @@ def test_rows_of_all_processes(tmp_path):
 def test_gradients_that_only_some_have(tmp_path):
     def work():
         model = torch.nn.ModuleList(torch.nn.Linear(2, 3) for _ in range(3))
-        with joined(1, on_cpu=True):
+        with process_group(1, on_cpu=True):
             if rank():
                 model[0].weight.grad = torch.full((3, 2), 1.5)
             model[1].bias.grad = torch.full((3,), float(rank()))
-            sum_gradients(model.parameters())
+            all_reduce_gradients(model.parameters())
         return [None if p.grad is None else p.grad.unique().tolist() for p in model.parameters()]
 
     for gradients in in_processes(3, work, tmp_path):
@@ -110,14 +114,14 @@ def test_the_gradient_of_a_batch(name, tmp_path):
 
     def work():
         model, found = small_model(**model_settings).train(), []
-        with joined(1, on_cpu=True):
+        with process_group(1, on_cpu=True):
             step = make_step(model, loss_of, **options)
             for size in batches:
                 images, labels = pixels("processes", size, 3, 64, 64), torch.arange(size) // 2
-                own = share(size, 3 if make_step is rerank_step else 1)
+                own = shard_slice(size, 3 if make_step is rerank_step else 1)
                 model.zero_grad()
                 loss, accuracy = step(images[own], labels[own], lambda loss: 8 * loss)
-                sum_gradients(model.parameters())
+                all_reduce_gradients(model.parameters())
                 gradients = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
                 found.append((loss.item(), accuracy.item(), gradients))
         return found
@@ -137,7 +141,7 @@ def test_batch_norms_of_one_process_alone_are_refused(tmp_path):
     def work():
         model = small_model(set_bn_eval=False)
         with (
-            joined(1, on_cpu=True),
+            process_group(1, on_cpu=True),
             pytest.raises(InputError, match=r"one of 2 processes alone: set model\.set_bn_eval"),
         ):
             global_step(model, Contrastive())
@@ -149,14 +153,14 @@ def search(index):
     nearest_neighbours(torch.randn(50, 8), None, 3, index)
 
 
-@pytest.mark.parametrize("exchange", [lambda: total(1), lambda: search("Flat"), lambda: search("IVF4,Flat")])
+@pytest.mark.parametrize("exchange", [lambda: all_reduce_int(1), lambda: search("Flat"), lambda: search("IVF4,Flat")])
 def test_a_process_that_ends(exchange, tmp_path):
     def work():
         if rank() == 1:
-            with suppress(ZeroDivisionError), joined(1, on_cpu=True):
+            with suppress(ZeroDivisionError), process_group(1, on_cpu=True):
                 raise ZeroDivisionError
             return
-        with pytest.raises(PeerError, match="another process of the job has ended"), joined(1, on_cpu=True):
+        with pytest.raises(PeerError, match="another process of the job has ended"), process_group(1, on_cpu=True):
             while True:
                 exchange()
 
@@ -166,7 +170,7 @@ def test_a_process_that_ends(exchange, tmp_path):
 def test_a_group_that_others_have_made_is_none_of_ours(tmp_path):
     def work():
         dist.init_process_group("gloo")
-        return count(), share(7), all_rows(torch.full((2,), rank())).tolist()
+        return world_size(), shard_slice(7), all_gather_rows(torch.full((2,), rank())).tolist()
 
     assert in_processes(2, work, tmp_path) == [(1, slice(0, 7), [number] * 2) for number in (0, 1)]
 
@@ -191,17 +195,17 @@ def test_a_signal_to_the_first_process(other, tmp_path):
     def work():
         with ended_by_signals():
             if rank() == 1 and other == "is waiting":
-                with pytest.raises(PeerError, match="another process"), joined(1, on_cpu=True):
-                    total(1)
+                with pytest.raises(PeerError, match="another process"), process_group(1, on_cpu=True):
+                    all_reduce_int(1)
                 return
             if rank() == 1:
-                with suppress(Interrupted, ZeroDivisionError), joined(1, on_cpu=True):
+                with suppress(Interrupted, ZeroDivisionError), process_group(1, on_cpu=True):
                     if other == "is lost":
                         raise ZeroDivisionError
                     os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(60)
                 return
-            with pytest.raises(expected), joined(1, on_cpu=True):
+            with pytest.raises(expected), process_group(1, on_cpu=True):
                 time.sleep(1)  # at work
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(60)
@@ -219,7 +223,7 @@ def test_a_signal_before_all_have_met(tmp_path, monkeypatch):
         signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
         with ended_by_signals():
             signal.setitimer(signal.ITIMER_REAL, 1)
-            with pytest.raises(PeerError, match="before the job's processes had met"), joined(1, on_cpu=True):
+            with pytest.raises(PeerError, match="before the job's processes had met"), process_group(1, on_cpu=True):
                 pass
 
     in_processes(2, work, tmp_path, store.port)
@@ -233,12 +237,12 @@ def score_maps(score):
 
 @pytest.mark.parametrize(
     "exchange",
-    [lambda wait: total(wait()), lambda wait: score_maps(lambda query, candidate: wait() + query[:, 0, 0, 0])],
+    [lambda wait: all_reduce_int(wait()), lambda wait: score_maps(lambda query, candidate: wait() + query[:, 0, 0, 0])],
 )
 def test_a_process_that_is_silent(exchange, tmp_path):
     def work():
         told = None if rank() else r"not answered for timeout_minutes=0\.01"
-        with pytest.raises(PeerError, match=told), joined(0.01, on_cpu=True):
+        with pytest.raises(PeerError, match=told), process_group(0.01, on_cpu=True):
             exchange(lambda: time.sleep(2 * rank()) or 0)
 
     in_processes(2, work, tmp_path)
@@ -246,18 +250,18 @@ def test_a_process_that_is_silent(exchange, tmp_path):
 
 def test_pieces_of_work_end_when_no_process_has_any(tmp_path):
     def work():
-        with joined(1, on_cpu=True):
-            return list(in_step(range(2 * rank())))
+        with process_group(1, on_cpu=True):
+            return list(synchronised(range(2 * rank())))
 
     assert in_processes(3, work, tmp_path) == [[], [0, 1], [0, 1, 2, 3]]
 
 
 def test_work_may_take_longer_than_an_answer(tmp_path):
     def work():
-        with joined(0.01, on_cpu=True):
+        with process_group(0.01, on_cpu=True):
             time.sleep(2 * rank())
-            wait_for_all()
-            return said_by_first(lambda: "done"), said_by_all(rank())
+            barrier()
+            return broadcast_from_rank0(lambda: "done"), all_gather_object(rank())
 
     assert in_processes(2, work, tmp_path) == [("done", [0, 1])] * 2
 
@@ -265,7 +269,10 @@ def test_work_may_take_longer_than_an_answer(tmp_path):
 def test_processes_that_cannot_meet(tmp_path):
     def work():
         del os.environ["MASTER_ADDR"]
-        with pytest.raises(InputError, match=r"processes cannot meet \(.*MASTER_ADDR.*: see"), joined(1, on_cpu=True):
+        with (
+            pytest.raises(InputError, match=r"processes cannot meet \(.*MASTER_ADDR.*: see"),
+            process_group(1, on_cpu=True),
+        ):
             pass
 
     in_processes(2, work, tmp_path)
@@ -277,7 +284,7 @@ def test_machines_with_other_files(tmp_path):
         file, run = tmp_path / str(rank()) / "nn.pkl", SimpleNamespace(info={})
         file.parent.mkdir()
         os.chdir(file.parent)
-        with joined(1, on_cpu=True):
+        with process_group(1, on_cpu=True):
             file.write_text("one")
             note_files(run, "nn.pkl")
             assert run.info["md5"] == {"nn.pkl": hashlib.md5(b"one").hexdigest()}
@@ -295,8 +302,8 @@ def test_a_job_that_is_started_again_does_not_wait_for_its_first_processes(tmp_p
     def work(late):
         if rank() == late:
             time.sleep(1)  # the other one finds only what the first start left
-        with joined(1, on_cpu=True):
-            return total(rank() + 1)
+        with process_group(1, on_cpu=True):
+            return all_reduce_int(rank() + 1)
 
     for start, late in enumerate((1, 1, 0)):
         assert in_processes(2, lambda late=late: work(late), tmp_path / str(start), store.port) == [3, 3]

@@ -15,10 +15,10 @@ from typing import BinaryIO
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import atomic_write, atomic_write_all, open_file
+from utils.files import atomic_write, atomic_write_all, open_regular_file
 
 INDS, PER_QUERY = "nn_inds.pkl", "per_query.csv"  # of an evaluation: neighbours, and a table of their queries
-MAX_OWN = 0.01  # of a file's queries
+MAX_SELF_MATCHES = 0.01  # of a file's queries
 MODULES = {prefix + name for prefix in ("numpy.core.", "numpy._core.") for name in ("multiarray", "numeric")}
 
 
@@ -106,7 +106,7 @@ def pickle_load(path: Path | str) -> np.ndarray:
     """The numpy array of numbers pickled in a file; InputError for anything else, and none of its code is run."""
     path = Path(path)
     try:
-        with open_file(path) as file:
+        with open_regular_file(path) as file:
             loaded = _ArrayUnpickler(file, path.stat().st_size).load()
         if not isinstance(loaded, _Array):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}")
@@ -154,8 +154,8 @@ def load_neighbours(
     `other_sets` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError,
     with what was found and what was expected, for a wrong type, shape, number of rows or range, where an evaluation has
     noted other queries than `paths` beside the file, and, in a self-search, for queries among their own neighbours. The
-    published files have a few of these, where photos are identical: up to `MAX_OWN` of the queries they are only
-    counted.
+    published files have a few of these, where photos are identical: up to `MAX_SELF_MATCHES` of the queries they are
+    only counted.
     """
     neighbours = pickle_load(path)
     if neighbours.dtype.kind not in "iu":
@@ -186,7 +186,7 @@ def load_neighbours(
     if paths is not None:
         _check_queries(Path(path), paths)
     if is_self_search:
-        _check_own(path, neighbours)
+        _check_self_matches(path, neighbours)
     return neighbours.astype(np.int64, copy=False)
 
 
@@ -210,11 +210,11 @@ def _check_queries(path: Path, paths: Sequence[str]) -> None:
             )
 
 
-def _check_own(path: Path | str, neighbours: np.ndarray) -> None:
+def _check_self_matches(path: Path | str, neighbours: np.ndarray) -> None:
     """Count the queries that are among their own neighbours; InputError for too many."""
     has_own = (neighbours == np.arange(len(neighbours))[:, None]).any(axis=1)
     count, share = int(has_own.sum()), has_own.mean()
-    if share > MAX_OWN:
+    if share > MAX_SELF_MATCHES:
         raise InputError(
             f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours (the first in "
             f"row {has_own.argmax()}), and would find themselves: make it anew with eval_global.py"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.files import atomic_write, check_stored_zip, open_file
+from utils.files import atomic_write, check_stored_zip, open_regular_file
 from utils.signals import deferred_signals
 
 SETTINGS = {  # which setting decides whether a tensor exists, and its shape
@@ -47,7 +47,7 @@ def state_dict_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {bare(name): tensor.detach().cpu() for name, tensor in state.items()}
 
 
-class Origin(NamedTuple):
+class TrainingInfo(NamedTuple):
     """Where weights come from, as far as it is known."""
 
     model: dict[str, Any]  # settings that answers depend on, by name
@@ -55,15 +55,15 @@ class Origin(NamedTuple):
     crop_size: int | None = None  # pixels of a side of the training images
 
 
-UNKNOWN = Origin({}, None)
+UNKNOWN = TrainingInfo({}, None)
 
 
-def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler, origin: Origin = UNKNOWN) -> None:
+def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler, origin: TrainingInfo = UNKNOWN) -> None:
     """Write model, optimiser and scheduler states, and their origin, whole or not at all."""
     save_tensors(path, checkpoint_content(model, optimizer, scheduler, origin))
 
 
-def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: Origin = UNKNOWN) -> dict[str, Any]:
+def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: TrainingInfo = UNKNOWN) -> dict[str, Any]:
     """What a checkpoint holds."""
     content = {
         "state": state_dict_to_cpu(model.state_dict()),
@@ -88,7 +88,7 @@ def save_tensors(path: Path | str, content: dict) -> None:
 
 def load_weights(
     path: Path | str, model: nn.Module, training: bool, settings: Mapping[str, Any] = MappingProxyType({})
-) -> Origin:
+) -> TrainingInfo:
     """Load a checkpoint's weights into `model`: a dict with `state`, or a bare state dict, wrapped or not.
 
     Strict, but for a classifier of another number of classes: evaluation leaves it out, `training` starts it anew.
@@ -104,9 +104,9 @@ def take_weights(
     model: nn.Module,
     training: bool,
     settings: Mapping[str, Any] = MappingProxyType({}),
-) -> Origin:
+) -> TrainingInfo:
     """`load_weights` of what the checkpoint `path` holds."""
-    state, expected, origin = state_of(content, path), model.state_dict(), origin_of(content)
+    state, expected, origin = state_of(content, path), model.state_dict(), training_info_of(content)
     differing = [name for name in settings if origin.model.get(name, settings[name]) != settings[name]]
     if differing:
         raise InputError(
@@ -147,7 +147,7 @@ def check_fits(state: dict[str, Tensor], expected: Mapping[str, Tensor], path: P
 def read_tensors(path: Path | str) -> object:
     """What a file of `save_tensors` holds: tensors and plain values; InputError for anything else."""
     try:
-        with open_file(path) as file:
+        with open_regular_file(path) as file:
             if file.read(4) == b"PK\3\4":  # by which torch tells its present format from its former one
                 check_stored_zip(file, with_sums=True)
             file.seek(0)
@@ -182,16 +182,16 @@ def _is_named_tensor(name: object, tensor: object) -> bool:
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
-def origin_of(content: object) -> Origin:
+def training_info_of(content: object) -> TrainingInfo:
     """Where weights come from; where a checkpoint does not say, its optimiser tells which training it is of."""
     said = content.get("origin") if isinstance(content, dict) else None
     if isinstance(said, dict) and isinstance(said.get("model"), dict):
         plain = {name: value for name, value in said["model"].items() if isinstance(value, str | int | float | None)}
         crop_size = said.get("crop_size")
-        return Origin(plain, bool(said.get("matcher_trained")), crop_size if isinstance(crop_size, int) else None)
+        return TrainingInfo(plain, bool(said.get("matcher_trained")), crop_size if isinstance(crop_size, int) else None)
     try:
         group = content["optim"]["param_groups"][0]  # type: ignore[index]
-        return Origin({}, "nesterov" not in group)  # SGD trains the global descriptor alone
+        return TrainingInfo({}, "nesterov" not in group)  # SGD trains the global descriptor alone
     except (KeyError, IndexError, TypeError):
         return UNKNOWN
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.checkpoint import (
-    Origin,
+    TrainingInfo,
     checkpoint_content,
     read_tensors,
     save_tensors,
@@ -20,12 +20,12 @@ from utils.checkpoint import (
 )
 from utils.errors import InputError
 from utils.files import md5
-from utils.launch import is_first, rank
+from utils.launch import is_main_process, rank
 from utils.signals import deferred_signals
 
 LAST = "last.pt"
 # Those that do not alter a run, or its rounding alone, and paths: what the files hold is compared.
-FREE_SETTINGS = {
+MAY_CHANGE_ON_RESUME = {
     "continue_run",
     "save_minutes",
     "timeout_minutes",
@@ -79,7 +79,7 @@ class TrainingFiles:
     """
 
     def __init__(self, checkpoint: Path, about: Mapping[str, Any] | None = None, save_minutes: float = 10):
-        """`about` says which run it is (`describe`); `last.pt` is due every `save_minutes`."""
+        """`about` says which run it is (`run_signature`); `last.pt` is due every `save_minutes`."""
         self.checkpoint, self.last = checkpoint, checkpoint.with_name(LAST)
         self.about, self.save_seconds = dict(about or {}), 60 * save_minutes
         self.saved_at = time.monotonic()
@@ -87,16 +87,16 @@ class TrainingFiles:
 
     def save_best(self, state) -> None:
         """Write the checkpoint."""
-        if is_first():
+        if is_main_process():
             self._save(self.checkpoint, checkpoint_content(state.model, state.optimizer, state.scheduler, state.origin))
 
     def is_due(self) -> bool:
         """Whether `last.pt` is as old as it may get."""
-        return is_first() and time.monotonic() - self.saved_at >= self.save_seconds
+        return is_main_process() and time.monotonic() - self.saved_at >= self.save_seconds
 
     def save_last(self, state) -> None:
         """Write `last.pt`, and a checkpoint that could not be written before."""
-        if not is_first():
+        if not is_main_process():
             return
         with deferred_signals():
             for path, content in list(self.unsaved.items()):
@@ -172,7 +172,7 @@ def restore(state, content: dict) -> None:
         state.scheduler.load_state_dict(content["scheduler"])
         state.scaler.load_state_dict(content["scaler"])
         state.epoch, state.iteration, state.is_validated = (content[k] for k in ("epoch", "iteration", "is_validated"))
-        state.origin = Origin(**content["origin"])
+        state.origin = TrainingInfo(**content["origin"])
         state.best, state.scalars = content["best"], [(str(n), float(v), float(s)) for n, v, s in content["scalars"]]
         for parameter, moments in state.optimizer.state.items():
             for name, moment in moments.items():
@@ -196,7 +196,7 @@ def set_random_state(states: Sequence[torch.Tensor]) -> None:
 
 def restore_random_state(content: dict) -> None:
     """Draw as the run would have drawn on; of several processes the first does, and each other one draws its own."""
-    if not is_first():
+    if not is_main_process():
         key = (torch.initial_seed(), rank(), content["epoch"], content["iteration"])
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         return
@@ -206,7 +206,7 @@ def restore_random_state(content: dict) -> None:
         raise InputError(f"{LAST} holds no random state ({error}): set continue_run=False to start anew") from error
 
 
-def describe(config: Mapping[str, Any], sums: list[str], device: str) -> dict[str, Any]:
+def run_signature(config: Mapping[str, Any], sums: list[str], device: str) -> dict[str, Any]:
     """What must be equal in a run and what continues it: settings, MD5 sums of the files read, the kind of device.
 
     And `photos`, the bytes of each, -1 for one that is missing: the lists may lie in another folder with other photos.
@@ -214,7 +214,7 @@ def describe(config: Mapping[str, Any], sums: list[str], device: str) -> dict[st
     flat = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     for part in config.keys() - flat.keys():
         flat |= {f"{part}.{key}": value for key, value in config[part].items()}
-    settings = {key: value for key, value in flat.items() if key not in FREE_SETTINGS}
+    settings = {key: value for key, value in flat.items() if key not in MAY_CHANGE_ON_RESUME}
     return {"settings": json.dumps(settings, sort_keys=True), "sums": sums, "device": device}
 
 

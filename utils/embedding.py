@@ -11,9 +11,9 @@ from tqdm import tqdm
 from utils.errors import DeviceError, InputError, ReportedError
 from utils.features import DIMS, kept_features
 from utils.memory import check_memory
-from utils.processes import all_rows, count, share
+from utils.processes import all_gather_rows, shard_slice, world_size
 from utils.rows import StoredRows
-from utils.signals import take_what_is_on_its_way
+from utils.signals import raise_pending_signal
 
 GLOBAL, LOCAL = range(2)  # what a network answers for an image
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
@@ -87,10 +87,10 @@ def _embed_images(
     labels = []
     features: list[Tensor] = []
     start = 0
-    with reporting_device_errors("dataset.test_batch_size"):
+    with device_errors_as_input_errors("dataset.test_batch_size"):
         for embedded, batch_labels in _embedded(embed, loader, title, device):
             if not start:
-                features = [_room_for(len(loader.dataset), part) for part in embedded]
+                features = [_allocate(len(loader.dataset), part) for part in embedded]
             for feature, part in zip(features, embedded, strict=True):
                 feature[start : start + len(part)] = part
             start += len(batch_labels)
@@ -105,17 +105,17 @@ def _embedded(
 
     Of a job of several processes each embeds its share of a batch, and gets all.
     """
-    images, in_pieces = loader.dataset, InPieces(embed, device)
+    images, in_micro_batches = loader.dataset, MicroBatches(embed, device)
     with (
-        reporting_device_errors("dataset.test_batch_size"),
+        device_errors_as_input_errors("dataset.test_batch_size"),
         tqdm(total=len(images), initial=start, desc=f"Extracting {title} features", unit="image") as progress,
     ):
         for pixels, labels, _ in _from_image(loader, start):
-            embedded = in_pieces(pixels.to(device, non_blocking=True))
-            if count() > 1:
-                rows = share(min(loader.batch_size, len(images) - start))
+            embedded = in_micro_batches(pixels.to(device, non_blocking=True))
+            if world_size() > 1:
+                rows = shard_slice(min(loader.batch_size, len(images) - start))
                 own = rows.stop - rows.start
-                embedded, labels = [all_rows(part[:own]) for part in embedded], all_rows(labels[:own])
+                embedded, labels = [all_gather_rows(part[:own]) for part in embedded], all_gather_rows(labels[:own])
             for part in embedded:
                 _check_finite(part, start, images)
             yield embedded, labels
@@ -128,13 +128,13 @@ def _from_image(loader, start: int):
 
     Of a share without an image it gives one, so that the process knows what answers are like.
     """
-    if not start and count() == 1:
+    if not start and world_size() == 1:
         return loader
     whole = range(start, len(loader.dataset))
     batches = [whole[first : first + loader.batch_size] for first in range(0, len(whole), loader.batch_size)]
     return type(loader)(
         loader.dataset,
-        batch_sampler=[batch[share(len(batch))] or batch[:1] for batch in batches],
+        batch_sampler=[batch[shard_slice(len(batch))] or batch[:1] for batch in batches],
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -144,14 +144,14 @@ def _from_image(loader, start: int):
     )
 
 
-def _room_for(count: int, part: Tensor) -> Tensor:
-    """An empty tensor for `count` rows like those of `part`; maps lie on the CPU."""
+def _allocate(count: int, part: Tensor) -> Tensor:
+    """An empty tensor for `world_size` rows like those of `part`; maps lie on the CPU."""
     advice = "set a lower precision, or fewer frozen_views where they are set"
     check_memory(count * part[0].nbytes, f"the features of {count} images", advice)
     return part.new_empty((count, *part.shape[1:]), device="cpu" if part.dim() == 4 else None)
 
 
-class InPieces:
+class MicroBatches:
     """What `embed` makes of images (B, 3, H, W) on a device, a piece of them after another.
 
     A piece is as large as suits the device, and half as large from when memory runs out, down to one image.
@@ -183,7 +183,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def reporting_device_errors(setting: str) -> Iterator[None]:
+def device_errors_as_input_errors(setting: str) -> Iterator[None]:
     """Turn what torch raises for want of CUDA memory, shared memory or open files, and for a loader's worker that ends
     or is silent, into an InputError naming `setting`, and what it raises for a GPU that fails into a DeviceError."""
     try:
@@ -216,7 +216,7 @@ def reporting_device_errors(setting: str) -> Iterator[None]:
                 f"{setting}, or enlarge it (docker run --shm-size=8g)"
             ) from error
         if "DataLoader worker" in told and isinstance(error, RuntimeError):
-            take_what_is_on_its_way()
+            raise_pending_signal()
             raise InputError(
                 f"a worker of the loader was ended ({told}): where memory is short, lower dataset.num_workers or "
                 f"{setting}"

@@ -20,7 +20,7 @@ from utils.errors import InputError
 from utils.files import atomic_write
 from utils.fusion import Candidates, CrossFit, Ranking, Weights, candidate_cosines, crossfit, describe_grid, ranking_by
 from utils.knn import EXACT
-from utils.launch import is_first
+from utils.launch import is_main_process
 from utils.logs.table import text_table
 from utils.metrics import Measures, changes_of, measures_of, recall_at_ks, recall_at_ks_rerank
 from utils.reranking import Scorer, matcher_for, pair_scores
@@ -253,7 +253,7 @@ def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Map
 
     `queries` is their image set, with `paths` and `classes`. Of a job of several processes the first writes.
     """
-    if not is_first():
+    if not is_main_process():
         return
     save_neighbours(folder, *written)
     ranks = {name: measured.ranks for name, measured in measures.items()}

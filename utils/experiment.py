@@ -19,7 +19,7 @@ from sacred.utils import SacredError, apply_backspaces_and_linefeeds
 
 from utils.errors import InputError, ReportedError
 from utils.files import atomic_write, remove_leftovers
-from utils.launch import hush, is_first, rank
+from utils.launch import is_main_process, rank, silence_other_ranks
 from utils.memory import peak_memory
 from utils.output import exit_code, unfailing_output
 from utils.settings import SEED, check_settings, expand_home
@@ -90,8 +90,8 @@ def check_start(config: dict, command_name: str, logger) -> dict:
 
 def leave_to_first(ex: Experiment, config: dict, command_name: str, logger) -> dict:
     """Have the first process of a job alone print and observe."""
-    if command_name == ex.default_command and not is_first():
-        hush()
+    if command_name == ex.default_command and not is_main_process():
+        silence_other_ranks()
         file_storage.FileStorageObserver = lambda *args, **kwargs: RunObserver()  # type: ignore[misc,assignment]
     return {}
 
@@ -114,10 +114,10 @@ def reports_errors(main: Callable) -> Callable:
                 return main(*args, **kwargs)
         except ReportedError as error:
             message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
-            process = "" if is_first() else f"process {rank()}: "
+            process = "" if is_main_process() else f"process {rank()}: "
             raise CommandError(process + message.strip()) from error  # without the traceback of a loader's worker
         except Exception as error:
-            if not is_first():
+            if not is_main_process():
                 error.add_note(f"process {rank()} of the job")
             raise
 

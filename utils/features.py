@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.backends.cuda import matmul
 
 from utils.errors import InputError, listing
-from utils.files import only_writer
-from utils.launch import is_first
-from utils.processes import said_by_first, wait_for_all
+from utils.files import exclusive_lock
+from utils.launch import is_main_process
+from utils.processes import barrier, broadcast_from_rank0
 from utils.rows import StoredRows
 from utils.store import Store
 
 DIMS = {"descriptors": 2, "maps": 4}  # what a network answers for an image, and its dimensions for all images
-NO_PART = ("matcher.", "classifier.")  # tensors that descriptors do not depend on
+NOT_IN_DESCRIPTORS = ("matcher.", "classifier.")  # tensors that descriptors do not depend on
 
 
 def kept_features(
@@ -39,7 +39,7 @@ def kept_features(
     """
     made_with = {
         "network": _digest(_network(model)),
-        **images.made_from(),
+        **images.fingerprint(),
         "precision": f"{dtype}, TF32 {matmul.fp32_precision == 'tf32'}, {next(model.parameters()).device.type}",
     }
     path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}"
@@ -47,33 +47,33 @@ def kept_features(
     with ExitStack() as stack:
 
         def begin() -> int | None:
-            if store.whole_rows(names) == len(images):
+            if store.count_valid_rows(names) == len(images):
                 print(f"descriptors of {len(images)} images are taken from {path}")
                 return len(images)
             try:
-                stack.enter_context(only_writer(path / ".lock", str(path), "the images are embedded without it"))
+                stack.enter_context(exclusive_lock(path / ".lock", str(path), "the images are embedded without it"))
             except InputError as error:
                 print(f"descriptors are not kept: {error}")
                 return None
             store.load()  # what another process may have written meanwhile
-            start = store.whole_rows(DIMS)
+            start = store.count_valid_rows(DIMS)
             _report(store, start)
             return start
 
-        start = said_by_first(begin)
+        start = broadcast_from_rank0(begin)
         if start is None:
             return None
         if start < len(images):
             batches = embed(start)
-            if is_first():
+            if is_main_process():
                 store.write(start, batches)
             else:
                 deque(batches, maxlen=0)  # takes part in embedding
-        wait_for_all()
-        if not is_first():
+        barrier()
+        if not is_main_process():
             store.load()
-        has_looked = is_first() and start == len(images)
-        if not has_looked and store.whole_rows(names) < len(images):
+        already_verified = is_main_process() and start == len(images)
+        if not already_verified and store.count_valid_rows(names) < len(images):
             raise InputError(
                 f"{path} is not what was written there: choose a folder on another disk, which all machines see"
             )
@@ -94,7 +94,7 @@ def _network(model) -> Iterable[bytes]:
     """All that descriptors depend on in a network."""
     yield f"{model.normalize} {model.norm_layer}".encode()
     for name, tensor in model.state_dict().items():
-        if not name.startswith(NO_PART):
+        if not name.startswith(NOT_IN_DESCRIPTORS):
             yield f"{name} {tuple(tensor.shape)}".encode()
             yield tensor.cpu().contiguous().numpy().tobytes()
 

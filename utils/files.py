@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from utils.errors import InputError
 
-ORPHANS_LIVE = 10  # seconds: workers of a loader look for their parent every five
+ORPHAN_TIMEOUT = 10  # seconds: workers of a loader look for their parent every five
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+\.part")
 
 
@@ -89,7 +89,7 @@ def _new_file(target: Path) -> BinaryIO:
 
 
 @contextmanager
-def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
+def exclusive_lock(lock: Path, what: str, advice: str) -> Iterator[None]:
     """Hold the lock file `lock` in the block; the system releases it when the process dies, however that comes.
 
     Raises InputError where another process holds it, with that process, `what` it writes and some `advice`, and where
@@ -121,7 +121,7 @@ def only_writer(lock: Path, what: str, advice: str) -> Iterator[None]:
                     lock.parent.rmdir()
 
 
-def open_file(path: Path | str) -> BinaryIO:
+def open_regular_file(path: Path | str) -> BinaryIO:
     """A file of the disk opened to read bytes; OSError for anything else, such as a pipe that nobody writes to."""
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -132,7 +132,7 @@ def open_file(path: Path | str) -> BinaryIO:
 def md5(path: Path | str) -> str:
     """A file's MD5 sum in hexadecimal; InputError where it cannot be read."""
     try:
-        with open_file(path) as file:
+        with open_regular_file(path) as file:
             return hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -160,7 +160,7 @@ def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
         raise zipfile.BadZipFile(f"it is damaged in {damaged}")
 
 
-def check_room(folders: Mapping[Path, int], what: str) -> None:
+def check_disk_space(folders: Mapping[Path, int], what: str) -> None:
     """Raise InputError unless the folders, or where they are to be made, have so many bytes free for `what`.
 
     Folders on one disk share its room.
@@ -185,7 +185,7 @@ def check_room(folders: Mapping[Path, int], what: str) -> None:
 def _lock_file(lock: Path) -> BinaryIO:
     """The file `lock`, locked. BlockingIOError where a process that lives has locked it; the workers of one that has
     died, which hold its files a little longer, are waited for."""
-    end = time.monotonic() + ORPHANS_LIVE
+    end = time.monotonic() + ORPHAN_TIMEOUT
     while True:
         try:
             return _locked_file(lambda: lock.open("a+b"))

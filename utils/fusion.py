@@ -145,7 +145,7 @@ def outcomes(candidates: Candidates, matches: np.ndarray, choices: Sequence[Weig
     return Outcomes(hits, unchanged)
 
 
-def choose(found: Outcomes, classes: np.ndarray) -> int:
+def one_standard_error_choice(found: Outcomes, classes: np.ndarray) -> int:
     """The choice whose R@1 is within one standard error of the best and that leaves most first candidates unchanged.
 
     So moving away from the global ranking has to pay. The standard error is that of the paired difference to the best,
@@ -161,7 +161,7 @@ def choose(found: Outcomes, classes: np.ndarray) -> int:
     return int(np.where(near, found.unchanged.sum(axis=1), -1).argmax())
 
 
-def of_queries(candidates: Candidates, rows: np.ndarray) -> Candidates:
+def select_queries(candidates: Candidates, rows: np.ndarray) -> Candidates:
     """The candidates of some of the queries."""
     neighbours, cosines, chamfer, logits = candidates
     return Candidates(neighbours[rows], cosines[rows], chamfer[rows], None if logits is None else logits[rows])
@@ -200,8 +200,8 @@ def crossfit(candidates: Candidates, labels: np.ndarray, matches: np.ndarray, wi
     ranking = Ranking(np.empty(candidates.neighbours.shape, np.float32), candidates.neighbours.copy())
     by_fold = []
     for part in parts:
-        chosen = choices[choose(Outcomes(*(outcome[:, ~part] for outcome in found)), labels[~part])]
+        chosen = choices[one_standard_error_choice(Outcomes(*(outcome[:, ~part] for outcome in found)), labels[~part])]
         by_fold.append(chosen)
-        of_fold = ranking_by(of_queries(candidates, part), chosen)
+        of_fold = ranking_by(select_queries(candidates, part), chosen)
         ranking.scores[part], ranking.positions[part] = of_fold
-    return CrossFit(ranking, by_fold, choices[choose(found, labels)])
+    return CrossFit(ranking, by_fold, choices[one_standard_error_choice(found, labels)])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.memory import check_memory
-from utils.processes import all_rows, count, in_step, share
+from utils.processes import all_gather_rows, shard_slice, synchronised, world_size
 
 EXACT = "Flat"
 BLOCK = 2048  # queries that are searched, and whose own positions are dropped, at a time: of 1,000 neighbours, 25 MB
@@ -104,7 +104,7 @@ def exact_index(gallery: Tensor, device: torch.device) -> faiss.Index:
             of_gpu.setTempMemory(SCRATCH)
         torch.cuda.empty_cache()  # what torch keeps of the memory that it has freed is not faiss's to use
         with _short_of_gpu_memory():
-            if gpus == 1 or count() > 1:  # of several processes each has a GPU
+            if gpus == 1 or world_size() > 1:  # of several processes each has a GPU
                 index = faiss.index_cpu_to_gpu(resources[0], device.index or 0, index)
             else:
                 options = faiss.GpuMultipleClonerOptions()
@@ -155,19 +155,19 @@ def _search(
     Own positions are dropped in the arrays that faiss fills: a copy would take time. Of a job of several processes each
     searches its share of the queries.
     """
-    part = share(len(queries))
+    part = shard_slice(len(queries))
     if own_positions is not None:
         own_positions = own_positions[part]
     rows, columns = _rows(queries[part]), k + (own_positions is not None)
     distances = np.empty((len(rows), columns), np.float32)
     positions = np.empty((len(rows), columns), np.int64)
-    for start in in_step(range(0, len(rows), BLOCK)):
+    for start in synchronised(range(0, len(rows), BLOCK)):
         block = slice(start, start + BLOCK)
         with _short_of_gpu_memory():
             index.search(rows[block], columns, D=distances[block], I=positions[block])
         if own_positions is not None:
             _leave_out_own(distances[block], positions[block], own_positions[block])
-    distances, positions = (all_rows(torch.from_numpy(found)).numpy() for found in (distances, positions))
+    distances, positions = (all_gather_rows(torch.from_numpy(found)).numpy() for found in (distances, positions))
     return (distances, positions) if own_positions is None else (distances[:, 1:], positions[:, 1:])
 
 

@@ -30,34 +30,34 @@ def _world_size() -> int:
     return _variable("WORLD_SIZE", 1)
 
 
-def is_one_of_several() -> bool:
+def is_distributed() -> bool:
     """Whether the job has more processes than this; InputError, here and below, for an environment that is not so."""
     return _world_size() > 1
 
 
 def rank() -> int:
     """The number of this process among the job's."""
-    return _variable("RANK", 0, _world_size() - 1) if is_one_of_several() else 0
+    return _variable("RANK", 0, _world_size() - 1) if is_distributed() else 0
 
 
 def local_rank() -> int:
     """The number of this process among those on its machine, and of the GPU that it computes on."""
-    return _variable("LOCAL_RANK", 0, _world_size() - 1) if is_one_of_several() else 0
+    return _variable("LOCAL_RANK", 0, _world_size() - 1) if is_distributed() else 0
 
 
-def local_processes() -> int:
+def local_world_size() -> int:
     """How many of the job's processes are on this machine."""
-    return _variable("LOCAL_WORLD_SIZE", 1, _world_size()) if is_one_of_several() else 1
+    return _variable("LOCAL_WORLD_SIZE", 1, _world_size()) if is_distributed() else 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that logs, observes and writes."""
     return rank() == 0
 
 
-def hush() -> None:
+def silence_other_ranks() -> None:
     """Leave what is said to the first process, but for errors."""
-    if not is_first():
+    if not is_main_process():
         logging.disable(logging.INFO)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         begin = tqdm.__init__

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.launch import local_processes
+from utils.launch import local_world_size
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -43,7 +43,7 @@ def memory_limit() -> int:
 
 def check_memory(size: int, what: str, advice: str) -> None:
     """Raise InputError where `what`, in each process of the job on this machine, takes more bytes than there are."""
-    limit, processes = memory_limit(), local_processes()
+    limit, processes = memory_limit(), local_world_size()
     if size * processes > limit:
         raise InputError(
             f"{what} take {size / 1e9:.3g} GB{f' in each of {processes} processes' * (processes > 1)}, but there are "

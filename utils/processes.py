@@ -18,80 +18,82 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import InputError, ReportedError
-from utils.launch import is_first, is_one_of_several, local_rank, rank
-from utils.signals import Interrupted, signal_with_parent, take_for_one, take_what_is_on_its_way
+from utils.launch import is_distributed, is_main_process, local_rank, rank
+from utils.signals import Interrupted, coalesce_signals, raise_pending_signal, signal_with_parent
 
 Piece = TypeVar("Piece")
 Said = TypeVar("Said")
 
 BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
-WORK = timedelta(days=1)  # for which processes may be at work, each on its share, before they meet again
-SECONDS = 5  # in which the launcher passes on a signal
+LONG_TIMEOUT = timedelta(days=1)  # for which processes may be at work, each on its share, before they meet again
+SIGNAL_WINDOW = 5  # in which the launcher passes on a signal
 # in what torch says where another process does not answer
-LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe")
-_at_work: Any = None  # the group of all that is waited in while others may be at work, from when they have met
+PEER_FAILURE = re.compile(
+    r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe"
+)
+_long_wait_group: Any = None  # the group of all that is waited in while others may be at work, from when they have met
 
 
 class PeerError(ReportedError):
     """Another process of the job has ended, or has not answered in time."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes the job has; a group that others have made, around our library, is none of ours."""
-    return 1 if _at_work is None else dist.get_world_size()
+    return 1 if _long_wait_group is None else dist.get_world_size()
 
 
 @contextmanager
-def joined(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
+def process_group(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
     """In the block the job's processes exchange rows.
 
     PeerError where another one ends, or is silent for so long. InputError where they cannot meet.
     """
-    if not is_one_of_several():
+    if not is_distributed():
         yield
         return
-    global _at_work
+    global _long_wait_group
     signal_with_parent(signal.SIGTERM)
-    take_for_one(SECONDS)
+    coalesce_signals(SIGNAL_WINDOW)
     store = None
     try:
-        with _reporting_losses(timeout_minutes):
-            store = _meet(timedelta(minutes=timeout_minutes), "gloo" if on_cpu else "cpu:gloo,cuda:nccl")
+        with _reporting_peer_failures(timeout_minutes):
+            store = _rendezvous(timedelta(minutes=timeout_minutes), "gloo" if on_cpu else "cpu:gloo,cuda:nccl")
             yield
-            wait_for_all()  # one that ends earlier would be missed
+            barrier()  # one that ends earlier would be missed
             dist.destroy_process_group()
-            _at_work = None
+            _long_wait_group = None
     except Interrupted:
         if store is None:
             raise PeerError("a signal came before the job's processes had met (see their own messages)") from None
-        if _one_is_lost(store):
+        if _peer_has_died(store):
             raise PeerError("another process of the job has ended (see its own message)") from None
         raise
 
 
-def _meet(timeout: timedelta, backend: str) -> dist.Store:
+def _rendezvous(timeout: timedelta, backend: str) -> dist.Store:
     """Make the group of the job's processes; the store that they share."""
-    global _at_work
+    global _long_wait_group
     store, number, processes = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore(_name_of_start(store, number, processes, timeout), store)
+    store = dist.PrefixStore(_agree_on_restart_id(store, number, processes, timeout), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
-    _at_work = dist.new_group(backend="gloo", timeout=WORK)
+    _long_wait_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     return store
 
 
 @contextmanager
-def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
+def _reporting_peer_failures(timeout_minutes: float) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, ReportedError) or not (is_lost(error) or not dist.is_initialized()):
+        if isinstance(error, ReportedError) or not (is_peer_failure(error) or not dist.is_initialized()):
             raise
         reason = str(error).splitlines()[0]
-        if not is_lost(error):
+        if not is_peer_failure(error):
             raise InputError(
                 f"the job's processes cannot meet ({reason}): see docs/slurm.sh, or use torchrun"
             ) from error
-        take_what_is_on_its_way()
+        raise_pending_signal()
         if torch.cuda.is_initialized() and dist.is_initialized():
             dist.group.WORLD.abort()  # type: ignore[union-attr]  # the GPU may wait for it, for ever
         raise PeerError(
@@ -100,28 +102,28 @@ def _reporting_losses(timeout_minutes: float) -> Iterator[None]:
         ) from error
 
 
-def is_lost(error: Exception) -> bool:
+def is_peer_failure(error: Exception) -> bool:
     """Whether torch says by an error that another process does not answer."""
-    return bool(LOST.search(str(error)))
+    return bool(PEER_FAILURE.search(str(error)))
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait until all processes are here, which may be at work for hours: an end is noticed, silence is not."""
-    if count() > 1:
-        dist.barrier(_at_work)
+    if world_size() > 1:
+        dist.barrier(_long_wait_group)
 
 
-def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def synchronised(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """This process's pieces of work. All processes wait for each other before the first one, and then meet before each
     piece and at the end: PeerError for one that is silent."""
-    wait_for_all()
+    barrier()
     own = iter(pieces)
-    while is_any((piece := next(own, None)) is not None):
+    while any_rank((piece := next(own, None)) is not None):
         if piece is not None:
             yield piece
 
 
-def _name_of_start(store: dist.Store, number: int, processes: int, timeout: timedelta) -> str:
+def _agree_on_restart_id(store: dist.Store, number: int, processes: int, timeout: timedelta) -> str:
     """A name that the processes of this start of the job agree on, and none of an earlier one has.
 
     torchrun keeps one store through all restarts. Without a name, processes may read where those of the last start
@@ -145,14 +147,14 @@ def _name_of_start(store: dist.Store, number: int, processes: int, timeout: time
     return own
 
 
-def _one_is_lost(store: dist.Store) -> bool:
+def _peer_has_died(store: dist.Store) -> bool:
     """Whether another process has ended by itself; this one has a signal, and tells the others so.
 
     A scheduler signals all processes; where one is lost, a launcher signals those that are left.
     """
     try:
         store.set(f"signalled {rank()}", "")
-        for other in set(range(count())) - {rank()}:
+        for other in set(range(world_size())) - {rank()}:
             try:
                 dist.isend(torch.empty(1), other)  # raises where there is no connection any more
             except RuntimeError:
@@ -163,25 +165,25 @@ def _one_is_lost(store: dist.Store) -> bool:
     return False
 
 
-def share(rows: int, group: int = 1) -> slice:
+def shard_slice(rows: int, group: int = 1) -> slice:
     """This process's part of so many rows, those of a group together; shares stand in the order of processes."""
-    if count() == 1:
+    if world_size() == 1:
         return slice(0, rows)
     groups = -(-rows // group)
-    start, stop = (min(rows, group * (groups * number // count())) for number in (rank(), rank() + 1))
+    start, stop = (min(rows, group * (groups * number // world_size())) for number in (rank(), rank() + 1))
     return slice(start, stop)
 
 
-def total(rows: int) -> int:
+def all_reduce_int(rows: int) -> int:
     """The sum of all processes' numbers."""
-    return sum(_numbers(rows)) if count() > 1 else rows
+    return sum(_all_gather_int(rows)) if world_size() > 1 else rows
 
 
-def all_rows(part: Tensor) -> Tensor:
+def all_gather_rows(part: Tensor) -> Tensor:
     """The rows of all processes, in order of rank: (n, ...) of parts (m, ...), to the last bit."""
-    if count() == 1:
+    if world_size() == 1:
         return part
-    numbers = _numbers(len(part))
+    numbers = _all_gather_int(len(part))
     rows = part.new_empty((sum(numbers), *part.shape[1:]))
     works = []
     for sender, piece in enumerate(rows.split(numbers)):
@@ -194,62 +196,62 @@ def all_rows(part: Tensor) -> Tensor:
     return rows
 
 
-def own_rows(rows: int) -> slice:
-    """Where this process's rows, so many, stand in `all_rows`."""
-    if count() == 1:
+def local_rows(rows: int) -> slice:
+    """Where this process's rows, so many, stand in `all_gather_rows`."""
+    if world_size() == 1:
         return slice(0, rows)
-    start = sum(_numbers(rows)[: rank()])
+    start = sum(_all_gather_int(rows)[: rank()])
     return slice(start, start + rows)
 
 
-def summed(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of all processes' tensors, all of one shape."""
-    return all_rows(value[None]).sum(dim=0)
+    return all_gather_rows(value[None]).sum(dim=0)
 
 
-def is_any(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is so in any process."""
-    return total(flag) > 0
+    return all_reduce_int(flag) > 0
 
 
-def said_by_all(value: Said) -> list[Said]:
+def all_gather_object(value: Said) -> list[Said]:
     """Each process's value, in order of rank."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list = [None] * count()
-    dist.all_gather_object(values, value, _at_work)
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value, _long_wait_group)
     return values
 
 
-def said_by_first(make: Callable[[], Said]) -> Said:
+def broadcast_from_rank0(make: Callable[[], Said]) -> Said:
     """What `make` returns in the first process, which alone calls it."""
-    said = [make() if is_first() else None]
-    wait_for_all()
-    if count() > 1:
+    said = [make() if is_main_process() else None]
+    barrier()
+    if world_size() > 1:
         dist.broadcast_object_list(said, device=torch.device("cpu"))
     return said[0]  # type: ignore[return-value]
 
 
 @contextmanager
-def first_on_machine() -> Iterator[None]:
+def local_rank0_first() -> Iterator[None]:
     """The first process of each machine goes through the block alone, then the others do."""
     if local_rank():
-        wait_for_all()
+        barrier()
     yield
     if not local_rank():
-        wait_for_all()
+        barrier()
 
 
-def same_weights(model: nn.Module) -> None:
+def broadcast_model(model: nn.Module) -> None:
     """Give all processes the first one's weights and buffers."""
-    if count() > 1:
+    if world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Give all processes the sum of their gradients, some megabytes at a time; without one in any, there is none."""
-    if count() == 1:
+    if world_size() == 1:
         return
     chosen = list(parameters)
     has_gradient = torch.tensor([parameter.grad is not None for parameter in chosen], dtype=torch.uint8)
@@ -277,8 +279,8 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         yield bucket
 
 
-def _numbers(own: int) -> list[int]:
+def _all_gather_int(own: int) -> list[int]:
     """Each process's number."""
-    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     dist.all_gather(numbers, torch.tensor([int(own)]))
     return [int(number) for number in numbers]

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.embedding import is_out_of_memory, reporting_device_errors
+from utils.embedding import device_errors_as_input_errors, is_out_of_memory
 from utils.errors import InputError
-from utils.processes import all_rows, in_step, share
+from utils.processes import all_gather_rows, shard_slice, synchronised
 from utils.rows import StoredRows, on_device_if_they_fit, one_ahead
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
 # 400 took 14 % longer. Not tuned on a GPU.
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
-LOTS = 100  # of so many pairs each, after which the processes of a job meet
+BATCHES_PER_SYNC = 100  # of so many pairs each, after which the processes of a job meet
 # Bytes of candidates' maps that are read from a file at a time, while others are scored.
 BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
@@ -69,14 +69,14 @@ def pair_scores(
     is_self_search = query_maps is gallery_maps
     gallery_maps = on_device_if_they_fit(gallery_maps, device)
     query_maps = gallery_maps if is_self_search else on_device_if_they_fit(query_maps, device)
-    pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], share(len(neighbours))
+    pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], shard_slice(len(neighbours))
     scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
     total = len(scores[0])
     with (
-        reporting_device_errors("precision"),
+        device_errors_as_input_errors("precision"),
         tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress,
     ):
-        for block in in_step(_blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device)):
+        for block in synchronised(_blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device)):
             start = block.start
             while start < block.stop:
                 pairs = slice(start, min(start + pairs_at_once, block.stop))
@@ -101,7 +101,7 @@ def pair_scores(
                     continue
                 progress.update(len(queries))
                 start = pairs.stop
-    scores = [all_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
+    scores = [all_gather_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
     for of_scorer in scores:
         _check_finite(of_scorer, columns)
     return [of_scorer.view(neighbours.shape) for of_scorer in scores]
@@ -143,14 +143,14 @@ def _blocks(
     whole.
     """
     candidates, columns = neighbours.flatten().cpu(), neighbours.shape[1]
-    size = LOTS * pairs_at_once
+    size = BATCHES_PER_SYNC * pairs_at_once
     for maps in (query_maps, gallery_maps):
         if isinstance(maps, StoredRows):
             rows = max(1, BLOCK_BYTES[device.type] // maps.layout.row_bytes)
             size = min(size, rows // pairs_at_once * pairs_at_once or rows)
     if isinstance(gallery_maps, StoredRows):
         pinned = device.type == "cuda"
-        buffers = [gallery_maps.room(min(size, len(gallery_maps)), pinned) for _ in range(2)]
+        buffers = [gallery_maps.empty_rows(min(size, len(gallery_maps)), pinned) for _ in range(2)]
 
     def read(number: int) -> _Block:
         start, stop = number * size, min((number + 1) * size, len(candidates))

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import open_file
+from utils.files import open_regular_file
 
 FORMATS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<u2"}  # numpy's; for bfloat16 that of its bits
 ROWS_AT_ONCE = 1024  # that pass through memory: of maps of 128 x 7 x 7 in float32, 26 MB
@@ -59,7 +59,7 @@ class StoredRows:
 
     def __init__(self, path: Path, layout: Layout):
         self.path, self.layout, self.dtype = path, layout, layout.dtype
-        with open_file(path) as file:
+        with open_regular_file(path) as file:
             self._file = os.dup(file.fileno())  # stays this file, whatever takes its name
         weakref.finalize(self, os.close, self._file)
 
@@ -70,7 +70,7 @@ class StoredRows:
     def nbytes(self) -> int:
         return len(self) * self.layout.row_bytes
 
-    def room(self, rows: int, pinned: bool = False) -> Tensor:
+    def empty_rows(self, rows: int, pinned: bool = False) -> Tensor:
         """An empty tensor for so many rows."""
         return torch.empty((rows, *self.layout.shape[1:]), dtype=self.dtype, pin_memory=pinned)
 
@@ -92,7 +92,7 @@ class StoredRows:
 
     def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(len(self))
-        return self.read(np.arange(start, stop), self.room(stop - start))
+        return self.read(np.arange(start, stop), self.empty_rows(stop - start))
 
     def to(self, device: torch.device) -> Tensor:
         """All rows, in a device's memory."""
@@ -101,7 +101,7 @@ class StoredRows:
             whole[start : start + ROWS_AT_ONCE] = self[start : start + ROWS_AT_ONCE]
         return whole
 
-    def whole_rows(self, chunks: Iterable[tuple[int, int]]) -> int:
+    def count_valid_rows(self, chunks: Iterable[tuple[int, int]]) -> int:
         """How many of the first rows are as they were written: of chunks, the row behind each and its CRC-32."""
         start, piece = 0, memoryview(bytearray(PIECE))
         header, size = memoryview(bytearray(self.layout.header)), os.fstat(self._file).st_size

@@ -19,19 +19,19 @@ from utils.continuing import (
     LAST,
     TrainingFiles,
     check_continues,
-    describe,
     is_finished,
     read_last,
     restore,
     restore_random_state,
+    run_signature,
 )
-from utils.embedding import reporting_device_errors
+from utils.embedding import device_errors_as_input_errors
 from utils.errors import InputError, listing
-from utils.files import check_room, md5, only_writer
-from utils.launch import is_first, local_rank, rank
+from utils.files import check_disk_space, exclusive_lock, md5
+from utils.launch import is_main_process, local_rank, rank
 from utils.memory import keep_freed_memory
 from utils.precision import DTYPES, set_precision
-from utils.processes import joined, said_by_all, said_by_first, same_weights
+from utils.processes import all_gather_object, broadcast_from_rank0, broadcast_model, process_group
 from utils.settings import FLAG, SEED, TEXT, Rules, check_settings, list_of, number, one_of, whole_number
 from utils.steps import Step
 from utils.training import TrainingState, fit
@@ -84,11 +84,11 @@ def begin_run(
     for name in rules.keys() - {""}:
         check_settings(_config[name], rules[name], f"{name}.")
     on_cpu = cpu or not has_gpu()
-    lock = only_writer(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir")
+    lock = exclusive_lock(Path(temp_dir) / ".lock", f"temp_dir={temp_dir}", "choose another temp_dir")
     with (
-        joined(timeout_minutes, on_cpu),
-        lock if is_first() else nullcontext(),
-        reporting_device_errors("dataset.batch_size and dataset.test_batch_size"),
+        process_group(timeout_minutes, on_cpu),
+        lock if is_main_process() else nullcontext(),
+        device_errors_as_input_errors("dataset.batch_size and dataset.test_batch_size"),
     ):
         cudnn.deterministic = cudnn_flag == "deterministic"
         if any(repository["dirty"] for repository in _run.experiment_info["repositories"]):
@@ -146,7 +146,7 @@ def note_cuda_memory(run) -> None:
 def note_files(run, *paths: Path | str | None) -> None:
     """Note the MD5 sums of a run's files under `info['md5']`; InputError where a machine of the job has another one."""
     sums = {str(path): md5(Path(path)) for path in paths if path is not None and not local_rank()}
-    for other, others in enumerate(said_by_all(sums)):
+    for other, others in enumerate(all_gather_object(sums)):
         differing = [path for path in others if others[path] != sums.get(path, others[path])]
         if differing:
             raise InputError(
@@ -165,7 +165,7 @@ def report_recalls(run, recalls: dict[int, float], columns: int, title: str = ""
     print(f"{title}{recalls}{note}")
 
 
-def keep_earlier(file: Path) -> None:
+def rename_previous(file: Path) -> None:
     """Move a file of an earlier run to `<name>.<number>.pt`, the next that is free."""
     if file.exists():
         names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
@@ -181,7 +181,7 @@ class Training(NamedTuple):
     earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
     is_best_lost: bool = False  # the checkpoint of the run to continue is not there any more
 
-    def first_weights(self, resume: str | None) -> dict[str, object]:
+    def initial_weights(self, resume: str | None) -> dict[str, object]:
         """Where `load_model` takes weights from: nowhere for a run that is continued, which has its own."""
         return {"resume": resume} if self.earlier is None else {"resume": None, "pretrained": False}
 
@@ -190,9 +190,9 @@ class Training(NamedTuple):
         size = 3 * sum(tensor.nbytes for tensor in state.model.state_dict().values())  # with AdamW's two moments
         # the checkpoint and `last.pt`, twice while they are replaced, and the run folder's copy
         folders = {Path(self.files.about["folder"]): size} if self.files.about["folder"] else {}
-        check_room({self.files.checkpoint.parent: 4 * size} | folders, "the checkpoint")
+        check_disk_space({self.files.checkpoint.parent: 4 * size} | folders, "the checkpoint")
         if self.earlier is None:
-            same_weights(state.model)
+            broadcast_model(state.model)
         else:
             restore(state, self.earlier)
             done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
@@ -224,7 +224,7 @@ def open_training(
     job of several processes the first looks, and tells the others.
     """
     settings = (temp_dir, epochs, continue_run, save_minutes, cpu)
-    return said_by_first(lambda: _open_training(photo_sizes(), _run, _config, *settings))
+    return broadcast_from_rank0(lambda: _open_training(photo_sizes(), _run, _config, *settings))
 
 
 def _open_training(
@@ -239,7 +239,7 @@ def _open_training(
 ) -> Training:
     checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
     device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
-    about = describe(_config, [*_run.info["md5"].values()], device) | {"photos": photo_sizes}
+    about = run_signature(_config, [*_run.info["md5"].values()], device) | {"photos": photo_sizes}
     is_best_lost = False
     earlier = None if continue_run is False else read_last(Path(temp_dir))
     if earlier is not None and continue_run is None and not is_finished(earlier):
@@ -258,7 +258,7 @@ def _open_training(
         is_best_lost = earlier["best"] is not None and not found == earlier["about"].get("checkpoint", found) != ""
         if is_best_lost:
             print(f"{checkpoint}, the run's best state, is {'another file' if found else 'missing'}: best starts anew")
-            keep_earlier(checkpoint)
+            rename_previous(checkpoint)
     else:
         if continue_run:
             print(f"continue_run=True, but there is no {LAST} in {temp_dir}: the run starts anew")
@@ -266,7 +266,7 @@ def _open_training(
         for file in (checkpoint, Path(temp_dir) / LAST):
             if file.exists() and _config["resume"] is not None and Path(_config["resume"]).resolve() == file.resolve():
                 raise InputError(f"resume={file} is where this run writes: choose another temp_dir")
-            keep_earlier(file)
+            rename_previous(file)
     _run.info["run_id"] = about["run_id"]
     about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
     return Training(TrainingFiles(checkpoint, about, save_minutes), earlier, is_best_lost)
@@ -325,8 +325,8 @@ def run_training(
     except BaseException:
         report_unreadable(_run, paths())
         raise
-    unreadable = sorted(set().union(*said_by_all(paths())))
-    if is_first():
+    unreadable = sorted(set().union(*all_gather_object(paths())))
+    if is_main_process():
         _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)
         _run.add_artifact(str(files.checkpoint))
     report_unreadable(_run, unreadable)

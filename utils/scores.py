@@ -12,9 +12,9 @@ import numpy as np
 from utils.caches import INDS, pickle_load
 from utils.errors import InputError
 from utils.evaluation import Labels
-from utils.files import atomic_write, check_stored_zip, open_file
+from utils.files import atomic_write, check_stored_zip, open_regular_file
 from utils.fusion import Candidates
-from utils.launch import is_first
+from utils.launch import is_main_process
 
 NAME = "scores.npz"
 
@@ -33,7 +33,7 @@ def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> N
 
 def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> None:
     """`save_scores`; a file that cannot be written is reported, and the evaluation goes on."""
-    if not is_first():
+    if not is_main_process():
         return
     try:
         save_scores(folder, candidates, labels)
@@ -45,7 +45,7 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
     """Read it; InputError where there is none, or one that is not so or of other queries than the files beside it."""
     path = Path(folder) / NAME
     try:
-        with open_file(path) as opened:
+        with open_regular_file(path) as opened:
             check_stored_zip(opened)
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from utils.errors import InputError
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
-HANGING_UP = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
+SIGHUP_WINDOW = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
 # bytes; the system takes 107 for a socket, and Python adds "/pymp-xxxxxxxx/listener-xxxxxxxx"
 LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
@@ -25,11 +25,11 @@ class Interrupted(SystemExit, KeyboardInterrupt):
     """Ends a command without a traceback, with exit code 128 + the signal's number."""
 
 
-class _Asked:
+class _Pending:
     """The signal that has come, and how many blocks it waits for before it ends the command."""
 
     number: int | None = None
-    at = 0.0  # when it came
+    received_at = 0.0  # when it came
     deferred_by = 0
     seconds = 0.0  # in which more of them are the same request
 
@@ -48,31 +48,33 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, frame) -> None:
         if os.getpid() != process:  # a worker, which has the handler, too
             raise Interrupted(128 + number)
-        if _Asked.number is None and number == signal.SIGHUP:
-            take_for_one(max(HANGING_UP, _Asked.seconds))
-        if not _Asked.seconds or (_Asked.number is not None and time.monotonic() - _Asked.at > _Asked.seconds):
+        if _Pending.number is None and number == signal.SIGHUP:
+            coalesce_signals(max(SIGHUP_WINDOW, _Pending.seconds))
+        if not _Pending.seconds or (
+            _Pending.number is not None and time.monotonic() - _Pending.received_at > _Pending.seconds
+        ):
             for handled in ENDING:
                 signal.signal(handled, signal.SIG_DFL)
-        if _Asked.number is not None:
+        if _Pending.number is not None:
             if signal.getsignal(number) is signal.SIG_DFL:
                 os.kill(process, number)
             return
-        _Asked.at = time.monotonic()
+        _Pending.received_at = time.monotonic()
         print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
-        _Asked.number = number
-        if not _Asked.deferred_by:
+        _Pending.number = number
+        if not _Pending.deferred_by:
             raise Interrupted(128 + number)
 
     make_socket_folder()
-    _Asked.number, _Asked.seconds = None, 0.0
+    _Pending.number, _Pending.seconds = None, 0.0
     before = [signal.signal(handled, end) for handled in ENDING]
     try:
         yield
     finally:
-        if not _Asked.seconds or _Asked.number is None:  # else more of them may follow until the process has ended
+        if not _Pending.seconds or _Pending.number is None:  # else more of them may follow until the process has ended
             for handled, handler in zip(ENDING, before, strict=True):
                 signal.signal(handled, handler)
-            _Asked.number = None
+            _Pending.number = None
 
 
 def make_socket_folder() -> None:
@@ -92,33 +94,33 @@ def make_socket_folder() -> None:
         tempfile.tempdir = before
 
 
-def take_for_one(seconds: float) -> None:
+def coalesce_signals(seconds: float) -> None:
     """Signals that follow a first one within so many seconds do not end the process: launchers pass on what the
     process has had itself."""
-    _Asked.seconds = seconds
+    _Pending.seconds = seconds
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
     """In the block a signal is only noted; the function that it gives says whether one has come. Then the block's end,
     of nested ones the outermost's, raises Interrupted."""
-    _Asked.deferred_by += 1
+    _Pending.deferred_by += 1
     try:
-        yield lambda: _Asked.number is not None
+        yield lambda: _Pending.number is not None
     finally:
-        _Asked.deferred_by -= 1
-    if _Asked.number is not None and not _Asked.deferred_by:
-        raise Interrupted(128 + _Asked.number)
+        _Pending.deferred_by -= 1
+    if _Pending.number is not None and not _Pending.deferred_by:
+        raise Interrupted(128 + _Pending.number)
 
 
-def take_what_is_on_its_way() -> None:
+def raise_pending_signal() -> None:
     """Raise Interrupted where a signal has come, or comes within a second: one that has ended another process may be
     sent to this one, too."""
     with deferred_signals():
         time.sleep(1)
 
 
-def end_with_parent(worker: int) -> None:
+def die_with_parent(worker: int) -> None:
     """Have Linux end this process, a loader's worker, with the one that has started it, however that ends.
 
     Else it would look for itself after some seconds, and hold its parent's locks until then. Signals that end its

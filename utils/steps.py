@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.embedding import InPieces, device_of
+from utils.embedding import MicroBatches, device_of
 from utils.errors import InputError
 from utils.precision import autocast, true_float32
-from utils.processes import all_rows, count, own_rows, summed, total
+from utils.processes import all_gather_rows, all_reduce_int, all_reduce_sum, local_rows, world_size
 
 Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's factor
 Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
@@ -28,7 +28,7 @@ def global_step(
     With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's. Of a job of
     several processes each has its share of the batch: the loss is of all, the gradient what this share contributes.
     """
-    _check_pieces(model, micro_batch, batch_size)
+    _check_micro_batching(model, micro_batch, batch_size)
 
     def embed(images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, dtype):
@@ -36,13 +36,13 @@ def global_step(
         return logits.float(), descriptors.float()
 
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
-        loss, logits = in_two_passes(embed, class_loss, images, labels, micro_batch, scale)
-        return loss, summed((logits.argmax(dim=1) == labels).float().sum()) / total(len(labels))
+        loss, logits = backward_with_gradient_cache(embed, class_loss, images, labels, micro_batch, scale)
+        return loss, all_reduce_sum((logits.argmax(dim=1) == labels).float().sum()) / all_reduce_int(len(labels))
 
     return step
 
 
-def in_two_passes(
+def backward_with_gradient_cache(
     embed: Callable[[Tensor], tuple[Tensor, Tensor]],
     class_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     images: Tensor,
@@ -63,11 +63,11 @@ def in_two_passes(
     with torch.set_grad_enabled(is_one_piece):
         outputs = [embed(piece) for piece in pieces]
     logits, own_descriptors = (torch.cat(parts).detach() for parts in zip(*outputs, strict=True))
-    logits, descriptors = logits.requires_grad_(), all_rows(own_descriptors).requires_grad_()
+    logits, descriptors = logits.requires_grad_(), all_gather_rows(own_descriptors).requires_grad_()
     with true_float32():
-        loss = class_loss(logits, descriptors, all_rows(labels))
+        loss = class_loss(logits, descriptors, all_gather_rows(labels))
         scale(loss).backward()
-    gradients = logits.grad, None if descriptors.grad is None else descriptors.grad[own_rows(len(images))]
+    gradients = logits.grad, None if descriptors.grad is None else descriptors.grad[local_rows(len(images))]
     start = 0
     for piece, first_pass in zip(pieces, outputs, strict=True):
         rows = slice(start, start := start + len(piece))
@@ -92,12 +92,12 @@ def rerank_step(
     """
     if micro_batch is not None and micro_batch % 3:
         raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
-    _check_pieces(model, micro_batch)
+    _check_micro_batching(model, micro_batch)
     features_of = batch_features(model, dtype, embedded)
 
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
         loss, accuracy = torch.zeros(2, device=images.device)
-        size = total(len(images))
+        size = all_reduce_int(len(images))
         scale(loss)  # for a process without a triplet: the scaler wants to have seen a loss
         for piece in images.split(micro_batch or len(images)) if len(images) else ():
             features = features_of(piece)
@@ -111,7 +111,7 @@ def rerank_step(
             scale(piece_loss).backward()
             loss += piece_loss.detach()
             accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
-        loss, accuracy = summed(torch.stack((loss, accuracy)))
+        loss, accuracy = all_reduce_sum(torch.stack((loss, accuracy)))
         return loss, accuracy
 
     return step
@@ -124,8 +124,8 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
         return lambda maps: maps
     if model.freeze_backbone:
         frozen = model.embedder(dtype)
-        in_pieces = InPieces(lambda images: (frozen.layer_features(images),), device_of(model))
-        return lambda images: in_pieces(images)[0]
+        in_micro_batches = MicroBatches(lambda images: (frozen.layer_features(images),), device_of(model))
+        return lambda images: in_micro_batches(images)[0]
 
     def by_trunk(images: Tensor) -> Tensor:
         with autocast(images.device, dtype):
@@ -134,28 +134,30 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
     return by_trunk
 
 
-def _check_pieces(model, micro_batch: int | None, batch_size: int | None = None) -> None:
+def _check_micro_batching(model, micro_batch: int | None, batch_size: int | None = None) -> None:
     """InputError where pieces of a batch, or processes' shares, would not answer, while training, as the whole, and
     where batches are of one image, which a batch norm cannot compare with others."""
-    if micro_batch is None and count() == 1 and batch_size != 1:
+    if micro_batch is None and world_size() == 1 and batch_size != 1:
         return
     was_training = model.training
     modules = list(model.train().modules())
-    mixing = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training for module in modules)
-    by_chance = any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules)
+    uses_batch_statistics = any(
+        isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training for module in modules
+    )
+    is_stochastic = any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules)
     model.train(was_training)
-    if micro_batch is not None and (mixing or by_chance):
+    if micro_batch is not None and (uses_batch_statistics or is_stochastic):
         raise InputError(
             f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
             "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
         )
-    if mixing and batch_size == 1:
+    if uses_batch_statistics and batch_size == 1:
         raise InputError(
             "dataset.batch_size=1, but batch norms in training mode need several images: give more, or set "
             "model.set_bn_eval=True, and not model.norm_layer='batch'"
         )
-    if mixing:
+    if uses_batch_statistics:
         raise InputError(
-            f"batch norms in training mode would see the images of one of {count()} processes alone: set "
+            f"batch norms in training mode would see the images of one of {world_size()} processes alone: set "
             "model.set_bn_eval=True, and not model.norm_layer='batch'"
         )

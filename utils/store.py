@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import atomic_write, check_room, open_file
+from utils.files import atomic_write, check_disk_space, open_regular_file
 from utils.rows import FORMATS, ROWS_AT_ONCE, Layout, StoredRows, bytes_of
 
 DTYPES = {str(dtype): dtype for dtype in FORMATS}
@@ -53,7 +53,7 @@ class Store:
         self.layouts: dict[str, Layout] = {}
         self.chunks: list[Chunk] = []
         with suppress(Exception):  # whatever is wrong with it, the rows are made anew
-            with open_file(self.file) as file:
+            with open_regular_file(self.file) as file:
                 content = json.load(file)
             layouts = {name: self._layout(name, *content["tensors"][name]) for name in self.dims}
             chunks = [
@@ -73,7 +73,7 @@ class Store:
         """The names of what the rows were made with and is another now."""
         return [name for name, value in self.made_with.items() if self.found.get(name) != value]
 
-    def whole_rows(self, names: Iterable[str]) -> int:
+    def count_valid_rows(self, names: Iterable[str]) -> int:
         """How many of the first rows of some tensors are as they were written; `tensors` then has these tensors.
 
         None of those that were made with something else.
@@ -84,7 +84,7 @@ class Store:
                 self.tensors[name] = StoredRows(self.paths[name], self.layouts[name])
             except OSError:
                 return 0
-            rows = min(rows, self.tensors[name].whole_rows((end, checks[name]) for end, checks in self.chunks))
+            rows = min(rows, self.tensors[name].count_valid_rows((end, checks[name]) for end, checks in self.chunks))
         return rows
 
     def write(self, start: int, batches: Iterable[Iterable[Tensor]]) -> None:
@@ -112,7 +112,7 @@ class Store:
         if start and layouts != self.layouts:
             raise InputError(f"{self.folder} holds tensors of other shapes: delete it")
         missing = sum(layout.place(self.count) - layout.place(start) for layout in layouts.values())
-        check_room({self.folder: missing}, f"what is kept of {self.count} images")
+        check_disk_space({self.folder: missing}, f"what is kept of {self.count} images")
         self.layouts = layouts
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)

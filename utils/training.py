@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from utils.checkpoint import UNKNOWN, Origin, num_of_trainable_params
+from utils.checkpoint import UNKNOWN, TrainingInfo, num_of_trainable_params
 from utils.continuing import TrainingFiles, random_state, set_random_state
-from utils.embedding import device_of, reporting_device_errors
+from utils.embedding import device_errors_as_input_errors, device_of
 from utils.errors import DeviceError, DivergedError
 from utils.evaluation import evaluate_global, evaluate_rerank
-from utils.processes import is_any, is_lost, sum_gradients, wait_for_all
+from utils.processes import all_reduce_gradients, any_rank, barrier, is_peer_failure
 from utils.signals import Interrupted, deferred_signals
 from utils.steps import Step, global_step, rerank_step
 
@@ -48,11 +48,11 @@ class TrainingState:
     is_validated: bool = False  # as it is after so many epochs
     best: float | None = None  # the highest R@1 of a validation so far
     scalars: list[tuple[str, float, float]] = field(default_factory=list)  # logged so far: name, value, step
-    origin: Origin = UNKNOWN  # what its checkpoints say of themselves
+    origin: TrainingInfo = UNKNOWN  # what its checkpoints say of themselves
 
     @classmethod
     def new(
-        cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0, origin: Origin = UNKNOWN
+        cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0, origin: TrainingInfo = UNKNOWN
     ) -> "TrainingState":
         """The state before `epoch`, of a run that computes in `dtype`."""
         scaler = torch.amp.GradScaler(device_of(model).type, enabled=dtype == torch.float16)
@@ -143,7 +143,7 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
             files.save_last(state)
 
     with (
-        reporting_device_errors("dataset.batch_size or set micro_batch"),
+        device_errors_as_input_errors("dataset.batch_size or set micro_batch"),
         tqdm(batches_on(device, loader, save), title, len(loader), initial=state.iteration, unit="batch") as progress,
         deferred_signals() as signal_has_come,
     ):
@@ -152,10 +152,12 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
             drawn_from = random_state()
             try:
                 loss, accuracy = step(images, labels, scaler.scale)
-                sum_gradients(model.parameters())
-                is_stopping = is_any(signal_has_come())
+                all_reduce_gradients(model.parameters())
+                is_stopping = any_rank(signal_has_come())
             except RuntimeError as error:  # weights are as the last iteration has left them
-                if not (device.type == "cuda" and is_lost(error)):  # else the GPU may wait for that process for ever
+                if not (
+                    device.type == "cuda" and is_peer_failure(error)
+                ):  # else the GPU may wait for that process for ever
                     set_random_state(drawn_from)
                     save()
                 raise
@@ -178,7 +180,7 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
             if files is not None and (signal_has_come() or files.is_due()):
                 files.save_last(state)
         if is_stopping:
-            wait_for_all()  # a launcher may end the first process, which saves, once another one has ended
+            barrier()  # a launcher may end the first process, which saves, once another one has ended
 
 
 def batches_on(device: torch.device, loader, save: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

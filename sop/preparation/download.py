@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sop.preparation.archive import SOP_URL
 from sop.preparation.unfinished import LATER
 from utils.errors import InputError
-from utils.files import atomic_write, only_writer
+from utils.files import atomic_write, exclusive_lock
 
 CHUNK = 1 << 16  # bytes read at a time; as many are lost when a connection breaks
 ATTEMPTS = 5  # in a row that bring nothing; with pauses of 2, 4, 8 and 16 s half a minute
@@ -43,7 +43,7 @@ def download(url: str, folder: Path, md5: str | None = None) -> Path:
             f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
         )
     try:
-        with only_writer(path.with_name(f".{path.name}.lock"), str(path), LATER):
+        with exclusive_lock(path.with_name(f".{path.name}.lock"), str(path), LATER):
             if path.exists():
                 print(f"{path} is there already")
                 _check_md5(path, md5, "delete it and run the command again")

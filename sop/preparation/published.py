@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, get_session
 from sop.preparation.archive import is_safe, open_archive
 from sop.preparation.unfinished import LATER
 from utils.errors import InputError
-from utils.files import atomic_write, only_writer
+from utils.files import atomic_write, exclusive_lock
 
 TIMEOUT = 10  # seconds that a network has for each answer to a first question
 HUB_REPOSITORY = "fwtan/rrt_sop_data"
@@ -52,7 +52,7 @@ def fetch(published: Published, repository: str, target: Path) -> None:
     if not _missing(published, target):
         print(f"{', '.join(published.names)}: all in {target} already")
         return
-    with only_writer(target / ".lock", str(target), LATER):
+    with exclusive_lock(target / ".lock", str(target), LATER):
         _fetch_missing(published, repository, target)
 
 

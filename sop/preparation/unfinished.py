@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import only_writer
+from utils.files import exclusive_lock
 
 LATER = "run the command again later, or choose another folder"
 
@@ -33,7 +33,7 @@ def unfinished(folder: Path, doing: str, num_files: int) -> Iterator[Path]:
     InputError where another is at it, where `folder` holds something, and for another number of files; OSError when the
     operating system refuses.
     """
-    with only_writer(folder.with_name(f".{folder.name}.lock"), str(folder), LATER):
+    with exclusive_lock(folder.with_name(f".{folder.name}.lock"), str(folder), LATER):
         if not is_free(folder):
             raise InputError(f"{folder} is not empty: choose another folder, or move it away")
         leftover = re.compile(rf"\.{re.escape(folder.name)}(\.[0-9a-f]{{8}})?\.{doing}")

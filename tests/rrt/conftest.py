@@ -9,7 +9,7 @@ from rrt import Reranker
 from rrt.pretrained import DEFAULTS
 from tests.conftest import TINY
 from tests.reference import drawn
-from utils.checkpoint import Origin, save_tensors
+from utils.checkpoint import TrainingInfo, save_tensors
 
 TINY_MODEL: dict[str, Any] = TINY["model"]  # type: ignore[assignment]
 SETTINGS = {**DEFAULTS, **{name: value for name, value in TINY_MODEL.items() if name in ANSWER_SETTINGS}}
@@ -21,7 +21,7 @@ def content() -> dict:
     """What a checkpoint of the tiny network holds."""
     network = make_network(6, normalize=True, **SETTINGS)
     state = {name: drawn(name, tensor) for name, tensor in network.state_dict().items()}
-    return {"state": state, "origin": Origin(SETTINGS, True, CROP_SIZE)._asdict()}
+    return {"state": state, "origin": TrainingInfo(SETTINGS, True, CROP_SIZE)._asdict()}
 
 
 @pytest.fixture(scope="session")

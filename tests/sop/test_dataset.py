@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sop.dataset import Draw, ImageSet, SparingImageSet
+from sop.dataset import Draw, ImageSet, SkippingImageSet
 from sop.samplers import RandomSampler
 from sop.splits import class_map, read_split
 from sop.transforms import train_transform
@@ -50,7 +50,7 @@ def test_unreadable_photos_are_replaced_within_their_class(photos, tmp_path, wor
     good, split = image_set(photos), read_split(photos, "train.txt")
     (tmp_path / "sop" / split.paths[5]).unlink()  # of class 1: images 4 to 7
     (tmp_path / "sop" / split.paths[6]).write_bytes(b"no photo")
-    images = SparingImageSet(tmp_path / "sop", split, class_map(split), train_transform(32))
+    images = SkippingImageSet(tmp_path / "sop", split, class_map(split), train_transform(32))
     taken = set()
     for epoch in range(20):
         batches = (RandomSampler(24, 8, seed=1), RandomSampler(24, 8, seed=1))
@@ -72,7 +72,7 @@ def test_unreadable_photos_are_replaced_within_their_class(photos, tmp_path, wor
 
 def test_a_class_without_a_readable_photo(photos, tmp_path):
     split = read_split(photos, "train.txt")
-    images = SparingImageSet(tmp_path, split, class_map(split), train_transform(32))
+    images = SkippingImageSet(tmp_path, split, class_map(split), train_transform(32))
     with pytest.raises(InputError, match=r"0_2\.JPG does not exist: .*; no other photo of its class can be read"):
         images[Draw(2, (0, 0, 0))]
     assert images.unreadable() == list(split.paths[:4])

@@ -14,7 +14,7 @@ from tests.faults import limited
 from tests.models.test_resnet import new
 from tests.narrow import narrow
 from utils import pickle_save, state_dict_to_cpu
-from utils.checkpoint import UNKNOWN, Origin, load_weights, save_checkpoint
+from utils.checkpoint import UNKNOWN, TrainingInfo, load_weights, save_checkpoint
 from utils.errors import InputError
 
 
@@ -234,7 +234,7 @@ def test_settings_that_change_the_answer(tmp_path):
     model = randomised()
     optimizer = AdamW(model.parameters())
     scheduler = MultiStepLR(optimizer, [1])
-    origin = Origin({"ert_nhead": 32, "norm_layer": None}, matcher_trained=True, crop_size=96)
+    origin = TrainingInfo({"ert_nhead": 32, "norm_layer": None}, matcher_trained=True, crop_size=96)
     save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler, origin)
     assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "norm_layer": None}) == origin
     assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "unheard_of": 1}) == origin
@@ -251,7 +251,7 @@ def test_what_older_checkpoints_tell_of_their_training(tmp_path):
         {"state": model.state_dict(), "origin": {"model": {"a": torch.ones(2), "b": 1}, "crop_size": "96"}},
         tmp_path / "c.pt",
     )
-    assert load_weights(tmp_path / "c.pt", small(), False, {"a": 1, "b": 1}) == Origin({"b": 1}, False)
+    assert load_weights(tmp_path / "c.pt", small(), False, {"a": 1, "b": 1}) == TrainingInfo({"b": 1}, False)
     for optim in ([], {"param_groups": []}, {"param_groups": 3}, None):
         torch.save({"state": model.state_dict(), "optim": optim, "origin": 5}, tmp_path / "c.pt")
         assert load_weights(tmp_path / "c.pt", small(), False) == UNKNOWN

@@ -7,7 +7,7 @@ import torch
 
 from tests.faults import fill_disk, names
 from tests.fuzz import ABOUT, tiny_state
-from utils.continuing import TrainingFiles, check_continues, describe, read_last, restore, restore_random_state
+from utils.continuing import TrainingFiles, check_continues, read_last, restore, restore_random_state, run_signature
 from utils.errors import InputError
 from utils.signals import Interrupted, ended_by_signals
 
@@ -57,7 +57,7 @@ def test_a_signal_while_an_older_save_is_made_up_for(tmp_path, monkeypatch):
 
 
 def test_pieces_of_another_size_alter_a_run_by_rounding_alone():
-    about = [describe({"lr": lr, "micro_batch": size}, [], "cpu") for lr, size in ((1, None), (1, 3), (2, 3))]
+    about = [run_signature({"lr": lr, "micro_batch": size}, [], "cpu") for lr, size in ((1, None), (1, 3), (2, 3))]
     check_continues({"about": about[0]}, about[1])
     with pytest.raises(InputError, match="lr=2, not 1"):
         check_continues({"about": about[0]}, about[2])

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tests.reference import published_model
-from utils.embedding import GLOBAL, IMAGES_AT_ONCE, LOCAL, InPieces, embed
+from utils.embedding import GLOBAL, IMAGES_AT_ONCE, LOCAL, MicroBatches, embed
 from utils.errors import InputError
 
 
@@ -98,11 +98,11 @@ def test_fewer_images_at_a_time_where_memory_runs_out(error, monkeypatch):
             raise error
         return piece.mean(dim=(2, 3)), piece[:, :, 0, 0]
 
-    in_pieces = InPieces(embed_few, torch.device("cpu"))
+    in_micro_batches = MicroBatches(embed_few, torch.device("cpu"))
     for batch in (images[:15], images):
-        means, corners = in_pieces(batch)
+        means, corners = in_micro_batches(batch)
         assert torch.equal(means, batch.mean(dim=(2, 3))) and torch.equal(corners, batch[:, :, 0, 0])
     assert sizes == [12, 6, 3, 3, 3, 3, 3] + [3] * 7
     with pytest.raises(type(error), match=str(error)):
-        InPieces(lambda piece: embed_few(piece, most=0), torch.device("cpu"))(images)
+        MicroBatches(lambda piece: embed_few(piece, most=0), torch.device("cpu"))(images)
     assert sizes[-4:] == [12, 6, 3, 1]

@@ -229,7 +229,7 @@ def test_the_second_process_of_a_job(is_job, tmp_path, monkeypatch, capsys):
     """It neither prints nor observes, but for commands that are no job's."""
     experiment = set_up(Experiment("talker", save_git_info=False), is_job)
     hushed = []
-    monkeypatch.setattr("utils.experiment.hush", lambda: hushed.append(True))
+    monkeypatch.setattr("utils.experiment.silence_other_ranks", lambda: hushed.append(True))
     monkeypatch.setattr(file_storage, "FileStorageObserver", RunFolder)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

@@ -238,14 +238,14 @@ def test_of_two_at_once_one_keeps_them(folder, tmp_path, capsys):
 
 def test_one_that_waited_takes_what_the_other_has_written(folder, tmp_path, capsys, monkeypatch):
     loader, kept = loader_of(folder), tmp_path / "features"
-    lock = features.only_writer
+    lock = features.exclusive_lock
 
     def after_the_other(*given):
-        monkeypatch.setattr(features, "only_writer", lock)
+        monkeypatch.setattr(features, "exclusive_lock", lock)
         embedded(loader, kept)
         return lock(*given)
 
-    monkeypatch.setattr(features, "only_writer", after_the_other)
+    monkeypatch.setattr(features, "exclusive_lock", after_the_other)
     network = Small()
     assert all_equal(embedded(loader, kept, network=network), embedded(loader, None))
     assert network.embedded == []

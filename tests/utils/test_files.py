@@ -16,7 +16,7 @@ from tests import ROOT
 from tests.faults import fill_disk, names
 from utils import files
 from utils.errors import InputError
-from utils.files import atomic_write, atomic_write_all, check_room, only_writer
+from utils.files import atomic_write, atomic_write_all, check_disk_space, exclusive_lock
 
 MEGABYTES_2 = 1 << 21
 
@@ -147,7 +147,7 @@ def test_none_of_several_files_comes_where_one_is_a_folder(tmp_path):
 
 
 HOLD = """
-with only_writer(Path(sys.argv[1]), "the set", "wait"):
+with exclusive_lock(Path(sys.argv[1]), "the set", "wait"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -158,20 +158,20 @@ def test_one_process_at_a_time(tmp_path):
     holder = started(HOLD, lock)
     assert holder.stdout.readline() == "held\n"
     told = f"the set is being written by process {holder.pid} on {socket.gethostname()}: wait"
-    with pytest.raises(InputError, match=f"^{re.escape(told)}$"), only_writer(lock, "the set", "wait"):
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"), exclusive_lock(lock, "the set", "wait"):
         pytest.fail("two hold the lock")
     holder.kill()
     ended(holder)
     assert lock.exists()
-    with only_writer(lock, "the set", "wait"):
+    with exclusive_lock(lock, "the set", "wait"):
         assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
-        with pytest.raises(InputError, match="is being written by process"), only_writer(lock, "the set", "wait"):
+        with pytest.raises(InputError, match="is being written by process"), exclusive_lock(lock, "the set", "wait"):
             pytest.fail("two hold the lock")
     assert names(lock.parent) == []
 
 
 ORPHAN = """
-with only_writer(Path(sys.argv[1]), "the set", "wait"):
+with exclusive_lock(Path(sys.argv[1]), "the set", "wait"):
     if not os.fork():
         time.sleep(1)
         os._exit(0)
@@ -185,7 +185,7 @@ def test_workers_of_a_killed_process_are_waited_for(tmp_path):
     assert holder.stdout.readline() == "held\n"
     holder.kill()
     ended(holder)
-    with only_writer(tmp_path / ".lock", "the set", "wait"):
+    with exclusive_lock(tmp_path / ".lock", "the set", "wait"):
         pass
 
 
@@ -193,7 +193,7 @@ RACE = """
 held = 0
 while held < 40:
     try:
-        with only_writer(Path(sys.argv[1]) / ".lock", "it", "wait"):
+        with exclusive_lock(Path(sys.argv[1]) / ".lock", "it", "wait"):
             (Path(sys.argv[1]) / "inside").mkdir()  # fails where another is inside
             (Path(sys.argv[1]) / "inside").rmdir()
             held += 1
@@ -213,7 +213,7 @@ from utils.errors import InputError
 if os.geteuid() == 0:
     os.seteuid(65534)  # nobody: what root writes is never refused
 folder = Path(sys.argv[1])
-for write in (atomic_write(folder / "file"), only_writer(folder / ".lock", "it", "wait")):
+for write in (atomic_write(folder / "file"), exclusive_lock(folder / ".lock", "it", "wait")):
     try:
         with write:
             print("written")
@@ -240,7 +240,7 @@ def test_a_file_where_a_folder_must_be(tmp_path):
     with pytest.raises(InputError, match=r"below/a could not be written: Not a directory"), atomic_write(below / "a"):
         pytest.fail("nothing can be written")
     refused = r"below cannot be written to: Not a directory; choose another folder$"
-    with pytest.raises(InputError, match=refused), only_writer(below / ".lock", "it", "wait"):
+    with pytest.raises(InputError, match=refused), exclusive_lock(below / ".lock", "it", "wait"):
         pytest.fail("nothing can be locked")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -248,11 +248,11 @@ def test_a_file_where_a_folder_must_be(tmp_path):
 def test_room(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: {tmp_path: usage}[folder])
-    check_room({tmp_path / "not" / "made": 2_000_000_000}, "a cache")
+    check_disk_space({tmp_path / "not" / "made": 2_000_000_000}, "a cache")
     with pytest.raises(InputError, match=rf"^a cache in {tmp_path}/not/made needs 3 GB, but 2 GB are free: make room"):
-        check_room({tmp_path / "not" / "made": 3_000_000_000}, "a cache")
+        check_disk_space({tmp_path / "not" / "made": 3_000_000_000}, "a cache")
     with pytest.raises(InputError, match=rf"^it in {tmp_path} and {tmp_path}/made needs 3 GB, but 2 GB are free"):
-        check_room({tmp_path: 2_000_000_000, tmp_path / "made": 1_000_000_000}, "it")
+        check_disk_space({tmp_path: 2_000_000_000, tmp_path / "made": 1_000_000_000}, "it")
 
 
 def test_room_in_a_folder_that_cannot_be_seen(tmp_path, monkeypatch):
@@ -263,4 +263,4 @@ def test_room_in_a_folder_that_cannot_be_seen(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=rf"^{tmp_path} cannot take a cache: Permission denied; choose another folder$"
     ):
-        check_room({tmp_path: 1}, "a cache")
+        check_disk_space({tmp_path: 1}, "a cache")

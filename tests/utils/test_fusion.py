@@ -12,11 +12,11 @@ from utils.fusion import (
     Candidates,
     Outcomes,
     Weights,
-    choose,
     crossfit,
     folds,
     fused_scores,
     grid,
+    one_standard_error_choice,
     outcomes,
     ranking_by,
 )
@@ -110,7 +110,9 @@ def test_the_choice_nearest_to_the_global_ranking_within_one_standard_error():
             total, n = sum(lost), len(lost)
             if total**2 <= Fraction(n, n - 1) * sum((x - Fraction(total, n)) ** 2 for x in lost):
                 admitted.append(i)
-        assert choose(Outcomes(hits, unchanged), classes) == max(admitted, key=lambda i: (unchanged[i].sum(), -i))
+        assert one_standard_error_choice(Outcomes(hits, unchanged), classes) == max(
+            admitted, key=lambda i: (unchanged[i].sum(), -i)
+        )
 
 
 def test_folds_part_the_classes_and_are_the_same_every_time():
@@ -171,6 +173,6 @@ def test_one_hit_more_than_the_global_ranking_is_within_one_standard_error(num_c
     hits, unchanged = np.zeros((2, num_classes), bool), np.ones((2, num_classes), bool)
     hits[1, 3] = True
     unchanged[1] = False
-    assert choose(Outcomes(hits, unchanged), np.arange(num_classes)) == 0
+    assert one_standard_error_choice(Outcomes(hits, unchanged), np.arange(num_classes)) == 0
     hits[1, 4] = True  # two hits have a standard error of sqrt(2)
-    assert choose(Outcomes(hits, unchanged), np.arange(num_classes)) == 1
+    assert one_standard_error_choice(Outcomes(hits, unchanged), np.arange(num_classes)) == 1

@@ -28,7 +28,7 @@ class Model(nn.Module):
 @torch.no_grad()
 def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_before, device):
     monkeypatch.setitem(reranking.PAIRS_AT_ONCE, device.type, pairs)
-    monkeypatch.setattr(reranking, "LOTS", 3)
+    monkeypatch.setattr(reranking, "BATCHES_PER_SYNC", 3)
     model = Model(normalize_before)
     query_maps, gallery_maps = torch.randn(queries, 16, 3, 2), torch.randn(9, 16, 3, 2)
     neighbours = torch.stack([torch.randperm(9)[:columns] for _ in range(queries)])
@@ -87,7 +87,7 @@ def stored(folder, maps):
     folder.mkdir()
     store = Store(folder, {"maps": 4}, len(maps), {})
     store.write(0, [[maps]])
-    assert store.whole_rows(["maps"]) == len(maps)
+    assert store.count_valid_rows(["maps"]) == len(maps)
     return store.tensors["maps"]
 
 

@@ -52,7 +52,7 @@ def folder(tmp_path, small_chunks):
 def test_files_hold_what_is_written(tmp_path, small_chunks, dtype):
     descriptors, maps = tensors(dtype)
     store = store_in(tmp_path)
-    assert store.whole_rows(DIMS) == 0
+    assert store.count_valid_rows(DIMS) == 0
     store.write(0, batches(0, dtype))
     assert names(tmp_path) == ["descriptors.npy", "maps.npy", "store.json"]
     np.testing.assert_array_equal(np.load(tmp_path / "descriptors.npy"), descriptors)
@@ -67,13 +67,13 @@ def test_files_hold_what_is_written(tmp_path, small_chunks, dtype):
         ],
     }
     again = store_in(tmp_path)
-    assert again.whole_rows(DIMS) == N
+    assert again.count_valid_rows(DIMS) == N
     kept = again.tensors["maps"]
     assert (len(kept), kept.dtype, kept.nbytes) == (N, dtype, maps.nbytes)
     assert torch.equal(kept[3:20], maps[3:20])
     assert torch.equal(kept.to(torch.device("cpu")), maps)
     for rows in ([0], [N - 1], [0, 1, 2, 5, 7, 8, 28], range(N)):
-        room = kept.room(N)
+        room = kept.empty_rows(N)
         assert torch.equal(kept.read(np.array(rows), room), maps[list(rows)])
         assert len(room) == N
 
@@ -103,11 +103,11 @@ def test_an_interrupted_writing_goes_on_behind_its_last_chunk(tmp_path, small_ch
     with (tmp_path / "maps.npy").open("ab") as file:
         file.write(b"half of a chunk that nothing tells of")
     store = store_in(tmp_path)
-    start = store.whole_rows(DIMS)
+    start = store.count_valid_rows(DIMS)
     assert start == 8 * (written // 2)
     store.write(start, batches(start))
     again = store_in(tmp_path)
-    assert again.whole_rows(DIMS) == N
+    assert again.count_valid_rows(DIMS) == N
     for name, expected in zip(DIMS, tensors(), strict=True):
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
 
@@ -121,19 +121,19 @@ def test_a_killed_process_leaves_its_chunks(tmp_path, small_chunks, moment):
 
     assert exit_codes(be_killed) == [-signal.SIGKILL]
     store = store_in(tmp_path)
-    assert store.whole_rows(DIMS) == 8
+    assert store.count_valid_rows(DIMS) == 8
     assert torch.equal(store.tensors["maps"][:8], tensors()[1][:8])
 
 
 def test_what_was_made_with_something_else_is_replaced_and_its_readers_keep_it(folder):
     reader = store_in(folder)
-    assert reader.whole_rows(DIMS) == N
+    assert reader.count_valid_rows(DIMS) == N
     other = Store(folder, DIMS, N, MADE_WITH | {"photos": "c"})
     assert other.changed() == ["photos"]
-    assert other.whole_rows(DIMS) == 0
+    assert other.count_valid_rows(DIMS) == 0
     other.write(0, ([part + 1 for part in batch] for batch in batches(0)))
     assert torch.equal(reader.tensors["maps"].to(torch.device("cpu")), tensors()[1])
-    assert other.whole_rows(["maps"]) == N
+    assert other.count_valid_rows(["maps"]) == N
     assert torch.equal(other.tensors["maps"].to(torch.device("cpu")), tensors()[1] + 1)
     assert store_in(folder).changed() == ["photos"]
 
@@ -150,10 +150,10 @@ def test_a_lost_bit_costs_the_rows_from_its_chunk_on(folder, name, row, whole):
     layout = Layout(torch.float32, (N, 5) if name == "descriptors" else (N, 3, 2, 2))
     flip(path, layout.place(row) + 3)
     store = store_in(folder)
-    assert store.whole_rows([name]) == store.whole_rows(DIMS) == whole
-    assert store.whole_rows([other for other in DIMS if other != name]) == N
+    assert store.count_valid_rows([name]) == store.count_valid_rows(DIMS) == whole
+    assert store.count_valid_rows([other for other in DIMS if other != name]) == N
     store.write(whole, batches(whole))
-    assert store_in(folder).whole_rows(DIMS) == N
+    assert store_in(folder).count_valid_rows(DIMS) == N
     np.testing.assert_array_equal(np.load(path), tensors()[list(DIMS).index(name)])
 
 
@@ -206,16 +206,16 @@ DAMAGES = (
 def test_a_damaged_store_is_made_anew(folder, name):
     damage(name)(folder)
     store = store_in(folder)
-    assert store.whole_rows(DIMS) == 0
+    assert store.count_valid_rows(DIMS) == 0
     store.write(0, batches(0))
     again = store_in(folder)
-    assert again.whole_rows(DIMS) == N
+    assert again.count_valid_rows(DIMS) == N
     assert torch.equal(again.tensors["maps"].to(torch.device("cpu")), tensors()[1])
 
 
 def test_a_file_that_shrinks_while_it_is_read(folder):
     store = store_in(folder)
-    assert store.whole_rows(DIMS) == N
+    assert store.count_valid_rows(DIMS) == N
     os.truncate(folder / "maps.npy", 300)
     with pytest.raises(InputError, match=r"maps\.npy has become shorter: run the command again"):
         store.tensors["maps"][:]
@@ -233,7 +233,7 @@ def test_a_disk_that_fills_up_keeps_the_chunks_before(tmp_path, monkeypatch, sma
         fill_disk(patch, "maps.npy", 128 + 20 * 48)
         with pytest.raises(InputError, match="No space left on device; make room and run the command again, which go"):
             store_in(tmp_path).write(0, batches(0))
-    assert store_in(tmp_path).whole_rows(DIMS) == 16
+    assert store_in(tmp_path).count_valid_rows(DIMS) == 16
 
 
 def test_rows_of_another_shape_are_not_put_behind_those_that_are_there(folder):

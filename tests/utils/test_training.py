@@ -8,9 +8,9 @@ from tests.models.test_resnet import new
 from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.continuing import TrainingFiles, random_state, set_random_state
-from utils.embedding import reporting_device_errors
+from utils.embedding import device_errors_as_input_errors
 from utils.errors import DeviceError, DivergedError, InputError, ReportedError
-from utils.steps import in_two_passes
+from utils.steps import backward_with_gradient_cache
 from utils.training import TrainingState, fit, parameter_groups, train_epoch, train_global, train_rerank
 
 
@@ -211,12 +211,12 @@ def test_an_iteration_that_fails_costs_itself_alone(tmp_path, told):
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="size mismatch"), reporting_device_errors("x"):
+    with pytest.raises(RuntimeError, match="size mismatch"), device_errors_as_input_errors("x"):
         raise RuntimeError("size mismatch")
 
 
 def test_what_is_told_is_told_once():
-    with pytest.raises(DeviceError) as told, reporting_device_errors("x"), reporting_device_errors("y"):
+    with pytest.raises(DeviceError) as told, device_errors_as_input_errors("x"), device_errors_as_input_errors("y"):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     assert str(told.value).count("the GPU has failed") == 1
 
@@ -311,7 +311,7 @@ def test_two_passes_against_plain_autograd(reads, micro_batch, device):
     weights = [first.weight, second.weight]
     expected = loss_of(*embed(images), labels)
     gradients = torch.autograd.grad(expected, weights, allow_unused=True)
-    loss, logits = in_two_passes(embed, loss_of, images, labels, micro_batch, lambda loss: 8 * loss)
+    loss, logits = backward_with_gradient_cache(embed, loss_of, images, labels, micro_batch, lambda loss: 8 * loss)
     torch.testing.assert_close(loss.detach(), expected.detach())
     torch.testing.assert_close(logits.detach(), first(images).tanh().detach())
     for weight, gradient in zip(weights, gradients, strict=True):

@@ -45,7 +45,7 @@ def _beginning(text: str, columns: int) -> str:
     return text
 
 
-def natural(text: str) -> list:
+def natural_key(text: str) -> list:
     """A sort key under which numbers in a text go by their value, however many digits they have."""
     return [
         (len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (math.inf, part)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from utils.logs.characters import natural
+from utils.logs.characters import natural_key
 from utils.logs.files import RunFiles
 from utils.logs.values import curve, nested, number, whole_number
 
@@ -117,7 +117,7 @@ def _numbered(node: object, counted: type | tuple[type, ...]) -> Iterator:
         yield None
     children: Iterable = node if isinstance(node, list) else ()
     if isinstance(node, dict):
-        children = (node[key] for key in sorted(node, key=natural))
+        children = (node[key] for key in sorted(node, key=natural_key))
     for child in children:
         yield from _numbered(child, counted)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from utils.logs.artifacts import check_artifacts
-from utils.logs.characters import natural
+from utils.logs.characters import natural_key
 from utils.logs.files import RunFiles
 from utils.logs.rankings import read_rankings
 from utils.logs.recalls import Recalls, best_recalls, read_validations, recorded_recalls
@@ -67,7 +67,7 @@ def find_run_folders(folder: Path) -> list[Path]:
         names = {entry.name for entry in entries}
         if SACRED_FILES & names or (path.name.isdecimal() and not names):
             found.append(path)
-    return sorted(found, key=lambda path: natural(str(path)))
+    return sorted(found, key=lambda path: natural_key(str(path)))
 
 
 def read_run(folder: Path, now: datetime | None = None) -> Run:

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import mean, stdev
 
-from utils.logs.characters import natural, printable, width
+from utils.logs.characters import natural_key, printable, width
 from utils.logs.groups import Group, group_runs
 from utils.logs.rankings import GAIN, MEASURES
 from utils.logs.recalls import Recalls
@@ -76,7 +76,7 @@ def ranking_rows(runs: Sequence[Run]) -> list[Row]:
     """One row for each ranking of each evaluation that has several."""
     evaluations = [run for run in runs if len(run.rankings) > 1]
     names = {name for run in evaluations for row in run.rankings.values() for name in row}
-    ordered = sorted(names, key=lambda name: (_place(name, (*MEASURES, GAIN)), natural(name)))
+    ordered = sorted(names, key=lambda name: (_place(name, (*MEASURES, GAIN)), natural_key(name)))
     return [
         {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in ordered}}
         for run in evaluations

@@ -1,6 +1,6 @@
 import os
 
-from utils.logs.characters import natural, printable, shortened, width
+from utils.logs.characters import natural_key, printable, shortened, width
 
 
 def test_what_steers_a_terminal_is_escaped():
@@ -24,4 +24,4 @@ def test_shortened_in_the_middle():
 
 def test_numbers_sort_by_their_value():
     names = ["10", "9", "a2b", "a010b", "9" * 5000, "1" + "0" * 5000]
-    assert sorted(names, key=natural) == ["9", "10", "9" * 5000, "1" + "0" * 5000, "a2b", "a010b"]
+    assert sorted(names, key=natural_key) == ["9", "10", "9" * 5000, "1" + "0" * 5000, "a2b", "a010b"]
