@@ -53,7 +53,7 @@ demo: install
 	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
 	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 40 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
-	$(BIN)/python -m utils.logs report logs/demo/1 --out logs/demo/report.html
+	$(BIN)/python -m report logs/demo/1 --out logs/demo/report.html
 
 demo-long: FROZEN_EPOCHS = 120
 demo-long: install

@@ -10,13 +10,14 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
-from utils.evaluation import Labels, evaluate_global, print_notes, save_evaluation
-from utils.experiment import reports_errors, set_up
-from utils.files import check_disk_space
-from utils.fusion import Ranking
-from utils.knn import make_index
-from utils.metrics import measures_of
-from utils.run import begin_run, note_files, report_recalls
+from utils.evaluation import evaluate_global, print_notes
+from utils.experiment.command import begin_run, note_files, report_recalls
+from utils.experiment.sacred_setup import reports_errors, set_up
+from utils.io.disk import check_disk_space
+from utils.retrieval.knn import make_index
+from utils.retrieval.measures import measures_of
+from utils.retrieval.ranking import Ranking
+from utils.retrieval.results import Labels, save_evaluation
 from utils.settings import TEXT, one_of
 
 startup.done()

@@ -10,14 +10,14 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
-from utils.caches import INDS
 from utils.errors import InputError
-from utils.evaluation import Labels, rank_candidates, report_rankings, save_evaluation, score_candidates
-from utils.experiment import reports_errors, set_up
-from utils.files import check_disk_space
+from utils.evaluation import rank_candidates, report_rankings, score_candidates
+from utils.experiment.command import begin_run, note_files, report_recalls
+from utils.experiment.sacred_setup import reports_errors, set_up
+from utils.io.disk import check_disk_space
+from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
-from utils.run import begin_run, note_files, report_recalls
-from utils.scores import keep_scores, load_scores
+from utils.retrieval.results import Labels, keep_scores, load_scores, save_evaluation
 from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_number
 
 startup.done()
@@ -71,7 +71,7 @@ begin = ex.capture(begin_run)
 @reports_errors
 def sweep(temp_dir):
     """Try weights on the scores that an evaluation has left in temp_dir, without scoring again."""
-    from utils.sweep import sweep_weights  # imports matplotlib
+    from utils.retrieval.sweep import sweep_weights  # imports matplotlib
 
     check_settings({"temp_dir": temp_dir}, {"temp_dir": TEXT})
     picture = Path(temp_dir) / "sweep.png"

@@ -11,13 +11,14 @@ from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
-from utils.experiment import reports_errors, set_up
-from utils.launch import rank
-from utils.losses import Contrastive
-from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
+from utils.experiment.command import begin_run, note_files
+from utils.experiment.sacred_setup import reports_errors, set_up
+from utils.experiment.training_run import TRAINING_RULES, open_training, run_training
+from utils.runtime.ranks import rank
 from utils.settings import FLAG, number
-from utils.steps import global_step
-from utils.training import TrainingState, parameter_groups
+from utils.training.loop import TrainingState, parameter_groups
+from utils.training.losses import Contrastive
+from utils.training.steps import global_step
 
 startup.done()
 

@@ -13,16 +13,17 @@ from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
-from utils.embedding import embed_views
 from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
-from utils.experiment import reports_errors, set_up
-from utils.launch import rank
-from utils.losses import BinaryCrossEntropyWithLogits
-from utils.run import TRAINING_RULES, begin_run, note_files, open_training, run_training
+from utils.experiment.command import begin_run, note_files
+from utils.experiment.sacred_setup import reports_errors, set_up
+from utils.experiment.training_run import TRAINING_RULES, open_training, run_training
+from utils.retrieval.embedding import embed_views
+from utils.runtime.ranks import rank
 from utils.settings import TEXT, whole_number
-from utils.steps import rerank_step
-from utils.training import TrainingState, parameter_groups
+from utils.training.loop import TrainingState, parameter_groups
+from utils.training.losses import BinaryCrossEntropyWithLogits
+from utils.training.steps import rerank_step
 
 startup.done()
 

@@ -13,8 +13,8 @@ from sop.preparation.settings import check, check_split_files
 from sop.preparation.unfinished import LATER, is_free
 from sop.preparation.verify import verify_images
 from sop.splits import hold_out, read_split, write_splits
-from utils.experiment import reports_errors, set_up
-from utils.files import exclusive_lock
+from utils.experiment.sacred_setup import reports_errors, set_up
+from utils.io.lock import exclusive_lock
 from utils.settings import check_settings, whole_number
 
 ex = set_up(Experiment("Prepare SOP"), is_job=False)

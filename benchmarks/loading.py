@@ -13,9 +13,9 @@ from PIL import Image
 from benchmarks import straightforward
 from benchmarks.measure import PLAIN, Stage
 from sop.dataset import Draw, ImageSet
-from sop.image_cache import CachedImageSet
+from sop.images.image_cache import CachedImageSet
+from sop.images.transforms import test_transform, train_transform
 from sop.splits import Split
-from sop.transforms import test_transform, train_transform
 
 
 def photos(folder: Path, count: int) -> Split:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from utils.memory import keep_freed_memory
+from utils.runtime.memory import keep_freed_memory
 
 PLAIN = "straightforward"
 

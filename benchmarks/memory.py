@@ -32,14 +32,15 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measure import new_process
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
-from utils.chamfer import Chamfer
-from utils.evaluation import Labels, rank_candidates, report_rankings, score_candidates
-from utils.knn import nearest_neighbours
-from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
-from utils.memory import peak_memory
-from utils.reranking import matcher_for, pair_scores
-from utils.store import Store
-from utils.training import train_global, train_rerank
+from utils.evaluation import rank_candidates, report_rankings, score_candidates
+from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.knn import nearest_neighbours
+from utils.retrieval.pair_scoring import matcher_for, pair_scores
+from utils.retrieval.results import Labels
+from utils.runtime.memory import peak_memory
+from utils.store.store import Store
+from utils.training.loop import train_global, train_rerank
+from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
 
 IMAGES, NEIGHBOURS, BATCH = 60_502, 100, 600
 EVERY = 1000

@@ -22,15 +22,16 @@ from torch.optim.lr_scheduler import MultiStepLR
 from benchmarks.run import build
 from tests.soak import Workshop, of_several, result, run
 from utils import pickle_load
-from utils.launch import is_main_process, silence_other_ranks
-from utils.logs.table import markdown_table
-from utils.losses import BinaryCrossEntropyWithLogits
-from utils.precision import set_precision
-from utils.processes import process_group, shard_slice, world_size
-from utils.reranking import matcher_for, pair_scores
-from utils.run import own_gpu
-from utils.steps import rerank_step
-from utils.training import TrainingState, train_epoch
+from utils.distributed.collectives import shard_slice
+from utils.distributed.group import process_group, world_size
+from utils.retrieval.pair_scoring import matcher_for, pair_scores
+from utils.runtime.device import own_gpu
+from utils.runtime.precision import set_precision
+from utils.runtime.ranks import is_main_process, silence_other_ranks
+from utils.text import markdown_table
+from utils.training.loop import TrainingState, train_epoch
+from utils.training.losses import BinaryCrossEntropyWithLogits
+from utils.training.steps import rerank_step
 
 KINDS = (
     "global fp32",

@@ -20,12 +20,12 @@ import eval_global
 import eval_rerank
 from sop.ingredient import input_files
 from sop.preparation.published import CHECKPOINTS, evaluation_commands
-from utils.continuing import run_signature
-from utils.files import md5
-from utils.logs.files import RunFiles
+from utils.io.disk import md5
+from utils.logs.json_reader import RunFiles, nested
 from utils.logs.runs import Run, find_run_folders, read_run
-from utils.logs.table import ranking_rows, text_table
-from utils.logs.values import nested
+from utils.logs.table import ranking_rows
+from utils.text import text_table
+from utils.training.resume import run_signature
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # R@1, R@10 and R@100 in %, by Sacred's folder

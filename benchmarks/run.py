@@ -23,13 +23,13 @@ from models.fused import linear
 from models.matcher import Matcher
 from models.resnet import RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
-from utils.chamfer import Chamfer
-from utils.embedding import IMAGES_AT_ONCE
-from utils.knn import exact_index, nearest_neighbours
-from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
-from utils.precision import set_precision
-from utils.reranking import PAIRS_AT_ONCE, pair_scores, rerank
-from utils.training import train_global, train_rerank
+from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.knn import exact_index, nearest_neighbours
+from utils.retrieval.pair_scoring import PAIRS_AT_ONCE, pair_scores, rerank
+from utils.runtime.device import IMAGES_AT_ONCE
+from utils.runtime.precision import set_precision
+from utils.training.loop import train_global, train_rerank
+from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
 
 TOKENS = 100  # of a pair, CLS and SEP included
 PRECISIONS = {

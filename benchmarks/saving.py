@@ -17,12 +17,12 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from benchmarks.run import build
 from sop.ingredient import SOP_TRAINING_IMAGES
-from utils.continuing import LAST, TrainingFiles
-from utils.logs.table import markdown_table
-from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
-from utils.precision import set_precision
-from utils.steps import global_step, rerank_step
-from utils.training import TrainingState, train_epoch
+from utils.runtime.precision import set_precision
+from utils.text import markdown_table
+from utils.training.loop import TrainingState, train_epoch
+from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
+from utils.training.resume import LAST, TrainingFiles
+from utils.training.steps import global_step, rerank_step
 
 REPETITIONS = 5
 IMAGES = {"cpu": 24, "cuda": 300}  # of a step

@@ -11,9 +11,9 @@ import time
 import torch
 
 from benchmarks.run import build
-from utils.embedding import IMAGES_AT_ONCE
-from utils.memory import keep_freed_memory
-from utils.reranking import PAIRS_AT_ONCE, rerank
+from utils.retrieval.pair_scoring import PAIRS_AT_ONCE, rerank
+from utils.runtime.device import IMAGES_AT_ONCE
+from utils.runtime.memory import keep_freed_memory
 
 ROUNDS = 5
 FACTORS = (0.25, 0.5, 1, 2, 4, 8)  # of the size in use

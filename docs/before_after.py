@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from sop.splits import read_split
 from utils.errors import InputError
-from utils.evaluation import fit_weights
-from utils.files import atomic_write
-from utils.scores import load_scores
+from utils.io.atomic import atomic_write
+from utils.retrieval.crossfit import fit_weights
+from utils.retrieval.results import load_scores
 
 QUERIES, COLUMNS, TILE, GAP, FRAME = 3, 5, 88, 14, 4
 TITLES = ("query", "nearest by the global descriptor", "by logit, cosine and Chamfer similarity")

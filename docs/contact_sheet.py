@@ -7,7 +7,7 @@ from PIL import Image
 
 from sop.demo.photos import photo_paths, read_settings
 from sop.demo.shapes import COLOURWAYS, SHAPES, family
-from utils.files import atomic_write
+from utils.io.atomic import atomic_write
 
 
 def contact_sheet(folder: Path, path: Path, products: int = 3, tile: int = 80) -> None:

@@ -8,7 +8,7 @@ from sacred import Ingredient
 
 from models.network import ANSWER_SETTINGS, make_network
 from models.resnet import RerankingResNet
-from utils.checkpoint import TrainingInfo, load_weights
+from utils.io.checkpoint import TrainingInfo, load_weights
 
 model_ingredient = Ingredient("model", save_git_info=False)  # the commands note all modules
 

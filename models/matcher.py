@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.encoder_layer import attention_weights, encoder_layer
 from models.position_encoding import sine_position_encoding
-from utils.precision import true_float32
+from utils.runtime.precision import true_float32
 
 CLS, SEP, QUERY, CANDIDATE = range(4)  # rows of the segment table
 

@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from models.matcher import Matcher
 from models.trunk import Embedder, convolve_and_normalise, residual_blocks, through_blocks
 from utils.errors import InputError, choose
-from utils.precision import true_float32
+from utils.runtime.precision import true_float32
 
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),

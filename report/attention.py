@@ -16,12 +16,12 @@ from models.ingredient import get_model
 from models.network import MODEL_RULES
 from models.resnet import RerankingResNet
 from report.evaluated import Evaluated, check_is_noted, first_existing
+from sop.images.photo import jpeg, opened
+from sop.images.transforms import test_transform
 from sop.ingredient import DATASET_RULES
-from sop.photo import jpeg, opened
-from sop.transforms import test_transform
-from utils.checkpoint import load_weights
 from utils.errors import InputError
-from utils.logs.values import nested
+from utils.io.checkpoint import load_weights
+from utils.logs.json_reader import nested
 from utils.settings import TEXT, check_settings
 
 SIDE = 224  # pixels of a photo, at most

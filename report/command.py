@@ -1,4 +1,4 @@
-"""`python -m utils.logs report RUN... --out FILE`: a page that shows what runs did."""
+"""`python -m report RUN... --out FILE`: a page that shows what runs did."""
 
 import argparse
 import sys
@@ -13,13 +13,13 @@ from report.gallery import gallery
 from report.photos import Photos
 from report.tables import tables
 from utils.errors import InputError
-from utils.files import atomic_write
-from utils.logs.characters import printable
-from utils.logs.collect import collect_runs
-from utils.logs.groups import group_runs
+from utils.io.atomic import atomic_write
+from utils.logs.groups import collect_runs, group_runs
 from utils.logs.runs import Run
 from utils.logs.table import unread_lines
+from utils.runtime.output import unfailing_output
 from utils.settings import expand_home
+from utils.text import printable
 
 LARGEST_PAGE = 20_000_000  # bytes
 MAX_PHOTO_BYTES, MAX_ATTENTION_BYTES = 13_000_000, 5_000_000  # bytes
@@ -27,10 +27,16 @@ MOST_QUERIES, MOST_PAIRS = 200, 120
 MOST_GALLERIES, MOST_CURVES = 10, 40
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 when a page is written."""
+    with unfailing_output():
+        return write_page(arguments)
+
+
+def write_page(arguments: Sequence[str] | None) -> int:
+    """Read the runs, write the page; the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m utils.logs report",
+        prog="python -m report",
         description="One HTML file with the tables, curves, neighbours and attention of runs, to open in a browser.",
         epilog=f"It shows at most {MOST_QUERIES} queries, and takes at most {LARGEST_PAGE / 1e6:.0f} MB.",
     )

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from utils.logs.characters import printable
 from utils.logs.groups import Group
 from utils.logs.plots import epoch_means
 from utils.logs.runs import Run
+from utils.text import printable
 
 MOST_POINTS = 400  # of a curve
 Points = list[tuple[float, ...]]

@@ -11,16 +11,15 @@ import numpy as np
 
 from sop.ingredient import DATASET_RULES
 from sop.splits import Split, class_map, read_split
-from utils.caches import INDS, PER_QUERY, pickle_load
 from utils.errors import InputError
-from utils.evaluation import Labels, Rankings, rank_candidates
-from utils.files import md5
-from utils.fusion import Candidates
-from utils.logs.files import RunFiles
+from utils.evaluation import Rankings, rank_candidates
+from utils.io.disk import md5
+from utils.io.neighbours import INDS, PER_QUERY, pickle_load
+from utils.logs.json_reader import RunFiles, nested
 from utils.logs.runs import Run
-from utils.logs.values import nested
-from utils.metrics import first_match_ranks
-from utils.scores import NAME, load_scores
+from utils.retrieval.measures import first_match_ranks
+from utils.retrieval.ranking import Candidates
+from utils.retrieval.results import NAME, Labels, load_scores
 from utils.settings import TEXT, check_settings
 
 SCRIPT = "eval_rerank.py"

@@ -11,10 +11,10 @@ from report.evaluated import Evaluated, read_evaluated
 from report.photos import Photos
 from report.sample import OUTCOMES, SEED, draw, outcomes
 from utils.errors import InputError
-from utils.files import md5
-from utils.logs.characters import printable
+from utils.io.disk import md5
+from utils.logs.json_reader import nested
 from utils.logs.runs import Run
-from utils.logs.values import nested
+from utils.text import printable
 
 NEIGHBOURS = 10  # of each query and ranking
 # Half precision changes logits of -6.5 to 6.8 by at most 0.01 (fp16, which rounds as tf32 does) and 0.08 (bf16).

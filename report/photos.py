@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from sop.photo import jpeg, thumbnail
+from sop.images.photo import jpeg, thumbnail
 from utils.errors import InputError
-from utils.logs.characters import printable
+from utils.text import printable
 
 SIDE = 96  # pixels, of the longer side
 QUALITY = 62

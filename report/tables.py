@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.logs.characters import shortened
 from utils.logs.groups import Group
-from utils.logs.rankings import GAIN, interval_of
+from utils.logs.recalls import GAIN, interval_of
 from utils.logs.runs import Run
-from utils.logs.table import Row, cell_text, group_rows, ranking_rows, run_rows
+from utils.logs.table import group_rows, ranking_rows, run_rows
+from utils.text import Row, cell_text, shortened
 
 LONGEST_TEXT = 200  # columns
 

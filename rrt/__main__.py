@@ -16,10 +16,10 @@ from rrt.picture import attention_picture
 from rrt.pretrained import WHERE_FROM
 from rrt.reranker import Reranker
 from utils.errors import InputError, ReportedError
-from utils.files import atomic_write
-from utils.logs.characters import printable, shortened
-from utils.output import exit_code, unfailing_output
+from utils.io.atomic import atomic_write
+from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
+from utils.text import printable, shortened
 
 MOST = 1_000_000  # photos of an answer
 JSON_FORMAT = 1

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from sop.photo import naming, opened, to_rgb
-from sop.transforms import Transform
+from sop.images.photo import naming, opened, to_rgb
+from sop.images.transforms import Transform
 from utils.errors import InputError
 
 Photo = str | os.PathLike | Image.Image | np.ndarray | Tensor

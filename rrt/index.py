@@ -1,7 +1,7 @@
 """An index of photos: a folder with the network, and descriptors and local maps of each photo.
 
 * `model`: the network, as `Reranker.save_pretrained` writes it,
-* `part_N`: a store (`utils.store`) of up to PART photos that were embedded together,
+* `part_N`: a store (`utils.store.store`) of up to PART photos that were embedded together,
 * `index.json`: `format`, the network's sum as `model`, the numbers of photos of `parts`, the number of the `next` part,
   and the `photos`: path, size, the times of change of content and file, part and row.
 
@@ -26,14 +26,16 @@ from tqdm import tqdm
 from rrt.photos import is_hidden
 from rrt.pretrained import CONFIG, WEIGHTS, load
 from rrt.reranker import Features, Fusion, Reranker
-from sop.photo import naming
-from sop.reading import read_photos
+from sop.images.photo import naming
+from sop.images.reading import read_photos
 from utils.errors import InputError
-from utils.features import DIMS
-from utils.files import atomic_write, exclusive_lock, stamp
-from utils.precision import float32_throughout
-from utils.rows import StoredRows
-from utils.store import Store
+from utils.io.atomic import atomic_write
+from utils.io.disk import stamp
+from utils.io.lock import exclusive_lock
+from utils.runtime.precision import float32_throughout
+from utils.store.array_file import StoredRows
+from utils.store.feature_cache import DIMS
+from utils.store.store import Store
 
 FORMAT = 2  # 1: photos as stored, not turned upright, and without the time of change of the file itself
 OPEN_PARTS = 256  # files at a time
@@ -48,7 +50,7 @@ class Photo(NamedTuple):
 
     path: str
     size: int  # bytes
-    mtime: int  # ns since 1970, as `utils.files.stamp` has them
+    mtime: int  # ns since 1970, as `utils.io.disk.stamp` has them
     ctime: int
     part: int
     row: int

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrt.index import Found
-from sop.photo import jpeg, naming, thumbnail
+from sop.images.photo import jpeg, naming, thumbnail
 from utils.errors import InputError
-from utils.files import stamp
-from utils.logs.characters import printable
+from utils.io.disk import stamp
+from utils.text import printable
 
 SIDE, QUALITY = 200, 75  # pixels of a photo's longer side, and its JPEG's quality
 STYLE = """body { font: 15px sans-serif; margin: 2em; color-scheme: light dark }

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 from PIL import Image
 
+from sop.images.photo import FORMATS
 from sop.lists import numbered_lines
-from sop.photo import FORMATS
 from utils.errors import InputError
-from utils.files import open_regular_file
+from utils.io.disk import open_regular_file
 
 LIST = ".txt"
 JPEG_START = b"\xff\xd8\xff"

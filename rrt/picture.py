@@ -5,7 +5,7 @@ from PIL import Image
 
 from rrt.images import Photo
 from rrt.reranker import Reranker
-from utils.precision import float32_throughout
+from utils.runtime.precision import float32_throughout
 
 SIDE, GAP = 448, 16  # pixels
 DARKEST = 0.85  # how much of a photo's light a patch loses that is not read

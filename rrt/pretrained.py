@@ -19,10 +19,10 @@ from huggingface_hub.constants import ENDPOINT, HF_HOME
 from models.network import ANSWER_SETTINGS, MODEL_RULES, make_network
 from models.resnet import RerankingResNet
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, in_one_line
-from utils.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
 from utils.errors import InputError, listing
-from utils.files import atomic_write_all
-from utils.precision import float32_throughout
+from utils.io.atomic import atomic_write_all
+from utils.io.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
+from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain, whole_number
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from models.resnet import RerankingResNet
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
-from sop.transforms import test_transform
-from utils.chamfer import Chamfer
-from utils.embedding import MicroBatches
+from sop.images.transforms import test_transform
 from utils.errors import InputError
-from utils.fusion import Candidates, Ranking, Weights, candidate_cosines, ranking_by
-from utils.precision import float32_throughout
-from utils.reranking import pair_scores
+from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.pair_scoring import pair_scores
+from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.runtime.device import MicroBatches
+from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, number, plain, whole_number
 
 IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB

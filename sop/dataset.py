@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from sop.photo import opened
+from sop.images.photo import opened
+from sop.images.transforms import Transform, describe
 from sop.splits import Split
-from sop.transforms import Transform, describe
 from utils.errors import InputError
-from utils.files import stamp
+from utils.io.disk import stamp
 
 IF_MISSING = "run prepare_data.py, or set dataset.data_path"  # advice for a photo
 

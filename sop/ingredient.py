@@ -8,15 +8,15 @@ from sacred import Ingredient
 from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet, SkippingImageSet, collate_share
-from sop.image_cache import CachedImageSet, CachedLoader
-from sop.reading import usable_cores
+from sop.images.image_cache import CachedImageSet, CachedLoader
+from sop.images.reading import usable_cores
+from sop.images.transforms import DECODERS, test_transform, train_transform
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.splits import Split, class_map, read_split, repeats
-from sop.transforms import DECODERS, test_transform, train_transform
-from utils.caches import load_neighbours
 from utils.errors import InputError
+from utils.io.neighbours import load_neighbours
+from utils.runtime.signals import die_with_parent
 from utils.settings import FLAG, TEXT, Rules, check_settings, either, list_of, one_of, whole_number
-from utils.signals import die_with_parent
 
 data_ingredient = Ingredient("dataset", save_git_info=False)  # the commands note all modules
 

@@ -6,8 +6,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from sop.dataset import Draw
+from utils.distributed.collectives import shard_slice
 from utils.errors import InputError
-from utils.processes import shard_slice
 
 HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours, as many as published
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sop.lists import malformed, numbered_lines
 from utils.errors import InputError
-from utils.files import atomic_write_all
+from utils.io.atomic import atomic_write_all
 
 LINE = re.compile(r"(.+),[ \t]*([0-9]{1,18})[ \t]*", re.DOTALL)
 

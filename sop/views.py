@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from sop.dataset import Draw, ImageSet
 from sop.samplers import EpochSampler
 from utils.errors import InputError
-from utils.rows import on_device_if_they_fit, one_ahead
+from utils.store.array_file import on_device_if_they_fit, one_ahead
 
 LOADED_AT_ONCE = 256  # images that a worker loads at a time
 CPU = torch.device("cpu")

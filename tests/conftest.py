@@ -15,9 +15,9 @@ from models.ingredient import get_model
 from tests.narrow import narrow
 from tests.reference import META
 from utils import pickle_save
-from utils.experiment import RunFolder
-from utils.memory import keep_freed_memory
-from utils.precision import set_precision
+from utils.experiment.run_folder import RunFolder
+from utils.runtime.memory import keep_freed_memory
+from utils.runtime.precision import set_precision
 
 keep_freed_memory()  # as the commands do
 

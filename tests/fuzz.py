@@ -24,22 +24,29 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from sop.dataset import ImageSet
-from sop.image_cache import CachedImageSet
+from sop.images.image_cache import CachedImageSet
 from sop.preparation.archive import read_list, unpack
 from sop.splits import class_map, read_split
 from tests.conftest import draw_photo
-from utils.caches import load_neighbours, pickle_save
-from utils.checkpoint import TrainingInfo, load_weights, save_checkpoint
-from utils.continuing import TrainingFiles, check_continues, read_last, restore, restore_random_state, run_signature
 from utils.errors import InputError
-from utils.evaluation import Labels
-from utils.features import DIMS, kept_features
-from utils.fusion import Candidates
+from utils.io.checkpoint import TrainingInfo, load_weights, save_checkpoint
+from utils.io.neighbours import load_neighbours, pickle_save
 from utils.logs.runs import find_run_folders, read_run
-from utils.logs.table import as_csv, as_tables, markdown_table, text_table
-from utils.memory import peak_memory
-from utils.scores import load_scores, save_scores
-from utils.training import TrainingState
+from utils.logs.table import as_csv, as_tables
+from utils.retrieval.ranking import Candidates
+from utils.retrieval.results import Labels, load_scores, save_scores
+from utils.runtime.memory import peak_memory
+from utils.store.feature_cache import DIMS, kept_features
+from utils.text import markdown_table, text_table
+from utils.training.loop import TrainingState
+from utils.training.resume import (
+    TrainingFiles,
+    check_continues,
+    read_last,
+    restore,
+    restore_random_state,
+    run_signature,
+)
 
 SECONDS = 10  # for one file
 MEMORY = 1 << 30  # bytes above what was held before

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils.launch import silence_other_ranks
+from utils.runtime.ranks import silence_other_ranks
 
 
 def exit_codes(*works: Callable[[], object]) -> list[int | None]:

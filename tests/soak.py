@@ -23,7 +23,7 @@ from tests import ROOT
 from tests.conftest import TINY, draw_photo
 from tests.fuzz import READERS
 from utils import pickle_save
-from utils.logs.table import text_table
+from utils.text import text_table
 
 KILLS = 20
 FUZZED = 10_000

@@ -19,11 +19,11 @@ from benchmarks.bounds import bounds_of, embedding_kernels, scoring_kernels
 from models.matcher import Matcher
 from models.position_encoding import sine_position_encoding
 from sop.dataset import ImageSet
+from sop.images.transforms import test_transform as make_test_transform
 from sop.samplers import TripletSampler
 from sop.splits import Split
-from sop.transforms import test_transform as make_test_transform
 from tests.reference import published_model
-from utils.reranking import rerank
+from utils.retrieval.pair_scoring import rerank
 
 
 @pytest.mark.parametrize(("queries", "columns", "shape"), [(1, 1, (3, 3)), (5, 7, (2, 5)), (9, 9, (1, 1))])
@@ -109,7 +109,7 @@ def test_memory_of_an_evaluation(monkeypatch, dtype, size):
 
 def test_maps_in_a_file_are_no_memory_of_the_evaluation(tmp_path, monkeypatch):
     printed = []
-    monkeypatch.setattr("utils.features.print", lambda line: printed.append(line), raising=False)
+    monkeypatch.setattr("utils.store.feature_cache.print", lambda line: printed.append(line), raising=False)
     for _ in range(2):
         maps, _, _ = memory.measure(torch.float32, str(tmp_path), 30)
     (store,) = tmp_path.iterdir()

@@ -26,9 +26,10 @@ from tests import ROOT
 from tests.faults import fill_disk
 from tests.processes import in_processes
 from utils import Contrastive, pickle_load, pickle_save
-from utils.checkpoint import TrainingInfo
-from utils.experiment import CommandError, set_up
-from utils.files import exclusive_lock
+from utils.experiment.run_folder import CommandError
+from utils.experiment.sacred_setup import set_up
+from utils.io.checkpoint import TrainingInfo
+from utils.io.lock import exclusive_lock
 
 
 def steps(metrics, name):

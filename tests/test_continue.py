@@ -23,10 +23,10 @@ from tests.faults import fill_disk, names
 from tests.fuzz import ABOUT, tiny_state
 from tests.test_commands import flags
 from utils import pickle_save
-from utils.continuing import TrainingFiles
-from utils.experiment import CommandError
-from utils.files import exclusive_lock
-from utils.training import PendingScalars
+from utils.experiment.run_folder import CommandError
+from utils.io.lock import exclusive_lock
+from utils.training.loop import PendingScalars
+from utils.training.resume import TrainingFiles
 
 
 class Killed(BaseException):

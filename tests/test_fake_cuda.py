@@ -13,9 +13,9 @@ from models.ingredient import get_model
 from models.matcher import _position_code
 from tests.narrow import narrow
 from tests.reference import META
-from utils.chamfer import Chamfer
-from utils.losses import BinaryCrossEntropyWithLogits, Contrastive
-from utils.precision import autocast, set_precision
+from utils.retrieval.chamfer import Chamfer
+from utils.runtime.precision import autocast, set_precision
+from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
 
 GPU = torch.device("cuda", 0)
 PRECISIONS = ["tf32", "bf16", "fp16"]

@@ -12,11 +12,11 @@ import experiment_rerank
 import prepare_data
 from sop.ingredient import get_loaders
 from sop.views import EmbeddedViews
-from utils.caches import save_neighbours
-from utils.embedding import _from_image
 from utils.errors import InputError
-from utils.evaluation import save_evaluation
-from utils.fusion import Ranking
+from utils.io.neighbours import save_neighbours
+from utils.retrieval.embedding import _from_image
+from utils.retrieval.ranking import Ranking
+from utils.retrieval.results import save_evaluation
 
 SETTINGS = {
     "image_cache": None,

@@ -18,8 +18,8 @@ from sop.splits import read_split
 from tests import ROOT
 from tests.faults import fill_disk, names, send, serve, serving, without_pauses
 from tests.sop.preparation.test_published import BARE, hub
-from utils.experiment import CommandError
-from utils.files import exclusive_lock
+from utils.experiment.run_folder import CommandError
+from utils.io.lock import exclusive_lock
 
 HEADER = "image_id class_id super_class_id path\n"
 TRAIN = HEADER + "".join(f"{i + 1} {i // 4 + 1} 1 toy_final/{i // 4}_{i % 4}.JPG\n" for i in range(24))

@@ -27,29 +27,26 @@ from tests.narrow import narrow
 from tests.processes import in_processes
 from tests.reference import META, pixels
 from utils import BinaryCrossEntropyWithLogits, Contrastive, pickle_load
-from utils.errors import InputError
-from utils.experiment import reports_errors
-from utils.knn import nearest_neighbours
-from utils.launch import rank
-from utils.processes import (
-    PeerError,
+from utils.distributed.collectives import (
     all_gather_object,
     all_gather_rows,
     all_reduce_gradients,
     all_reduce_int,
     all_reduce_sum,
     any_rank,
-    barrier,
     broadcast_from_rank0,
-    process_group,
     shard_slice,
     synchronised,
-    world_size,
 )
-from utils.reranking import pair_scores
-from utils.run import note_files
-from utils.signals import Interrupted, ended_by_signals
-from utils.steps import global_step, rerank_step
+from utils.distributed.group import PeerError, barrier, process_group, world_size
+from utils.errors import InputError
+from utils.experiment.command import note_files
+from utils.experiment.sacred_setup import reports_errors
+from utils.retrieval.knn import nearest_neighbours
+from utils.retrieval.pair_scoring import pair_scores
+from utils.runtime.ranks import rank
+from utils.runtime.signals import Interrupted, ended_by_signals
+from utils.training.steps import global_step, rerank_step
 
 
 def test_rows_of_all_processes(tmp_path):

@@ -7,7 +7,7 @@ import eval_rerank
 import experiment_global
 import experiment_rerank
 from tests.conftest import CUDA
-from utils.continuing import LAST
+from utils.training.resume import LAST
 
 TRAINING = {"epochs": 1, "model": {"dropout": 0.3, "ert_dropout": 0.3}}
 FROZEN = {"freeze_backbone": True}

@@ -6,7 +6,7 @@ import eval_global
 import eval_rerank
 import experiment_global
 import experiment_rerank
-from utils.experiment import CommandError
+from utils.experiment.run_folder import CommandError
 
 TRAININGS = [experiment_global.ex, experiment_rerank.ex]
 EVALUATIONS = [eval_global.ex, eval_rerank.ex]

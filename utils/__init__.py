@@ -7,12 +7,12 @@ of its modules, and `prepare_data.py` and `python -m utils.logs` need no torch, 
 from importlib import import_module
 
 _HOMES = {
-    "BinaryCrossEntropyWithLogits": "utils.losses",
-    "Contrastive": "utils.losses",
-    "num_of_trainable_params": "utils.checkpoint",
-    "pickle_load": "utils.caches",
-    "pickle_save": "utils.caches",
-    "state_dict_to_cpu": "utils.checkpoint",
+    "BinaryCrossEntropyWithLogits": "utils.training.losses",
+    "Contrastive": "utils.training.losses",
+    "num_of_trainable_params": "utils.io.checkpoint",
+    "pickle_load": "utils.io.neighbours",
+    "pickle_save": "utils.io.neighbours",
+    "state_dict_to_cpu": "utils.io.checkpoint",
 }
 
 

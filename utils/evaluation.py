@@ -3,38 +3,28 @@
 `dtype` is the number format of matrix products and convolutions.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.caches import PER_QUERY, save_neighbours
-from utils.chamfer import Chamfer
-from utils.embedding import GLOBAL, LOCAL, embed
 from utils.errors import InputError
-from utils.files import atomic_write
-from utils.fusion import Candidates, CrossFit, Ranking, Weights, candidate_cosines, crossfit, describe_grid, ranking_by
-from utils.knn import EXACT
-from utils.launch import is_main_process
-from utils.logs.table import text_table
-from utils.metrics import Measures, changes_of, measures_of, recall_at_ks, recall_at_ks_rerank
-from utils.reranking import Scorer, matcher_for, pair_scores
+from utils.metrics import recall_at_ks, recall_at_ks_rerank
+from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.crossfit import describe_grid, fit_weights
+from utils.retrieval.embedding import GLOBAL, LOCAL, embed
+from utils.retrieval.knn import EXACT
+from utils.retrieval.measures import Measures, changes_of, measures_of
+from utils.retrieval.pair_scoring import Scorer, matcher_for, pair_scores
+from utils.retrieval.ranking import TITLES, Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.retrieval.results import Labels
+from utils.text import text_table
 
 # Rank correlation of cosines with places. Two untrained networks, each with the other's neighbours, had 0.76;
 # neighbours of other photos, in lists of the same classes, up to 0.3; by chance it is 0.
 FALLING = 0.5
-TITLES = {
-    "global": "global",
-    "published": "published (logit)",
-    "chamfer_alone": "Chamfer",
-    "chamfer": "Chamfer + cosine (crossfit)",
-    "fused": "all three (crossfit)",
-}
 
 
 def evaluate_global(
@@ -48,7 +38,7 @@ def evaluate_global(
 ):
     """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves.
 
-    With a folder `features`, descriptors are kept there for later evaluations (`utils.features`).
+    With a folder `features`, descriptors are kept there for later evaluations (`utils.store.feature_cache`).
     """
     (descriptors, labels), gallery = _embed_sets(model, query_loader, gallery_loader, [GLOBAL], dtype, features)
     return recall_at_ks(descriptors, labels, recall_ks, gallery[0], gallery[1], True, knn_index)
@@ -126,18 +116,6 @@ def _embed_sets(
     return (*parts, labels), (*gallery_parts, gallery_labels)
 
 
-class Labels(NamedTuple):
-    """The classes of queries (n,) and gallery (m,), numbers from 0; `is_self_search`: they are one set."""
-
-    queries: np.ndarray
-    gallery: np.ndarray
-    is_self_search: bool
-
-    @classmethod
-    def of(cls, query_loader, gallery_loader) -> "Labels":
-        return cls(query_loader.dataset.labels, (gallery_loader or query_loader).dataset.labels, gallery_loader is None)
-
-
 class Rankings(NamedTuple):
     """The rows of an evaluation's table: rankings, and the titles they have there."""
 
@@ -204,17 +182,6 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     return Rankings(rankings, titles, written)
 
 
-def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> CrossFit:
-    """`crossfit` of the candidates' scores."""
-    return crossfit(candidates, labels.queries, matches_of(candidates, labels), with_logits)
-
-
-def matches_of(candidates: Candidates, labels: Labels) -> np.ndarray:
-    """Which of the rescored candidates (n, m) are of their query's class."""
-    scored = candidates.neighbours[:, : candidates.cosines.shape[1]]
-    return labels.gallery[scored] == labels.queries[:, None]
-
-
 def report_rankings(found: Rankings, measures: Mapping[str, Measures], ks: Sequence[int], info: dict) -> None:
     """Print the table of rankings, and what each changes of the global one.
 
@@ -246,29 +213,3 @@ def print_notes(measures: Measures, columns: int) -> None:
             f"{measures.cut_short} queries have more than {columns} images of their class in the gallery: mAP@R and "
             f"R-precision count over the {columns} neighbours there are"
         )
-
-
-def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Mapping[str, Measures]) -> None:
-    """Write the neighbour files of the ranking `written`, and `per_query.csv` of all that were measured.
-
-    `queries` is their image set, with `paths` and `classes`. Of a job of several processes the first writes.
-    """
-    if not is_main_process():
-        return
-    save_neighbours(folder, *written)
-    ranks = {name: measured.ranks for name, measured in measures.items()}
-    write_per_query(Path(folder) / PER_QUERY, queries.paths, queries.classes, ranks)
-
-
-def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ranks: Mapping[str, np.ndarray]) -> None:
-    """Write a table with a row per query: position, path, class, and the rank of the first match in each ranking.
-
-    Ranks are given from 0, infinite where no neighbour matches; they are written from 1, and left empty.
-    """
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("query", "path", "class", *(f"rank_{name}" for name in ranks)))
-    for query, row in enumerate(zip(paths, classes, *ranks.values(), strict=True)):
-        table.writerow((query, *row[:2], *("" if np.isinf(rank) else int(rank) + 1 for rank in row[2:])))
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())

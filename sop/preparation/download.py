@@ -14,7 +14,8 @@ from tqdm import tqdm
 from sop.preparation.archive import SOP_URL
 from sop.preparation.unfinished import LATER
 from utils.errors import InputError
-from utils.files import atomic_write, exclusive_lock
+from utils.io.atomic import atomic_write
+from utils.io.lock import exclusive_lock
 
 CHUNK = 1 << 16  # bytes read at a time; as many are lost when a connection breaks
 ATTEMPTS = 5  # in a row that bring nothing; with pauses of 2, 4, 8 and 16 s half a minute

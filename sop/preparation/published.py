@@ -10,7 +10,8 @@ from huggingface_hub import HfApi, get_session
 from sop.preparation.archive import is_safe, open_archive
 from sop.preparation.unfinished import LATER
 from utils.errors import InputError
-from utils.files import atomic_write, exclusive_lock
+from utils.io.atomic import atomic_write
+from utils.io.lock import exclusive_lock
 
 TIMEOUT = 10  # seconds that a network has for each answer to a first question
 HUB_REPOSITORY = "fwtan/rrt_sop_data"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import exclusive_lock
+from utils.io.lock import exclusive_lock
 
 LATER = "run the command again later, or choose another folder"
 

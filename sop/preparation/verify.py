@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sop.photo import naming, opened, to_rgb
-from sop.reading import read_photos
+from sop.images.photo import naming, opened, to_rgb
+from sop.images.reading import read_photos
 from utils.errors import InputError
 
 

@@ -13,7 +13,7 @@ from tests.conftest import TINY, draw_photo
 from tests.narrow import narrow
 from tests.utils.logs.folders import training_run
 from utils import pickle_save
-from utils.experiment import RunFolder
+from utils.experiment.run_folder import RunFolder
 
 HOSTILE = "<script>alert(1)</script>'\"&\u2028ü漢"
 CLASSES, PHOTOS = range(5), 4

@@ -13,12 +13,12 @@ from tests.conftest import draw_photo
 from tests.report.conftest import HOSTILE
 from tests.utils.logs.folders import entry, training_run, write
 from utils import pickle_save
-from utils.evaluation import Labels, rank_candidates, write_per_query
-from utils.fusion import Candidates
+from utils.evaluation import rank_candidates
 from utils.logs.__main__ import main as logs_main
 from utils.logs.runs import read_run
-from utils.metrics import first_match_ranks
-from utils.scores import save_scores
+from utils.retrieval.measures import first_match_ranks
+from utils.retrieval.ranking import Candidates
+from utils.retrieval.results import Labels, save_scores, write_per_query
 
 
 def written(path) -> dict:
@@ -62,7 +62,7 @@ def test_photos_that_were_replaced_are_said(evaluation, tmp_path):
 
 def test_a_page_of_trainings(trainings, tmp_path, capsys):
     page = tmp_path / "new" / "report.html"
-    assert logs_main(["report", str(trainings), str(tmp_path / "none"), "--out", str(page)]) == 0
+    assert main([str(trainings), str(tmp_path / "none"), "--out", str(page)]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{page} shows 2 runs, in 0.0 MB")
     assert f"{tmp_path}/none: no such folder" in err
@@ -124,7 +124,7 @@ def test_many_queries_are_sampled(tmp_path, monkeypatch):
     assert gallery["sample"].startswith("200 of 1,000 queries, drawn at random (seed 0): in turn one that is gained")
     assert [sum(counts) for counts in gallery["counts"].values()] == [n] * len(ranks)
     assert "No attention: resume=None" in gallery["notes"][0]
-    monkeypatch.setattr(report.command, "PHOTO_ROOM", 30_000)
+    monkeypatch.setattr(report.command, "MAX_PHOTO_BYTES", 30_000)
     assert main([str(tmp_path / "1"), "--out", str(tmp_path / "a.html")]) == 0
     (gallery,) = written(tmp_path / "a.html")["galleries"]
     assert 0 < len(gallery["queries"]) < 50 and gallery["sample"].endswith("More photos would make the page too large.")
@@ -135,3 +135,8 @@ def test_hostile_texts_of_runs(tmp_path):
     assert read_run(tmp_path / HOSTILE / "1").losses
     assert main([str(tmp_path), "--out", str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_text().count("<script") == 2
+
+
+def test_the_former_command_names_the_new_one(capsys):
+    assert logs_main(["report", "logs/demo", "--out", "page.html"]) == 2
+    assert capsys.readouterr().err == "the page has a command of its own: python -m report RUN... --out FILE\n"

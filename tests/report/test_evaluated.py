@@ -9,7 +9,7 @@ from report.evaluated import read_evaluated
 from tests.conftest import TINY
 from utils import pickle_load, pickle_save
 from utils.errors import InputError
-from utils.experiment import RunFolder
+from utils.experiment.run_folder import RunFolder
 from utils.logs.runs import read_run
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from report.command import main
 from tests.report.conftest import HOSTILE
-from utils.scores import load_scores
+from utils.retrieval.results import load_scores
 
 WIDE, PHONE = (1280, 900), (390, 800)
 

@@ -9,7 +9,7 @@ from rrt import Reranker
 from rrt.pretrained import DEFAULTS
 from tests.conftest import TINY
 from tests.reference import drawn
-from utils.checkpoint import TrainingInfo, save_tensors
+from utils.io.checkpoint import TrainingInfo, save_tensors
 
 TINY_MODEL: dict[str, Any] = TINY["model"]  # type: ignore[assignment]
 SETTINGS = {**DEFAULTS, **{name: value for name, value in TINY_MODEL.items() if name in ANSWER_SETTINGS}}

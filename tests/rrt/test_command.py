@@ -15,7 +15,7 @@ from rrt.__main__ import main
 from rrt.index import Found
 from rrt.page import page
 from rrt.picture import DARKEST, GAP, SIDE, attention_picture
-from utils.files import stamp
+from utils.io.disk import stamp
 
 NAMES = ["a b.png", "quo'te\".png", "<script>alert(1)<", "naïve 写真.png", "line\nbreak.png"]
 

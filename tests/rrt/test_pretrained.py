@@ -15,7 +15,7 @@ from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
 from sop.preparation.published import CHECKPOINTS
 from tests.faults import limited, serving
 from tests.rrt.conftest import CROP_SIZE, SETTINGS
-from utils.checkpoint import save_tensors
+from utils.io.checkpoint import save_tensors
 
 DIFFERING = {name: value for name, value in SETTINGS.items() if DEFAULTS[name] != value}
 

@@ -17,12 +17,12 @@ from rrt.images import pixels_of
 from rrt.index import Index, update
 from rrt.picture import attention_picture
 from sop.dataset import ImageSet
+from sop.images.transforms import test_transform as evaluation_transform
 from sop.splits import class_map, read_split
-from sop.transforms import test_transform as evaluation_transform
 from tests import ROOT
 from tests.conftest import CUDA
 from tests.rrt.conftest import CROP_SIZE
-from utils.embedding import GLOBAL, LOCAL, embed
+from utils.retrieval.embedding import GLOBAL, LOCAL, embed
 
 
 def plain_logits(reranker, query, candidates):

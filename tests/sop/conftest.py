@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sop.dataset import Draw, ImageSet
+from sop.images.transforms import test_transform as make_test_transform
+from sop.images.transforms import train_transform
 from sop.splits import Split
-from sop.transforms import test_transform as make_test_transform
-from sop.transforms import train_transform
 
 DECODERS = ["exact", "fast"]
 

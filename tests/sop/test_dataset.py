@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from sop.dataset import Draw, ImageSet, SkippingImageSet
+from sop.images.transforms import train_transform
 from sop.samplers import RandomSampler
 from sop.splits import class_map, read_split
-from sop.transforms import train_transform
 from utils.errors import InputError
 
 

@@ -8,17 +8,17 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader
 
 from sop.dataset import Draw, ImageSet
+from sop.images.transforms import train_transform
 from sop.samplers import RandomSampler, TripletSampler
 from sop.splits import class_map, read_split
-from sop.transforms import train_transform
 from sop.views import EmbeddedViews, ViewSet
 from tests.conftest import CUDA
 from tests.reference import published_model
-from tests.utils.test_training import Log
+from tests.utils.training.test_loop import Log
 from utils import BinaryCrossEntropyWithLogits
-from utils.embedding import embed_views
 from utils.errors import InputError
-from utils.training import train_rerank
+from utils.retrieval.embedding import embed_views
+from utils.training.loop import train_rerank
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_refused(images):
 
 
 def test_more_than_the_memory(images, monkeypatch):
-    monkeypatch.setattr("utils.memory.memory_limit", lambda: 250_000)
+    monkeypatch.setattr("utils.runtime.memory.memory_limit", lambda: 250_000)
     model = published_model(6, arch="resnet18", freeze_backbone=True)
     with pytest.raises(InputError, match=r"48 images take 0\.000393 GB, but .* 0\.00025 GB of memory.* frozen_views"):
         EmbeddedViews(triplets(images), 2, lambda views: embed_views(model, views, torch.float32))

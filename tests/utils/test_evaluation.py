@@ -4,19 +4,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.reference import published_model
-from tests.utils.test_fusion import drawn
+from tests.utils.retrieval.test_fusion import drawn
 from utils.errors import InputError
-from utils.evaluation import (
-    Labels,
-    Ranking,
-    Rankings,
-    evaluate_rerank,
-    fall_of_cosines,
-    rank_candidates,
-    report_rankings,
-    write_per_query,
-)
-from utils.metrics import changes_of
+from utils.evaluation import Ranking, Rankings, evaluate_rerank, fall_of_cosines, rank_candidates, report_rankings
+from utils.retrieval.measures import changes_of
+from utils.retrieval.results import Labels, write_per_query
 
 
 def test_the_table(tmp_path):

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from tests.reference import ANSWERS, assert_answer, integers, normal, published_model
-from utils import metrics
-from utils.metrics import measures_of, recall_at_ks, recall_at_ks_rerank, recalls_of
+from utils.metrics import recall_at_ks, recall_at_ks_rerank
+from utils.retrieval import measures as measures_module
+from utils.retrieval.measures import measures_of, recalls_of
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -78,7 +79,7 @@ def test_another_index_is_passed_on(capsys):
 
 @pytest.mark.parametrize("block", [4096, 7])
 def test_ranks_against_a_plain_count(monkeypatch, block):
-    monkeypatch.setattr(metrics, "BLOCK", block)
+    monkeypatch.setattr(measures_module, "BLOCK", block)
     rng = np.random.default_rng(0)
     features, labels = torch.from_numpy(rng.normal(size=(40, 4))).float(), torch.from_numpy(rng.integers(0, 9, 40))
     recalls, _, positions = recall_at_ks(features, labels, [1, 3, 39])
@@ -106,7 +107,7 @@ def plain_measures(positions, query_labels, gallery_labels, is_self_search):
 @pytest.mark.parametrize("columns", [1, 6, 25])
 @pytest.mark.parametrize("block", [4096, 28])
 def test_measures_against_a_plain_count(monkeypatch, is_self_search, columns, block):
-    monkeypatch.setattr(metrics, "BLOCK", block)
+    monkeypatch.setattr(measures_module, "BLOCK", block)
     rng = np.random.default_rng(columns)
     query_labels = np.sort(rng.integers(0, 12, 40))
     query_labels[:2] = 12, 13  # alone in their classes

@@ -7,7 +7,7 @@ import eval_rerank
 import experiment_global
 import experiment_rerank
 from utils.errors import InputError
-from utils.run import RULES
+from utils.experiment.command import RULES
 from utils.settings import FLAG, TEXT, check_settings, either, expand_home, list_of, number, one_of, whole_number
 
 RECORDED_ONLY = {"dataset.test_cache_nn_inds", "model.ert_seq_len"}

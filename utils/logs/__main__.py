@@ -1,7 +1,4 @@
-"""Tables and curves of runs: `python -m utils.logs logs/… [--format text|csv|markdown] [--plot FILE]`.
-
-`python -m utils.logs report logs/… --out FILE` writes a page (`report.command`).
-"""
+"""Tables and curves of runs: `python -m utils.logs logs/… [--format text|csv|markdown] [--plot FILE]`."""
 
 import argparse
 import sys
@@ -9,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.logs.collect import collect_runs
 from utils.logs.fitting import fitted_table
-from utils.logs.table import as_csv, as_tables, markdown_table, markdown_text, unread_lines
-from utils.output import exit_code, unfailing_output
+from utils.logs.groups import collect_runs
+from utils.logs.table import as_csv, as_tables, unread_lines
+from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
+from utils.text import markdown_table, markdown_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,9 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with unfailing_output() as lost:
         if arguments[:1] == ["report"]:
-            from report.command import main as report  # imports torch
-
-            return report(arguments[1:])
+            print("the page has a command of its own: python -m report RUN... --out FILE", file=sys.stderr)
+            return 2
         return tables(arguments) or exit_code(lost())
 
 
@@ -33,7 +30,7 @@ def tables(arguments: Sequence[str]) -> int:
         prog="python -m utils.logs",
         description="Table of the Sacred runs in folders: best and last recalls in %, and mean ± spread over seeds.",
         epilog="Epochs count those trained, 0 is before training. STALE: not ended, but silent for five minutes. "
-        "`report RUN... --out FILE` writes a page to look at.",
+        "`python -m report RUN... --out FILE` writes a page to look at.",
     )
     parser.add_argument("folders", nargs="+", type=Path, help="searched for run folders, to any depth")
     parser.add_argument(

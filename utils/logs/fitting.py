@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from utils.logs.characters import shortened, width
-from utils.logs.table import Row, cell_text, text_table
+from utils.text import Row, cell_text, shortened, text_table, width
 
 WIDTH = 100  # columns of a terminal
 SHORTEST_TEXT = 24  # columns: rather than shorten texts further, whole columns of the table are left out

@@ -1,13 +1,16 @@
 """Runs that differ only in their seed, and in the files that they read and write."""
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from utils.logs.runs import Run
+from utils.logs.runs import Run, find_run_folders, read_run
+from utils.text import printable
 
 # config keys in which runs of one group may differ
 WHERE_WRITTEN = {"temp_dir", "continue_run", "save_minutes"}
@@ -92,3 +95,20 @@ def _compared(node, ignored: set[str], seed: re.Pattern | None):
     if isinstance(node, dict):
         return {key: _compared(node[key], ignored, seed) for key in node if key not in ignored}
     return seed.sub("seed", node) if seed and isinstance(node, str) else node
+
+
+def collect_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs, and a line for each folder that holds none, and one more where none could be read."""
+    found = {folder: find_run_folders(folder) for folder in folders}
+    paths: dict[str, Path] = {}  # by their real paths: one may be named twice
+    for path in (path for paths_below in found.values() for path in paths_below):
+        paths.setdefault(os.path.realpath(path), path)
+    runs = join_continued([read_run(folder) for folder in paths.values()])
+    problems = [
+        f"{printable(folder)}: {'no Sacred run was found in it' if folder.is_dir() else 'no such folder'}"
+        for folder, paths_below in found.items()
+        if not paths_below
+    ]
+    if all(run.status == "UNREADABLE" for run in runs):
+        problems.append("no run could be read: give folders named by `-F`, or one that holds such")
+    return runs, problems

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from utils.errors import InputError, listing
-from utils.files import atomic_write
-from utils.logs.characters import printable, shortened
+from utils.io.atomic import atomic_write
 from utils.logs.runs import Run
+from utils.text import printable, shortened
 
 MARKERS = (".", "s", "^", "x", "D", "v", "*", "P")  # one for each ten runs, as there are ten colours
 NUM_TOLD_APART = 10 * len(MARKERS)

@@ -1,16 +1,14 @@
 """What a Sacred run folder says about a run: its recalls, curves, duration and status."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from utils.logs.artifacts import check_artifacts
-from utils.logs.characters import natural_key
-from utils.logs.files import RunFiles
-from utils.logs.rankings import read_rankings
-from utils.logs.recalls import Recalls, best_recalls, read_validations, recorded_recalls
-from utils.logs.values import curve, nested, noted_number, time
+from utils.logs.json_reader import RunFiles, curve, nested, noted_number, time
+from utils.logs.recalls import Recalls, best_recalls, read_rankings, read_validations, recorded_recalls
+from utils.text import natural_key
 
 SACRED_FILES = {"run.json", "config.json", "info.json", "metrics.json", "cout.txt"}
 SILENCE = timedelta(minutes=5)  # Sacred's heartbeat comes every ten seconds
@@ -125,3 +123,35 @@ def _duration(files: RunFiles, start: datetime | None, end: datetime | None) -> 
         files.note(f"run.json: no run can last from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}")
         return None
     return end - start
+
+
+LARGEST_CHECKED = 64_000_000  # bytes: their MD5 sum takes a tenth of a second
+
+
+def check_artifacts(files: RunFiles, entry: dict, info: dict) -> None:
+    """Note listed artifacts that are missing, and those that differ from each MD5 sum noted for a file of their name.
+
+    A large file's sum is not checked.
+    """
+    artifacts, noted = nested(entry, "artifacts"), nested(info, "md5")
+    sums: dict[str, list[object]] = {}
+    for path, digest in noted.items() if isinstance(noted, dict) else ():
+        sums.setdefault(Path(path).name, []).append(digest)
+    for name in artifacts if isinstance(artifacts, list) else ():
+        if isinstance(name, str):
+            problem = _problem(files.folder / name, sums.get(Path(name).name))
+            if problem:
+                files.note(f"artifact {name} {problem}")
+
+
+def _problem(artifact: Path, sums: list[object] | None) -> str | None:
+    try:
+        if not artifact.is_file():
+            return "is missing"
+        if sums and artifact.stat().st_size <= LARGEST_CHECKED:
+            with artifact.open("rb") as file:
+                if hashlib.file_digest(file, "md5").hexdigest() not in sums:
+                    return "is not the file whose MD5 sum info.json names"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None

@@ -1,22 +1,16 @@
 """Runs as tables: one row a run, and mean ± spread over seeds; text, CSV or Markdown."""
 
 import csv
-import html
-import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from io import StringIO
-from pathlib import Path
 from statistics import mean, stdev
 
-from utils.logs.characters import natural_key, printable, width
 from utils.logs.groups import Group, group_runs
-from utils.logs.rankings import GAIN, MEASURES
-from utils.logs.recalls import Recalls
+from utils.logs.json_reader import nested
+from utils.logs.recalls import GAIN, MEASURES, Recalls
 from utils.logs.runs import Run
-from utils.logs.values import nested
-
-Row = dict[str, object]
+from utils.text import Row, natural_key, printable
 
 RANKINGS = ("global", "published", "chamfer_alone", "chamfer", "fused", "weighted")
 SHOWN_PROBLEMS = 5  # of a folder
@@ -142,42 +136,3 @@ def unread_lines(runs: Sequence[Run]) -> list[str]:
         problems = run.problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
         lines.append(printable(f"{run.folder}: {'; '.join(problems)}"))
     return lines
-
-
-def text_table(rows: list[Row]) -> str:
-    """Columns aligned by blanks, numbers to the right; a column's name may have several lines."""
-    names = [name.split("\n") for name in rows[0]]
-    height = max(map(len, names))
-    lines = [list(line) for line in zip(*([""] * (height - len(name)) + name for name in names), strict=True)]
-    lines += [[cell_text(value) for value in row.values()] for row in rows]
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
-    left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
-    return "\n".join(
-        "  ".join(
-            cell + " " * (columns - width(cell)) if to_left else " " * (columns - width(cell)) + cell
-            for cell, columns, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def markdown_table(rows: list[Row]) -> str:
-    """A table in Markdown."""
-    lines = [[markdown_text(name) for name in rows[0]], ["---"] * len(rows[0])]
-    lines += [[markdown_text(cell_text(value)) for value in row.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def markdown_text(text: str) -> str:
-    """A text with what Markdown takes for HTML, for code or for the end of a cell escaped."""
-    return re.sub(r"[\\`|]", r"\\\g<0>", html.escape(text, quote=False))
-
-
-def cell_text(value: object) -> str:
-    """A value as a table shows it, on one line."""
-    if isinstance(value, timedelta):
-        minutes, seconds = divmod(round(value.total_seconds()), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) < 1e9 else f"{value:g}"
-    return "" if value is None else printable(" ".join(str(value).split()))

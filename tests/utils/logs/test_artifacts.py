@@ -1,8 +1,8 @@
 import hashlib
 
-from utils.logs import artifacts
-from utils.logs.artifacts import check_artifacts
-from utils.logs.files import RunFiles
+from utils.logs import runs
+from utils.logs.json_reader import RunFiles
+from utils.logs.runs import check_artifacts
 
 
 def problems(folder, names, **sums):
@@ -28,5 +28,5 @@ def test_artifacts_that_changed(tmp_path, monkeypatch):
     assert problems(tmp_path, ["a.pt"], **{"logs/1/a.pt": "0" * 32}) == changed
     assert problems(tmp_path, ["a.pt"], **{"logs/read/a.pt": "0" * 32, "logs/1/a.pt": digest}) == []
     assert problems(tmp_path, ["a.pt"], **{"logs/1/b.pt": "0" * 32}) == []
-    monkeypatch.setattr(artifacts, "LARGEST_CHECKED", 3)
+    monkeypatch.setattr(runs, "LARGEST_CHECKED", 3)
     assert problems(tmp_path, ["a.pt"], **{"logs/1/a.pt": "0" * 32}) == []

@@ -13,7 +13,7 @@ import pytest
 
 from tests.utils.logs.folders import config, entry, published_run, scalar, training_run, write
 from utils.logs.__main__ import main
-from utils.logs.characters import width
+from utils.text import width
 
 
 def test_nothing_read_is_an_error(tmp_path, capsys):

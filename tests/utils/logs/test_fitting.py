@@ -1,8 +1,7 @@
 from pathlib import Path
 
-from utils.logs.characters import width
 from utils.logs.fitting import fitted_table
-from utils.logs.table import text_table
+from utils.text import text_table, width
 
 
 def row(folder, **changes):

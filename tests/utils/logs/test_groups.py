@@ -5,7 +5,8 @@ from io import StringIO
 from tests.utils.logs.folders import STOP, entry, training_run
 from utils.logs.groups import group_runs, join_continued
 from utils.logs.runs import find_run_folders, read_run
-from utils.logs.table import as_csv, as_tables, group_rows, text_table
+from utils.logs.table import as_csv, as_tables, group_rows
+from utils.text import text_table
 
 
 def test_groups_differ_only_in_seed_and_paths(tmp_path):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from utils.logs.files import RunFiles
-from utils.logs.rankings import interval_of, read_rankings
+from utils.logs.json_reader import RunFiles
+from utils.logs.recalls import interval_of, read_rankings
 
 
 def read(info):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.utils.logs.folders import scalar
-from utils.logs.files import RunFiles
+from utils.logs.json_reader import RunFiles
 from utils.logs.recalls import read_validations, recorded_recalls
 
 PRINTED = "Validation [000] {1: 50.0, 10: 60.0}\n"

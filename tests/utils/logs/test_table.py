@@ -5,7 +5,8 @@ import pytest
 
 from tests.utils.logs.folders import config, entry, training_run, write
 from utils.logs.runs import find_run_folders, read_run
-from utils.logs.table import as_csv, as_tables, markdown_table, markdown_text, text_table
+from utils.logs.table import as_csv, as_tables
+from utils.text import markdown_table, markdown_text, text_table
 
 
 def test_text(three_runs):

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.utils.logs.folders import encoded, scalar
-from utils.logs.files import RunFiles
-from utils.logs.values import curve, nested, noted_number, number, time, whole_number
+from utils.logs.json_reader import RunFiles, curve, nested, noted_number, number, time, whole_number
 
 
 def test_nested():

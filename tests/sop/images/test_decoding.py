@@ -1,0 +1,76 @@
+"""Fast decoding beside PIL's pixels."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sop.dataset import ImageSet
+from sop.images.decoding import View, fast
+from sop.images.transforms import test_transform as make_test_transform
+from sop.images.transforms import train_transform
+from sop.splits import Split
+from utils.errors import InputError
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def stored(photo: Image.Image, **options) -> Image.Image:
+    file = io.BytesIO()
+    photo.save(file, "JPEG", **options)
+    return Image.open(file)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype == torch.uint8
+    return float((a.float() - b.float()).abs().mean())
+
+
+@pytest.mark.parametrize("size", [(640, 480), (481, 643), (230, 1100), (1601, 1200), (100, 60), (1, 1)])
+def test_nearly_the_same_pixels(size):
+    photo = smooth(*size)
+    assert distance(make_test_transform(224, "fast")(stored(photo)), make_test_transform(224)(stored(photo))) < 1.5
+    for seed in range(10):
+        pixels = []
+        for decode in ("exact", "fast"):
+            torch.manual_seed(seed)
+            pixels.append(train_transform(224, decode)(stored(photo)))
+        assert distance(*pixels) < 3, seed
+
+
+@pytest.mark.parametrize(
+    "size", [(640, 480), (400, 300), (447, 900), (701, 750), (901, 897), (2400, 1800), (1792, 1800)]
+)
+def test_decoded_at_a_fraction_as_pil_does(size):
+    photo, draft = stored(smooth(*size)), stored(smooth(*size))
+    draft.draft("RGB", (224, 224))
+    expected = torch.from_numpy(np.array(draft)).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(expected, (256, 256), mode="bilinear", antialias=True)[0]
+    assert distance(fast(photo, View((0, 0, *size), 256, 224)), expected) == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_colours(mode):
+    photo = smooth(640, 480).convert(mode)
+    assert distance(make_test_transform(224, "fast")(stored(photo)), make_test_transform(224)(stored(photo))) < 1.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_what_is_no_jpeg(mode):
+    photo = smooth(300, 200).convert(mode)
+    assert distance(make_test_transform(112, "fast")(photo), make_test_transform(112)(photo)) < 1.5
+
+
+def test_a_damaged_photo_is_named(tmp_path):
+    smooth(640, 480).save(tmp_path / "whole.JPG")
+    (tmp_path / "cut.JPG").write_bytes((tmp_path / "whole.JPG").read_bytes()[:5000])
+    images = ImageSet(tmp_path, Split(["whole.JPG", "cut.JPG"], [0, 0]), {0: 0}, make_test_transform(224, "fast"))
+    assert images[0][0].shape == (3, 224, 224)
+    with pytest.raises(InputError, match=r"photo .*cut\.JPG cannot be read .*truncated"):
+        images[1]

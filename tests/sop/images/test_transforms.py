@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from sop.images.transforms import test_transform as make_test_transform
+from sop.images.transforms import train_transform
+
+
+@pytest.fixture
+def photo():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+
+
+def resized_and_cropped(photo: Image.Image, size: int, crop: int) -> np.ndarray:
+    """The whole photo resized by PIL to a square, then its middle, channels first."""
+    resized = np.asarray(photo.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    offset = round((size - crop) / 2)
+    return resized[offset : offset + crop, offset : offset + crop].transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize(("crop", "size"), [(224, 256), (112, 128), (96, 110), (64, 73)])
+def test_the_test_side_keeps_the_ratio_of_resize_to_crop(photo, crop, size):
+    pixels = make_test_transform(crop)(photo)
+    assert pixels.dtype == torch.uint8
+    np.testing.assert_array_equal(pixels.numpy(), resized_and_cropped(photo, size, crop))
+
+
+@pytest.mark.parametrize(("crop", "size"), [(224, 256), (14, 16)])
+def test_the_test_side_has_the_same_pixels_at_every_size(crop, size):
+    rng = np.random.default_rng(1)
+    sizes = [(1, 1), (1, 900), (900, 1), (size, size), (crop, crop), (size, 2 * size), (640, 480), (480, 640)]
+    # Pillow changes the order of its passes near a height of twice the width
+    sizes += [(width, 2 * width - size + more) for width in (size + 44, 412) for more in range(-1, 36)]
+    sizes += rng.integers(1, 1300, (60, 2)).tolist()
+    for width, height in sizes:
+        photo = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        expected = resized_and_cropped(photo, size, crop)
+        np.testing.assert_array_equal(make_test_transform(crop)(photo).numpy(), expected, f"{width} x {height}")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "RGBA", "1"])
+def test_every_mode_becomes_rgb(photo, mode):
+    other = photo.convert(mode)
+    np.testing.assert_array_equal(make_test_transform(112)(other).numpy(), resized_and_cropped(other, 128, 112))
+
+
+def test_the_train_side_is_a_random_resized_crop_and_a_flip(photo):
+    plain = transforms.Compose(
+        [transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
+    )
+    for seed in range(50):
+        torch.manual_seed(seed)
+        expected = plain(photo)
+        torch.manual_seed(seed)
+        assert torch.equal(train_transform(32)(photo), expected)
+
+
+def test_the_train_side_draws_boxes_and_flips(photo):
+    left = Image.fromarray(np.tile(np.linspace(0, 255, 130, dtype=np.uint8)[None, :, None], (90, 1, 3)))
+    slopes, contrasts = [], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        pixels = train_transform(32)(left).float()
+        assert pixels.shape == (3, 32, 32)
+        slopes.append(float(pixels[0, 0, -1] - pixels[0, 0, 0]) > 0)
+        contrasts.append(abs(float(pixels[0, 0, -1] - pixels[0, 0, 0])) / 255)
+    assert 0.4 < np.mean(slopes) < 0.6  # flipped half the time
+    assert min(contrasts) < 0.45 < 0.8 < max(contrasts)  # boxes of many widths

@@ -1,0 +1,168 @@
+"""Fused rankings, and weights chosen on other classes, against plain loops."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from utils.errors import InputError
+from utils.retrieval.crossfit import Outcomes, crossfit, folds, grid, one_standard_error_choice, outcomes
+from utils.retrieval.ranking import Candidates, Weights, fused_scores, ranking_by
+
+
+def drawn(seed=0, queries=60, columns=12, scored=9, classes=12, useful=2.0, with_logits=True):
+    """Candidates of which every third matches, with a logit that tells `useful` of it."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(queries) % classes
+    neighbours = np.stack([rng.permutation(queries)[:columns] for _ in range(queries)])
+    matches = rng.random((queries, scored)) < 0.3
+    cosines, chamfer, logits = (rng.normal(size=(queries, scored)).astype(np.float32) for _ in range(3))
+    cosines = -np.sort(-cosines, axis=1) / 10
+    logits = (logits + useful * matches).astype(np.float32)
+    return Candidates(neighbours, cosines, chamfer / 10, logits if with_logits else None), labels, matches
+
+
+@pytest.mark.parametrize(
+    "weights", [Weights(1, 0, 0, 9), Weights(1, 20, 5, 4), Weights(0, 0.5, 1, 1), Weights(1, math.inf, 0, 9)]
+)
+def test_rankings_against_a_plain_loop(weights):
+    candidates, _, _ = drawn()
+    ranking = ranking_by(candidates, weights)
+    for i, row in enumerate(candidates.neighbours):
+        scores = [
+            weights.logit * float(candidates.logits[i, j])
+            + weights.cosine * float(candidates.cosines[i, j])
+            + weights.chamfer * float(candidates.chamfer[i, j])
+            if math.isfinite(weights.cosine)
+            else -j
+            for j in range(9)
+        ]
+        m = weights.num_candidates
+        order = sorted(range(m), key=lambda j, scores=scores: -scores[j])
+        assert ranking.positions[i].tolist() == [*row[order], *row[m:]]
+        np.testing.assert_allclose(ranking.scores[i, :m], [scores[j] for j in order], atol=1e-5)
+        assert (ranking.scores[i, m:] == -np.inf).all()
+    assert (ranking.scores.dtype, ranking.positions.dtype) == (np.float32, np.int64)
+
+
+def test_the_logits_alone_stay_as_they_are():
+    candidates, _, _ = drawn()
+    assert (fused_scores(candidates, Weights(1, 0, 0, 9)) == candidates.logits).all()
+
+
+def test_nan_and_negative_zero_are_ranked_as_the_published_way_does():
+    candidates, _, matches = drawn()
+    logits = candidates.logits.copy()
+    logits[:, 3], logits[5] = np.nan, -0.0
+    candidates = candidates._replace(logits=logits)
+    ranking = ranking_by(candidates, Weights(1, 0, 0, 9))
+    expected, order = torch.from_numpy(logits).sort(dim=1, descending=True, stable=True)
+    assert ranking.scores[:, :9].tobytes() == expected.numpy().tobytes()
+    assert (ranking.positions[:, :9] == np.take_along_axis(candidates.neighbours[:, :9], order.numpy(), axis=1)).all()
+    choices = grid(9, True)
+    for weights, hits in zip(choices, outcomes(candidates, matches, choices).hits, strict=True):
+        place = (candidates.neighbours == ranking_by(candidates, weights).positions[:, :1]).argmax(axis=1)
+        assert (hits == matches[np.arange(60), place]).all()
+
+
+def test_equal_scores_keep_their_order():
+    candidates, _, _ = drawn()
+    even = candidates._replace(logits=np.zeros_like(candidates.logits))
+    assert (ranking_by(even, Weights(1, 0, 0, 9)).positions == even.neighbours).all()
+
+
+@pytest.mark.parametrize("with_logits", [True, False])
+def test_outcomes_are_those_of_the_rankings(with_logits):
+    candidates, _, matches = drawn(with_logits=with_logits)
+    choices = grid(9, with_logits)
+    assert len(set(choices)) == len(choices) > 5
+    found = outcomes(candidates, matches, choices)
+    for weights, hits, unchanged in zip(choices, *found, strict=True):
+        first = ranking_by(candidates, weights).positions[:, 0]
+        place = (candidates.neighbours == first[:, None]).argmax(axis=1)
+        assert (hits == matches[np.arange(60), place]).all()
+        assert (unchanged == (place == 0)).all()
+
+
+def test_the_choice_nearest_to_the_global_ranking_within_one_standard_error():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        hits, unchanged = rng.random((6, 80)) < np.linspace(0.4, 0.6, 6)[:, None], rng.random((6, 80)) < 0.5
+        classes = rng.integers(0, 9, 80)
+        best = max(range(6), key=lambda i: (hits[i].sum(), -i))
+        admitted = []
+        for i in range(6):
+            lost = [
+                sum(int(hits[best][q]) - int(hits[i][q]) for q in np.flatnonzero(classes == c)) for c in set(classes)
+            ]
+            total, n = sum(lost), len(lost)
+            if total**2 <= Fraction(n, n - 1) * sum((x - Fraction(total, n)) ** 2 for x in lost):
+                admitted.append(i)
+        assert one_standard_error_choice(Outcomes(hits, unchanged), classes) == max(
+            admitted, key=lambda i: (unchanged[i].sum(), -i)
+        )
+
+
+def test_folds_part_the_classes_and_are_the_same_every_time():
+    labels = np.random.default_rng(0).integers(0, 23, 300)
+    parts = list(folds(labels))
+    assert (np.sum(parts, axis=0) == 1).all()
+    for c in range(23):
+        assert sum(part[labels == c].any() for part in parts) == 1
+    assert all((a == b).all() for a, b in zip(parts, folds(labels), strict=True))
+    sizes = [len(set(labels[part])) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_no_query_is_scored_by_what_was_chosen_on_its_class():
+    """A fold's weights stay the same when its own scores change."""
+    candidates, labels, matches = drawn(queries=200, classes=40)
+    fitted = crossfit(candidates, labels, matches, True)
+    part = next(iter(folds(labels)))
+    changed = candidates._replace(logits=np.where(part[:, None], -candidates.logits, candidates.logits))
+    again = crossfit(changed, labels, matches ^ part[:, None], True)
+    assert again.by_fold[0] == fitted.by_fold[0]
+    for chosen, rows in zip(fitted.by_fold, folds(labels), strict=True):
+        expected = ranking_by(candidates, chosen)
+        assert (fitted.ranking.positions[rows] == expected.positions[rows]).all()
+        assert (fitted.ranking.scores[rows] == expected.scores[rows]).all()
+
+
+def test_a_useless_matcher_costs_nothing_and_a_useful_one_gains():
+    def gain(useful):
+        candidates, labels, matches = drawn(seed=3, queries=600, classes=60, useful=useful)
+        matches[:, 0] |= np.random.default_rng(5).random(600) < 0.4
+        candidates = candidates._replace(chamfer=np.zeros_like(candidates.chamfer))
+        first = crossfit(candidates, labels, matches, True).ranking.positions[:, 0]
+        place = (candidates.neighbours == first[:, None]).argmax(axis=1)
+        return matches[np.arange(600), place].mean() - matches[:, 0].mean()
+
+    assert gain(0.0) == 0
+    assert gain(4.0) > 0.2
+
+
+@pytest.mark.parametrize(("classes", "message"), [(4, "the queries have fewer classes"), (5, "no query has a match")])
+def test_what_cannot_be_fitted(classes, message):
+    candidates, labels, matches = drawn(classes=classes)
+    matches[labels == 0] = False
+    with pytest.raises(InputError, match=message):
+        crossfit(candidates, labels, matches, True)
+
+
+def test_weights_in_words():
+    assert str(Weights(1, 20, 0.5, 50)) == "logit + 20 * cosine + 0.5 * Chamfer, 50 candidates"
+    assert str(Weights(0, 0, 1, 9)) == "Chamfer, 9 candidates"
+    assert str(Weights(1, math.inf, 0, 9)) == "the global ranking"
+
+
+@pytest.mark.parametrize("num_classes", range(5, 40))
+def test_one_hit_more_than_the_global_ranking_is_within_one_standard_error(num_classes):
+    """Whatever the number of classes: one hit is its own standard error."""
+    hits, unchanged = np.zeros((2, num_classes), bool), np.ones((2, num_classes), bool)
+    hits[1, 3] = True
+    unchanged[1] = False
+    assert one_standard_error_choice(Outcomes(hits, unchanged), np.arange(num_classes)) == 0
+    hits[1, 4] = True  # two hits have a standard error of sqrt(2)
+    assert one_standard_error_choice(Outcomes(hits, unchanged), np.arange(num_classes)) == 1

@@ -1,0 +1,211 @@
+"""What a training does around its epochs: which run it is, whether one is continued, and what it leaves."""
+
+import itertools
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.distributed.collectives import all_gather_object, broadcast_from_rank0, broadcast_model
+from utils.errors import InputError
+from utils.experiment.command import report_recalls
+from utils.io.disk import check_disk_space, md5
+from utils.runtime.ranks import is_main_process
+from utils.settings import FLAG, TEXT, Rules, list_of, number, whole_number
+from utils.training.loop import TrainingState, fit
+from utils.training.resume import (
+    LAST,
+    TrainingFiles,
+    check_continues,
+    is_finished,
+    read_last,
+    restore,
+    restore_random_state,
+    run_signature,
+)
+from utils.training.steps import Step
+
+SHOWN = 10  # unreadable photos in the terminal
+TRAINING_RULES: Rules = {
+    "epochs": whole_number(0),
+    "lr": number(0),
+    "weight_decay": number(0),
+    "no_bias_decay": FLAG,
+    "scheduler_tau": list_of(whole_number(0), least=0),
+    "scheduler_gamma": number(0),
+    "micro_batch": whole_number(1).or_none(),
+    "resume": TEXT.or_none(),
+    "continue_run": FLAG.or_none(),
+    "save_minutes": number(0),
+}
+
+
+def rename_previous(file: Path) -> None:
+    """Move a file of an earlier run to `<name>.<number>.pt`, the next that is free."""
+    if file.exists():
+        names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
+        kept = next(name for name in names if not name.exists())
+        file.rename(kept)
+        print(f"{file} is of an earlier run and was moved to {kept}")
+
+
+class Training(NamedTuple):
+    """What a training has found in its `temp_dir`, and the files that it writes there."""
+
+    files: TrainingFiles
+    earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
+    is_best_lost: bool = False  # the checkpoint of the run to continue is not there any more
+
+    def initial_weights(self, resume: str | None) -> dict[str, object]:
+        """Where `load_model` takes weights from: nowhere for a run that is continued, which has its own."""
+        return {"resume": resume} if self.earlier is None else {"resume": None, "pretrained": False}
+
+    def begin(self, state: TrainingState) -> None:
+        """Take the run up where it was left; InputError where there is no room for what it will write."""
+        size = 3 * sum(tensor.nbytes for tensor in state.model.state_dict().values())  # with AdamW's two moments
+        # the checkpoint and `last.pt`, twice while they are replaced, and the run folder's copy
+        folders = {Path(self.files.about["folder"]): size} if self.files.about["folder"] else {}
+        check_disk_space({self.files.checkpoint.parent: 4 * size} | folders, "the checkpoint")
+        if self.earlier is None:
+            broadcast_model(state.model)
+        else:
+            restore(state, self.earlier)
+            done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")
+            print(f"the run in {self.files.last.parent} is continued after {done}")
+
+    def begin_best_anew(self, state: TrainingState) -> None:
+        """Take the state for the best, where its recall is known, else the next one that is validated."""
+        state.best = None
+        if state.is_validated and not state.iteration:
+            state.best = next(value for name, value, _ in reversed(state.scalars) if name == "val.recall@1")
+            self.files.save_best(state)
+        self.files.save_last(state)
+
+
+def open_training(
+    photo_sizes: Callable[[], list[int]],
+    _run,
+    _config: dict,
+    temp_dir: str,
+    epochs: int,
+    continue_run: bool | None,
+    save_minutes: float,
+    cpu: bool,
+) -> Training:
+    """Look for a run to continue in `temp_dir`, before weights are loaded and after `note_files`.
+
+    `photo_sizes` gives the bytes of all photos, -1 for a missing one. InputError where there is an unfinished run and
+    `continue_run` does not say what to do, or where the one to be continued has other settings, files or photos. Of a
+    job of several processes the first looks, and tells the others.
+    """
+    settings = (temp_dir, epochs, continue_run, save_minutes, cpu)
+    return broadcast_from_rank0(lambda: _open_training(photo_sizes(), _run, _config, *settings))
+
+
+def _open_training(
+    photo_sizes: list[int],
+    _run,
+    _config: dict,
+    temp_dir: str,
+    epochs: int,
+    continue_run: bool | None,
+    save_minutes: float,
+    cpu: bool,
+) -> Training:
+    checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
+    device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
+    about = run_signature(_config, [*_run.info["md5"].values()], device) | {"photos": photo_sizes}
+    is_best_lost = False
+    earlier = None if continue_run is False else read_last(Path(temp_dir))
+    if earlier is not None and continue_run is None and not is_finished(earlier):
+        raise InputError(
+            f"temp_dir={temp_dir} holds a run that stopped after {earlier['epoch']} of {earlier['about']['epochs']} "
+            "epochs: set continue_run=True to go on, or continue_run=False to start anew and keep its files under "
+            "other names"
+        )
+    if continue_run and earlier is not None:
+        check_continues(earlier, about)
+        if epochs < earlier["epoch"]:
+            raise InputError(f"epochs={epochs}, but {earlier['epoch']} are trained already: give as many or more")
+        about["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
+        about["checkpoint"] = found = md5(checkpoint) if checkpoint.exists() else ""
+        # an older last.pt does not say which file it is
+        is_best_lost = earlier["best"] is not None and not found == earlier["about"].get("checkpoint", found) != ""
+        if is_best_lost:
+            print(f"{checkpoint}, the run's best state, is {'another file' if found else 'missing'}: best starts anew")
+            rename_previous(checkpoint)
+    else:
+        if continue_run:
+            print(f"continue_run=True, but there is no {LAST} in {temp_dir}: the run starts anew")
+        earlier, about["run_id"] = None, uuid.uuid4().hex
+        for file in (checkpoint, Path(temp_dir) / LAST):
+            if file.exists() and _config["resume"] is not None and Path(_config["resume"]).resolve() == file.resolve():
+                raise InputError(f"resume={file} is where this run writes: choose another temp_dir")
+            rename_previous(file)
+    _run.info["run_id"] = about["run_id"]
+    about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
+    return Training(TrainingFiles(checkpoint, about, save_minutes), earlier, is_best_lost)
+
+
+def best_recalls(state: TrainingState) -> dict[str, float]:
+    """The recalls by K of the last validation that was as good as the best."""
+    validations: dict[float, dict[str, float]] = {}
+    for name, value, epoch in state.scalars:
+        if name.startswith("val.recall@"):
+            validations.setdefault(epoch, {})[name.removeprefix("val.recall@")] = value
+    return next((recalls for recalls in reversed(validations.values()) if recalls.get("1") == state.best), {})
+
+
+def report_unreadable(run, paths: list[str]) -> None:
+    """Print which photos could not be read, and note all in `info['unreadable']`."""
+    if paths:
+        run.info["unreadable"] = paths
+        more = f" and {len(paths) - SHOWN} more (info.json lists all)" if len(paths) > SHOWN else ""
+        print(
+            f"dataset.skip_unreadable: {len(paths)} training photos could not be read, and others of their classes "
+            f"took their places: {', '.join(paths[:SHOWN])}{more}"
+        )
+
+
+def run_training(
+    _run,
+    epochs: int,
+    cudnn_flag: str,
+    training: Training,
+    state: TrainingState,
+    step: Step,
+    loader,
+    validate: Callable[[], tuple],
+) -> float:
+    """`utils.training.loop.fit`, logged to the run; its artifact is the best state."""
+    files = training.files
+    if training.earlier is not None:
+        restore_random_state(training.earlier)
+        if training.is_best_lost:
+            training.begin_best_anew(state)
+        _run.info["recall"] = best_recalls(state)
+    paths = loader.dataset.unreadable
+    try:
+        best = fit(
+            state,
+            step,
+            loader,
+            validate,
+            epochs,
+            log=_run,
+            report=partial(report_recalls, _run),
+            files=files,
+            autotune=cudnn_flag == "benchmark",
+        )
+    except BaseException:
+        report_unreadable(_run, paths())
+        raise
+    unreadable = sorted(set().union(*all_gather_object(paths())))
+    if is_main_process():
+        _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)
+        _run.add_artifact(str(files.checkpoint))
+    report_unreadable(_run, unreadable)
+    return best

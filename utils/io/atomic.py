@@ -1,0 +1,92 @@
+"""Files that take their name once they are whole."""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import InputError
+from utils.io.lock import open_locked, try_lock
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+\.part")
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` once everything is written and on the disk; its folder is made.
+
+    When the body or the writing fails, a file that stood there before stays as it was and nothing else is left behind.
+    Any number of processes may write the same file: each has a temporary one of its own, and the last to end wins.
+    Raises InputError when the operating system refuses, on a full disk for instance.
+    """
+    with atomic_write_all(path) as (file,):
+        yield file
+
+
+@contextmanager
+def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
+    """`atomic_write` of several files: they take their names when all are written, or none does."""
+    targets = [Path(path) for path in paths]
+    try:
+        with ExitStack() as stack:
+            for folder in {target.parent for target in targets}:
+                folder.mkdir(parents=True, exist_ok=True)
+            for target in targets:
+                if target.is_dir():  # it could not be renamed to, when others have been
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            files = [stack.enter_context(_temporary_file(target)) for target in targets]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+            for target, file in zip(targets, files, strict=True):
+                Path(file.name).replace(target)
+            for folder in {target.parent for target in targets}:
+                _sync_folder(folder)
+    except OSError as error:
+        names = ", ".join(map(str, targets))
+        raise InputError(
+            f"{names} could not be written: {error.strerror or error}; what stood there is kept"
+        ) from error
+
+
+@contextmanager
+def _temporary_file(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside `target`, locked, and deleted at the end unless it has been renamed."""
+    remove_leftovers(target.parent)
+    with _new_file(target) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete a folder's temporary files, whatever their target, that no process has locked: theirs were killed."""
+    with suppress(OSError):
+        for leftover in folder.iterdir():
+            if TEMPORARY.fullmatch(leftover.name):
+                with suppress(OSError), leftover.open("rb") as file:
+                    if try_lock(file) is True:
+                        leftover.unlink()
+
+
+def _new_file(target: Path) -> BinaryIO:
+    """A locked file beside `target`; again where another process has taken it for a leftover before it was locked."""
+    while True:
+        with suppress(BlockingIOError):
+            return open_locked(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk; a file system that cannot is let be."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

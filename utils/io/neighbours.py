@@ -1,0 +1,234 @@
+"""Neighbour files: one pickled numpy array each, read without running any code that a file may hold.
+
+A file is written as numpy 1 names its parts, in pickle protocol 3, so that every Python since 3.6 with any numpy can
+read it.
+"""
+
+import csv
+import pickle
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.io.atomic import atomic_write, atomic_write_all
+from utils.io.disk import open_regular_file
+
+INDS, PER_QUERY = "nn_inds.pkl", "per_query.csv"  # of an evaluation: neighbours, and a table of their queries
+MAX_SELF_MATCHES = 0.01  # of a file's queries
+MODULES = {prefix + name for prefix in ("numpy.core.", "numpy._core.") for name in ("multiarray", "numeric")}
+
+
+class _DType:
+    """Stands in for numpy's dtype: a plain number type and its byte order."""
+
+    def __init__(self, code: str, *flags):
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"an array of {self.dtype} instead of numbers")
+
+    def __setstate__(self, state: tuple):
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for numpy's ndarray: its content is taken from the pickled bytes."""
+
+    array: np.ndarray
+
+    @classmethod
+    def rebuild(cls, *skeleton) -> "_Array":
+        """`_reconstruct` of pickle protocols 2 to 4; the content follows as state."""
+        return cls()
+
+    @classmethod
+    def from_buffer(cls, buffer, dtype: _DType, shape: tuple, order: str) -> "_Array":
+        """`_frombuffer` of pickle protocol 5."""
+        self = cls()
+        self.array = np.frombuffer(buffer, dtype.dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+        return self
+
+    def __setstate__(self, state: tuple):
+        _, shape, dtype, fortran_order, content = state
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows the names in a pickled array, and nothing else.
+
+    It is Python's own unpickler, which takes memory as it reads, where C's takes what nine bytes tell it to. Only for
+    a bytearray it makes room beforehand, and not here.
+    """
+
+    def __init__(self, file: BinaryIO, size: int):
+        """`size`, in bytes, is the file's."""
+        super().__init__(file)
+        self.unused = size
+
+    dispatch = pickle._Unpickler.dispatch.copy()
+
+    def load_bytearray8(self) -> None:
+        """Of protocol 5: a length in eight bytes, then as many bytes."""
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
+
+    def bytes_of(self, text: str = "", encoding: str = "latin1") -> bytes:
+        """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
+        self.unused -= len(text)
+        if self.unused < 0:
+            raise pickle.UnpicklingError("it makes more bytes of its texts than it has")
+        return text.encode("latin1")
+
+    def find_class(self, module: str, name: str):
+        if module in MODULES and name == "_reconstruct":
+            return _Array.rebuild
+        if module in MODULES and name == "_frombuffer":
+            return _Array.from_buffer
+        if (module, name) == ("numpy", "ndarray"):
+            return _Array
+        if (module, name) == ("numpy", "dtype"):
+            return _DType
+        if (module, name) == ("_codecs", "encode"):
+            return self.bytes_of
+        if module in ("builtins", "__builtin__") and name == "bytes":
+            return self.bytes_of
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def pickle_load(path: Path | str) -> np.ndarray:
+    """The numpy array of numbers pickled in a file; InputError for anything else, and none of its code is run."""
+    path = Path(path)
+    try:
+        with open_regular_file(path) as file:
+            loaded = _ArrayUnpickler(file, path.stat().st_size).load()
+        if not isinstance(loaded, _Array):
+            raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}")
+        return loaded.array.copy()
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror}") from error
+    except Exception as error:  # a hostile or damaged pickle can raise anything
+        raise InputError(
+            f"{path} is not a pickled numpy array of numbers ({error}): it was refused and nothing in it was run"
+        ) from error
+
+
+def pickle_save(path: Path | str, data) -> None:
+    """Pickle an array of numbers into a file, whole or not at all."""
+    array = np.asarray(data)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"only arrays of numbers are pickled, not {array.dtype}")
+    with atomic_write(path) as file:
+        _dump(array, file)
+
+
+def _dump(array: np.ndarray, file: BinaryIO) -> None:
+    """Pickle an array of numbers into a file, its parts by numpy 1's names."""
+
+    def write(chunk) -> None:
+        """The array's constructor, which stands first in the file, goes by numpy 1's name."""
+        if file.tell() == 0:
+            file.write(bytes(chunk[:100]).replace(b"numpy._core.multiarray", b"numpy.core.multiarray", 1))
+            chunk = chunk[100:]
+        file.write(chunk)
+
+    pickle.Pickler(SimpleNamespace(write=write), protocol=3).dump(array)  # type: ignore[arg-type]
+
+
+def load_neighbours(
+    path: Path | str,
+    num_queries: int,
+    num_gallery: int,
+    other_sets: dict[str, int] | None = None,
+    is_self_search: bool = False,
+    paths: Sequence[str] | None = None,
+) -> np.ndarray:
+    """A neighbour file: int64 (num_queries, K), positions in a gallery of `num_gallery` images, nearest first.
+
+    `other_sets` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError,
+    with what was found and what was expected, for a wrong type, shape, number of rows or range, where an evaluation has
+    noted other queries than `paths` beside the file, and, in a self-search, for queries among their own neighbours. The
+    published files have a few of these, where photos are identical: up to `MAX_SELF_MATCHES` of the queries they are
+    only counted.
+    """
+    neighbours = pickle_load(path)
+    if neighbours.dtype.kind not in "iu":
+        raise InputError(
+            f"neighbour file {path} holds {neighbours.dtype} numbers, expected integers: is it nn_dists.pkl?"
+        )
+    if neighbours.ndim != 2 or not neighbours.shape[1]:
+        raise InputError(
+            f"neighbour file {path} has shape {neighbours.shape}, expected ({num_queries}, K): a row per query"
+        )
+    if len(neighbours) != num_queries:
+        match = [name for name, size in (other_sets or {}).items() if size == len(neighbours)]
+        hint = (
+            f"it has as many as the {match[0]} images: was it made for those?"
+            if match
+            else "make it anew with eval_global.py"
+        )
+        raise InputError(
+            f"neighbour file {path} has {len(neighbours)} rows, expected {num_queries}, one per query; {hint}"
+        )
+    low, high = (int(neighbours.min()), int(neighbours.max())) if neighbours.size else (0, 0)
+    if low < 0 or high >= num_gallery:
+        row = int(((neighbours < 0) | (neighbours >= num_gallery)).any(axis=1).argmax())
+        raise InputError(
+            f"neighbour file {path} holds positions from {low} to {high} (first out of range in row {row}), expected "
+            f"0 to {num_gallery - 1}, positions in the gallery: make it anew with eval_global.py"
+        )
+    if paths is not None:
+        _check_queries(Path(path), paths)
+    if is_self_search:
+        _check_self_matches(path, neighbours)
+    return neighbours.astype(np.int64, copy=False)
+
+
+def _check_queries(path: Path, paths: Sequence[str]) -> None:
+    """InputError where the table beside a neighbour file of an evaluation lists other queries than `paths`.
+
+    A copy of the file alone has none, and one that cannot be read says nothing.
+    """
+    noted: list[str] = []
+    if path.name == INDS:
+        with (
+            suppress(OSError, ValueError, csv.Error, KeyError),
+            path.with_name(PER_QUERY).open(encoding="utf-8", newline="") as table,
+        ):
+            noted = [row["path"] for row in csv.DictReader(table)]
+    for row, (before, now) in enumerate(zip(noted, paths, strict=False)):
+        if before != now:
+            raise InputError(
+                f"neighbour file {path} is of other images: by {PER_QUERY} beside it row {row} is of {before}, "
+                f"expected {now}; make it anew with eval_global.py"
+            )
+
+
+def _check_self_matches(path: Path | str, neighbours: np.ndarray) -> None:
+    """Count the queries that are among their own neighbours; InputError for too many."""
+    has_own = (neighbours == np.arange(len(neighbours))[:, None]).any(axis=1)
+    count, share = int(has_own.sum()), has_own.mean()
+    if share > MAX_SELF_MATCHES:
+        raise InputError(
+            f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours (the first in "
+            f"row {has_own.argmax()}), and would find themselves: make it anew with eval_global.py"
+        )
+    if count:
+        print(
+            f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours and count as "
+            f"matches; recalls are at most {100 * share:.2g} points too high by it"
+        )
+
+
+def save_neighbours(folder: Path | str, distances: np.ndarray, positions: np.ndarray) -> None:
+    """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K), both or none."""
+    with atomic_write_all(Path(folder) / "nn_dists.pkl", Path(folder) / INDS) as (dists, inds):
+        _dump(distances.astype(np.float32, copy=False), dists)
+        _dump(positions.astype(np.int64, copy=False), inds)

@@ -1,0 +1,98 @@
+"""Measures of a ranking, and the intervals of what one changes of another."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+BLOCK = 4096  # queries whose neighbours' labels are looked up at a time: of 1,000 neighbours each, 33 MB
+RESAMPLES = 10_000  # of queries: another seed moves an interval's ends by a hundredth of its width
+
+
+def recalls_of(
+    positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]
+) -> dict[int, float]:
+    """Recall@K, in % rounded to two decimals, of gallery positions (n, columns): the share of queries with an image of
+    their class among the first K columns."""
+    ranks = first_match_ranks(positions, query_labels.cpu().numpy(), gallery_labels.cpu().numpy())
+    return {int(k): round(100 * float(np.mean(ranks < k)), 2) for k in ks}
+
+
+def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
+    """The first column, counted from 0, of each row that holds an image of the query's class; infinite without one."""
+    ranks = np.empty(len(positions))
+    for start in range(0, len(positions), BLOCK):
+        rows = slice(start, start + BLOCK)
+        matches = gallery_labels[positions[rows]] == query_labels[rows, None]
+        ranks[rows] = np.where(matches.any(axis=1), matches.argmax(axis=1), np.inf)
+    return ranks
+
+
+class Measures(NamedTuple):
+    """What a ranking is worth, in %, rounded to two decimals, and what was left out or cut short."""
+
+    values: dict[str, float]  # R@K, mAP@R, R-precision and MRR
+    ranks: np.ndarray  # of each query's first match, from 0, infinite without one
+    without_others: int  # queries with no image of their class in the gallery: left out of the latter three
+    cut_short: int  # queries with more images of their class than the ranking has columns
+
+
+def measures_of(
+    positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, ks: Sequence[int], is_self_search: bool
+) -> Measures:
+    """R@K, mAP@R, R-precision and MRR of gallery positions (n, columns).
+
+    Musgrave, Belongie and Lim, *A Metric Learning Reality Check* (2020), section 3.1: R is the number of gallery images
+    of the query's class, itself left out in a self-search; R-precision the share of them among the first R columns;
+    mAP@R the mean over i = 1 ... R of the precision at i where column i matches, else 0. MRR is the mean of 1 / rank of
+    the first match, 0 without one. Columns that are not there count as misses.
+    """
+    ranks = first_match_ranks(positions, query_labels, gallery_labels)
+    values = {f"R@{k}": float(np.mean(ranks < k)) for k in ks}
+    of_class = np.bincount(gallery_labels, minlength=int(query_labels.max(initial=0)) + 1)
+    relevant = of_class[query_labels] - int(is_self_search)
+    average_precision, r_precision = np.zeros(len(positions)), np.zeros(len(positions))
+    places = np.arange(1, positions.shape[1] + 1)
+    for start in range(0, len(positions), BLOCK // 4):
+        rows = slice(start, start + BLOCK // 4)
+        matches = gallery_labels[positions[rows]] == query_labels[rows, None]
+        counted = matches & (places <= relevant[rows, None])
+        divisor = np.maximum(relevant[rows], 1)
+        average_precision[rows] = (np.cumsum(matches, axis=1) / places * counted).sum(axis=1) / divisor
+        r_precision[rows] = counted.sum(axis=1) / divisor
+    has_others = relevant > 0
+    for name, scores in (("mAP@R", average_precision), ("R-precision", r_precision), ("MRR", 1 / (ranks + 1))):
+        values[name] = float(np.mean(scores[has_others])) if has_others.any() else 0.0
+    in_percent = {name: round(100 * value, 2) for name, value in values.items()}
+    return Measures(in_percent, ranks, int((~has_others).sum()), int((relevant > positions.shape[1]).sum()))
+
+
+class Change(NamedTuple):
+    """Queries that a ranking gained and lost at K, and the change of R@K in points with its 95 % interval."""
+
+    k: int
+    gained: int
+    lost: int
+    interval: list[float]  # points, its lower and its upper end
+
+    def __str__(self) -> str:
+        points, low, high = self.interval
+        change = f"{points:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
+        return f"R@{self.k}: {self.gained} queries gained, {self.lost} lost: {change}"
+
+
+def changes_of(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[Change]:
+    """What changed at each K, of the ranks, from 0, of each query's first match.
+
+    The interval is a paired bootstrap's: queries are drawn with replacement, and a query counts with its own change.
+    It takes queries for independent, and weights for given: with few and large classes it is too narrow.
+    """
+    changes, rng, n = [], np.random.default_rng(0), len(before)
+    for k in ks:
+        gained = int(((before >= k) & (after < k)).sum())
+        lost = int(((before < k) & (after >= k)).sum())
+        drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
+        ends = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, (2.5, 97.5))
+        changes.append(Change(k, gained, lost, [round(x, 2) for x in (100 * (gained - lost) / n, *ends.tolist())]))
+    return changes

@@ -1,0 +1,175 @@
+"""Scores of queries with their candidates: millions of pairs scheduled over the matcher."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.distributed.collectives import all_gather_rows, shard_slice, synchronised
+from utils.errors import InputError
+from utils.runtime.device import device_errors_as_input_errors, is_out_of_memory
+from utils.store.array_file import StoredRows, on_device_if_they_fit, one_ahead
+
+# Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
+# 400 took 14 % longer. Not tuned on a GPU.
+PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
+BATCHES_PER_SYNC = 100  # of so many pairs each, after which the processes of a job meet
+# Bytes of candidates' maps that are read from a file at a time, while others are scored.
+BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+
+Maps = Tensor | StoredRows
+
+
+class Scorer(Protocol):
+    """What scores pairs of local maps (B, d, h, w): each side is encoded by itself, then they are compared, (B,)."""
+
+    def encode_queries(self, local: Tensor) -> Tensor: ...
+
+    def encode_candidates(self, local: Tensor) -> Tensor: ...
+
+    def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor: ...
+
+
+def rerank(model: nn.Module, query_maps: Maps, gallery_maps: Maps, neighbours: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Score each query with its candidates and sort them: logits float32 (n, k), falling, and gallery positions (n, k).
+
+    As `pair_scores` by the matcher alone; equal logits keep their order.
+    """
+    (logits,) = pair_scores(model, query_maps, gallery_maps, neighbours, [matcher_for(model, gallery_maps.dtype)])
+    logits, order = logits.sort(dim=1, descending=True, stable=True)
+    return logits.numpy(), neighbours.cpu().gather(1, order).numpy()
+
+
+def matcher_for(model, dtype: torch.dtype) -> Scorer:
+    """The model's matcher with its products in the maps' number format."""
+    return model.matcher.computing_in(dtype)
+
+
+@torch.inference_mode()
+def pair_scores(
+    model: nn.Module,
+    query_maps: Maps,
+    gallery_maps: Maps,
+    neighbours: Tensor,
+    scorers: Sequence[Scorer],
+    with_progress: bool = True,
+) -> list[Tensor]:
+    """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
+
+    Maps are (n, d, h, w) and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery positions.
+    Pairs are scored query first, candidate second, on the device of the model's parameters. Maps move there as a whole
+    where they fit; those in a file stay there on a CPU, and pass through memory in blocks. Where memory runs out, fewer
+    pairs are scored at a time. Of a job of several processes each scores its share of the queries. InputError when it
+    lacks for one, and for scores that are not finite.
+    """
+    device = next(model.parameters()).device
+    is_self_search = query_maps is gallery_maps
+    gallery_maps = on_device_if_they_fit(gallery_maps, device)
+    query_maps = gallery_maps if is_self_search else on_device_if_they_fit(query_maps, device)
+    pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], shard_slice(len(neighbours))
+    scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
+    total = len(scores[0])
+    with (
+        device_errors_as_input_errors("precision"),
+        tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress,
+    ):
+        for block in synchronised(_blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device)):
+            start = block.start
+            while start < block.stop:
+                pairs = slice(start, min(start + pairs_at_once, block.stop))
+                # pair number i is of query number i // columns
+                queries = torch.arange(pairs.start, pairs.stop, device=device) // columns
+                first, last = pairs.start // columns, (pairs.stop - 1) // columns
+                candidates = block.candidates[pairs.start - block.start : pairs.stop - block.start]
+                try:
+                    of_queries = _on_device(block.query_maps[first - block.query : last + 1 - block.query], device)
+                    of_candidates = _on_device(block.gallery_maps[candidates], device)
+                    for scorer, of_scorer in zip(scorers, scores, strict=True):
+                        query = scorer.encode_queries(of_queries)[queries - first]
+                        of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if pairs_at_once == 1:
+                        raise InputError(
+                            "CUDA is out of memory for a single pair: free the device, or set cpu=True"
+                        ) from None
+                    pairs_at_once //= 2
+                    continue
+                progress.update(len(queries))
+                start = pairs.stop
+    scores = [all_gather_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
+    for of_scorer in scores:
+        _check_finite(of_scorer, columns)
+    return [of_scorer.view(neighbours.shape) for of_scorer in scores]
+
+
+def _check_finite(scores: Tensor, columns: int) -> None:
+    """Raise InputError, naming the first pair, where scores (n * columns,) are not finite."""
+    if not scores.isfinite().all():
+        number, candidate = divmod(int(scores.isfinite().int().argmin()), columns)
+        raise InputError(
+            f"the score of query {number} with its candidate {candidate} is NaN or infinite: set another precision "
+            "than fp16, or take another checkpoint"
+        )
+
+
+class _Block(NamedTuple):
+    """Pairs number `start` to `stop` - 1, and maps in memory that hold all of theirs."""
+
+    start: int
+    stop: int
+    query_maps: Tensor
+    query: int  # whose map is the first of `query_maps`
+    gallery_maps: Tensor
+    candidates: Tensor  # for each pair, the row of `gallery_maps`
+
+
+def _blocks(
+    query_maps: Maps,
+    first_query: int,
+    gallery_maps: Maps,
+    neighbours: Tensor,
+    pairs_at_once: int,
+    device: torch.device,
+) -> Iterator[_Block]:
+    """All pairs of queries from the first one on, in order, in blocks that end where a lot of pairs does.
+
+    With maps in a file, a block's candidates are read once, by rising position, into one of two buffers, in a thread,
+    while the block before is scored from the other. For a GPU the buffers are pinned, and a block is copied there as a
+    whole.
+    """
+    candidates, columns = neighbours.flatten().cpu(), neighbours.shape[1]
+    size = BATCHES_PER_SYNC * pairs_at_once
+    for maps in (query_maps, gallery_maps):
+        if isinstance(maps, StoredRows):
+            rows = max(1, BLOCK_BYTES[device.type] // maps.layout.row_bytes)
+            size = min(size, rows // pairs_at_once * pairs_at_once or rows)
+    if isinstance(gallery_maps, StoredRows):
+        pinned = device.type == "cuda"
+        buffers = [gallery_maps.empty_rows(min(size, len(gallery_maps)), pinned) for _ in range(2)]
+
+    def read(number: int) -> _Block:
+        start, stop = number * size, min((number + 1) * size, len(candidates))
+        query, of_pairs = start // columns, candidates[start:stop]
+        of_queries = query_maps[first_query + query : first_query + (stop - 1) // columns + 1]
+        if not isinstance(gallery_maps, StoredRows):
+            return _Block(start, stop, of_queries, query, gallery_maps, of_pairs.to(gallery_maps.device))
+        rows, places = np.unique(of_pairs.numpy(), return_inverse=True)
+        of_gallery = gallery_maps.read(rows, buffers[number % 2])
+        return _Block(start, stop, of_queries, query, of_gallery, torch.from_numpy(places))
+
+    for block in one_ahead(read, range(-(-len(candidates) // size))):
+        if isinstance(gallery_maps, StoredRows):
+            block = block._replace(
+                gallery_maps=_on_device(block.gallery_maps, device), candidates=block.candidates.to(device)
+            )
+        yield block
+
+
+def _on_device(maps: Tensor, device: torch.device) -> Tensor:
+    """Maps on the device, by way of pinned memory where they come from another."""
+    return maps if maps.device.type == device.type else maps.pin_memory().to(device, non_blocking=True)

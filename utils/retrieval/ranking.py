@@ -1,0 +1,112 @@
+"""Rankings of candidates by several scores, and the choice of their weights.
+
+A candidate's fused score is `logit + w * cosine + v * chamfer`: the matcher's logit, the cosine of the two global
+descriptors, the Chamfer similarity of the two local maps. AMES and LoCoRe fuse
+`l * cosine + (1 - l) * sigmoid(g * logit)` instead.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TITLES = {
+    "global": "global",
+    "published": "published (logit)",
+    "chamfer_alone": "Chamfer",
+    "chamfer": "Chamfer + cosine (crossfit)",
+    "fused": "all three (crossfit)",
+}
+
+
+FOLDS, FOLD_SEED = 5, 0
+COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
+
+
+class Candidates(NamedTuple):
+    """Each query's candidates, in the order of the neighbour file, and the scores of the first m of them, float32."""
+
+    neighbours: np.ndarray  # (n, k) gallery positions
+    cosines: np.ndarray  # (n, m)
+    chamfer: np.ndarray  # (n, m)
+    logits: np.ndarray | None  # (n, m); None without a matcher
+
+
+class Ranking(NamedTuple):
+    """The candidates by falling score; those behind the rescored ones keep their order, at a score of -inf."""
+
+    scores: np.ndarray  # float32 (n, k)
+    positions: np.ndarray  # int64 (n, k), in the gallery
+
+
+class Weights(NamedTuple):
+    """`logit * logits + cosine * cosines + chamfer * Chamfer similarities`, of the first `num_candidates`.
+
+    An infinite `cosine` is the global ranking itself.
+    """
+
+    logit: float
+    cosine: float
+    chamfer: float
+    num_candidates: int
+
+    def __str__(self) -> str:
+        if math.isinf(self.cosine):
+            return "the global ranking"
+        parts = [(self.logit, "logit"), (self.cosine, "cosine"), (self.chamfer, "Chamfer")]
+        terms = [name if weight == 1 else f"{weight:g} * {name}" for weight, name in parts if weight]
+        return f"{' + '.join(terms) or '0'}, {self.num_candidates} candidates"
+
+
+def candidate_cosines(descriptors: Tensor, gallery_descriptors: Tensor, neighbours: Tensor) -> np.ndarray:
+    """Cosines float32 (n, k) of descriptors (n, d) with those of their neighbours (n, k) in the gallery (m, d)."""
+    descriptors, gallery_descriptors = (F.normalize(part, dim=1) for part in (descriptors, gallery_descriptors))
+    cosines = np.empty(neighbours.shape, np.float32)
+    for start in range(0, len(cosines), COSINE_BLOCK):
+        rows = slice(start, start + COSINE_BLOCK)
+        candidates = gallery_descriptors[neighbours[rows].to(gallery_descriptors.device)]
+        cosines[rows] = (candidates * descriptors[rows, None]).sum(dim=2).cpu()
+    return cosines
+
+
+def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:
+    """Scores (n, m) of the rescored candidates."""
+    if weights[:3] == (1, 0, 0):  # the logits, to the last bit
+        assert candidates.logits is not None
+        return candidates.logits
+    scores = np.zeros_like(candidates.cosines)
+    if math.isinf(weights.cosine):
+        scores -= np.arange(scores.shape[1], dtype=np.float32)
+        return scores
+    parts = (
+        (weights.cosine, candidates.cosines),
+        (weights.chamfer, candidates.chamfer),
+        (weights.logit, candidates.logits),
+    )
+    for weight, part in parts:
+        if weight:
+            assert part is not None
+            scores += np.float32(weight) * part
+    return scores
+
+
+def ranking_by(candidates: Candidates, weights: Weights) -> Ranking:
+    """The first `weights.num_candidates` by falling score, stably, the others behind them."""
+    neighbours, m = candidates.neighbours, min(weights.num_candidates, candidates.cosines.shape[1])
+    rescored, order = torch.from_numpy(fused_scores(candidates, weights)[:, :m]).sort(
+        dim=1, descending=True, stable=True
+    )
+    scores = np.full(neighbours.shape, -np.inf, np.float32)
+    scores[:, :m] = rescored
+    positions = neighbours.copy()
+    positions[:, :m] = np.take_along_axis(neighbours[:, :m], order.numpy(), axis=1)
+    return Ranking(scores, positions)
+
+
+def select_queries(candidates: Candidates, rows: np.ndarray) -> Candidates:
+    """The candidates of some of the queries."""
+    neighbours, cosines, chamfer, logits = candidates
+    return Candidates(neighbours[rows], cosines[rows], chamfer[rows], None if logits is None else logits[rows])

@@ -1,0 +1,127 @@
+"""The device of a process: which GPU, how much it takes at a time, and its errors in words."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import DeviceError, InputError, ReportedError
+from utils.runtime.ranks import local_rank
+from utils.runtime.signals import raise_pending_signal
+
+NO_GPU = re.compile("No CUDA GPUs|no NVIDIA driver")  # in what torch says on a machine without one
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU; InputError where there is one that it cannot use, by a driver too old for it say."""
+    if torch.cuda.is_available():
+        return True
+    try:
+        torch.cuda.init()
+    except AssertionError:  # a torch without CUDA
+        pass
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if not NO_GPU.search(reason):
+            raise InputError(f"the GPU cannot be used ({reason}): mend that, or set cpu=True") from error
+    return False
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this process; InputError where the machine has more processes than GPUs."""
+    if local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}, start as many "
+            "processes (torchrun --nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
+
+
+# Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
+# fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
+IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
+FULL_GPU = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in what torch says
+FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")
+NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
+SILENT_WORKERS = re.compile("DataLoader timed out")
+TOO_MANY_FILES = re.compile("Too many open files|ancillary data")  # the latter where it hits the receiver
+
+
+class MicroBatches:
+    """What `embed` makes of images (B, 3, H, W) on a device, a piece of them after another.
+
+    A piece is as large as suits the device, and half as large from when memory runs out, down to one image.
+    """
+
+    def __init__(self, embed: Callable[[Tensor], Sequence[Tensor]], device: torch.device):
+        self.embed, self.pixels = embed, IMAGES_AT_ONCE[device.type] * 224**2
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        parts: list[Sequence[Tensor]] = []
+        start, at_once = 0, max(1, self.pixels // images[0, 0].numel())
+        while start < len(images):
+            piece = images[start : start + at_once]
+            try:
+                parts.append(self.embed(piece))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(piece) == 1:
+                    raise
+                at_once = len(piece) // 2
+                self.pixels = at_once * images[0, 0].numel()
+                continue
+            start += at_once
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a GPU's memory is full, be it torch's or that of a library below it."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(FULL_GPU.search(str(error)))
+
+
+@contextmanager
+def device_errors_as_input_errors(setting: str) -> Iterator[None]:
+    """Turn what torch raises for want of CUDA memory, shared memory or open files, and for a loader's worker that ends
+    or is silent, into an InputError naming `setting`, and what it raises for a GPU that fails into a DeviceError."""
+    try:
+        yield
+    except ReportedError:
+        raise
+    except (RuntimeError, OSError) as error:
+        told = str(error)
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            reason = told.partition("\n")[0]
+            raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({reason})") from error
+        if TOO_MANY_FILES.search(told):
+            raise InputError(
+                "this process has as many files open as it may have, and the loader needs more: lower "
+                "dataset.num_workers (0 uses none), or raise the limit (ulimit -n)"
+            ) from error
+        if SILENT_WORKERS.match(told):
+            raise InputError(
+                f"no batch has come from the loader's workers for timeout_minutes ({told}): where photos are read so "
+                f"slowly raise it or lower {setting}, else look why workers hang, or set dataset.num_workers=0"
+            ) from error
+        if FAILED_GPU.search(told):
+            raise DeviceError(
+                f"the GPU has failed ({told.splitlines()[0]}): look at nvidia-smi and the system's log; a training "
+                "goes on from its last.pt with continue_run=True"
+            ) from error
+        if NO_SHARED_MEMORY.search(told):
+            raise InputError(
+                "shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
+                f"{setting}, or enlarge it (docker run --shm-size=8g)"
+            ) from error
+        if "DataLoader worker" in told and isinstance(error, RuntimeError):
+            raise_pending_signal()
+            raise InputError(
+                f"a worker of the loader was ended ({told}): where memory is short, lower dataset.num_workers or "
+                f"{setting}"
+            ) from error
+        raise
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

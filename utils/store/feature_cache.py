@@ -1,0 +1,107 @@
+"""Descriptors and local maps kept on disk: the same network on the same photos does not embed them again."""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.backends.cuda import matmul
+
+from utils.distributed.collectives import broadcast_from_rank0
+from utils.distributed.group import barrier
+from utils.errors import InputError, listing
+from utils.io.lock import exclusive_lock
+from utils.runtime.ranks import is_main_process
+from utils.store.array_file import StoredRows
+from utils.store.store import Store
+
+DIMS = {"descriptors": 2, "maps": 4}  # what a network answers for an image, and its dimensions for all images
+NOT_IN_DESCRIPTORS = ("matcher.", "classifier.")  # tensors that descriptors do not depend on
+
+
+def kept_features(
+    folder: Path | str,
+    model,
+    images,
+    dtype: torch.dtype,
+    names: Sequence[str],
+    embed: Callable[[int], Iterable[Sequence[Tensor]]],
+) -> list[StoredRows] | None:
+    """Tensors of `DIMS` of an image set, from the store of its list of photos in `folder`; what is missing is written.
+
+    `embed(image)` gives descriptors (B, d) and maps (B, d, h, w), batch by batch, from an image on. What was made with
+    other weights or settings of the network, photos of other sizes or times, another transform or precision is made
+    anew, and a line says which of them it is. An embedding that was interrupted goes on behind its last chunk, as one
+    does behind the last that is not damaged. None, and a line, where the store cannot be written, as when another
+    process does. Of a job of several processes the first one decides and writes.
+    """
+    made_with = {
+        "network": _digest(_network(model)),
+        **images.fingerprint(),
+        "precision": f"{dtype}, TF32 {matmul.fp32_precision == 'tf32'}, {next(model.parameters()).device.type}",
+    }
+    path = Path(folder) / f"features_{_digest([str(images.paths).encode()])[:12]}"
+    store = Store(path, DIMS, len(images), made_with)
+    with ExitStack() as stack:
+
+        def begin() -> int | None:
+            if store.count_valid_rows(names) == len(images):
+                print(f"descriptors of {len(images)} images are taken from {path}")
+                return len(images)
+            try:
+                stack.enter_context(exclusive_lock(path / ".lock", str(path), "the images are embedded without it"))
+            except InputError as error:
+                print(f"descriptors are not kept: {error}")
+                return None
+            store.load()  # what another process may have written meanwhile
+            start = store.count_valid_rows(DIMS)
+            _report(store, start)
+            return start
+
+        start = broadcast_from_rank0(begin)
+        if start is None:
+            return None
+        if start < len(images):
+            batches = embed(start)
+            if is_main_process():
+                store.write(start, batches)
+            else:
+                deque(batches, maxlen=0)  # takes part in embedding
+        barrier()
+        if not is_main_process():
+            store.load()
+        already_verified = is_main_process() and start == len(images)
+        if not already_verified and store.count_valid_rows(names) < len(images):
+            raise InputError(
+                f"{path} is not what was written there: choose a folder on another disk, which all machines see"
+            )
+    return [store.tensors[name] for name in names]
+
+
+def _report(store: Store, start: int) -> None:
+    """Say why the images from one on are embedded although there is a store."""
+    if store.file.exists() and store.changed():
+        print(f"{store.folder} does not fit, by its {listing(store.changed())}: the images are embedded again")
+    elif store.chunks and start < store.chunks[-1].end:
+        print(f"{store.folder} is damaged: images are embedded again from number {start} on")
+    elif start:
+        print(f"{store.folder} has the first {start} of {store.count} images: embedding goes on from there")
+
+
+def _network(model) -> Iterable[bytes]:
+    """All that descriptors depend on in a network."""
+    yield f"{model.normalize} {model.norm_layer}".encode()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(NOT_IN_DESCRIPTORS):
+            yield f"{name} {tuple(tensor.shape)}".encode()
+            yield tensor.cpu().contiguous().numpy().tobytes()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

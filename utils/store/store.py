@@ -1,0 +1,158 @@
+"""A folder that keeps tensors of images: `.npy` files, and a `store.json` that says what they hold, and how far.
+
+`NAME.npy` has the numbers of tensor NAME (`utils.store.array_file`), `store.json`
+
+* `made_with`: what they follow from, by name,
+* `tensors`: number format and shape (images, ...), by name,
+* `chunks`: of each, the row behind its last one, and the CRC-32 of its bytes in each file, by name.
+
+Only rows of these chunks count. A chunk is on the disk before `store.json`, which is replaced whole, tells of it: an
+interrupt, at whatever moment, costs the chunk that is being made. A new file reaches the size that its header calls for
+with its last chunk: until then `numpy.load` refuses it.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.io.atomic import atomic_write
+from utils.io.disk import check_disk_space, open_regular_file
+from utils.store.array_file import FORMATS, ROWS_AT_ONCE, Layout, StoredRows, bytes_of
+
+DTYPES = {str(dtype): dtype for dtype in FORMATS}
+
+
+class Chunk(NamedTuple):
+    """Rows that were written together."""
+
+    end: int  # the row behind the last one
+    checks: dict[str, int]  # the CRC-32 of their bytes, by name of tensor
+
+
+class Store:
+    """Tensors of `count` images in a folder; `dims` has their names and numbers of dimensions."""
+
+    def __init__(self, folder: Path, dims: Mapping[str, int], count: int, made_with: Mapping[str, str]):
+        self.folder, self.dims, self.count, self.made_with = folder, dims, count, dict(made_with)
+        self.file = folder / "store.json"
+        self.paths = {name: folder / f"{name}.npy" for name in dims}
+        self.tensors: dict[str, StoredRows] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Take what `store.json` says; a damaged one says nothing."""
+        self.found: dict[str, str] = {}  # what the rows were made with
+        self.layouts: dict[str, Layout] = {}
+        self.chunks: list[Chunk] = []
+        with suppress(Exception):  # whatever is wrong with it, the rows are made anew
+            with open_regular_file(self.file) as file:
+                content = json.load(file)
+            layouts = {name: self._layout(name, *content["tensors"][name]) for name in self.dims}
+            chunks = [
+                Chunk(int(end), {name: int(checks[name]) for name in self.dims}) for end, checks in content["chunks"]
+            ]
+            ends = [0, *(chunk.end for chunk in chunks)]
+            if ends[-1] <= self.count and all(end < following for end, following in pairwise(ends)):
+                self.found, self.layouts, self.chunks = dict(content["made_with"]), layouts, chunks
+
+    def _layout(self, name: str, dtype: str, shape: Sequence[int]) -> Layout:
+        layout = Layout(DTYPES[dtype], tuple(map(int, shape)))
+        if len(layout.shape) != self.dims[name] or layout.shape[0] != self.count:
+            raise ValueError(f"{name} cannot be of the shape {shape}")
+        return layout
+
+    def changed(self) -> list[str]:
+        """The names of what the rows were made with and is another now."""
+        return [name for name, value in self.made_with.items() if self.found.get(name) != value]
+
+    def count_valid_rows(self, names: Iterable[str]) -> int:
+        """How many of the first rows of some tensors are as they were written; `tensors` then has these tensors.
+
+        None of those that were made with something else.
+        """
+        rows = self.chunks[-1].end if self.chunks and not self.changed() else 0
+        for name in names if rows else ():
+            try:
+                self.tensors[name] = StoredRows(self.paths[name], self.layouts[name])
+            except OSError:
+                return 0
+            rows = min(rows, self.tensors[name].count_valid_rows((end, checks[name]) for end, checks in self.chunks))
+        return rows
+
+    def write(self, start: int, batches: Iterable[Iterable[Tensor]]) -> None:
+        """Write the rows from `start` on, which come in batches (B, ...) of each tensor, and end a chunk with one.
+
+        InputError where there is no room, or a file cannot be written: chunks that were are kept.
+        """
+        self.found, self.chunks = self.made_with, [chunk for chunk in self.chunks if chunk.end <= start]
+        with ExitStack() as stack:
+            files: list[IO[bytes]] = []
+            rows: list[Sequence[Tensor]] = []
+            for batch in map(tuple, batches):
+                if not files:
+                    files = self._open(start, batch, stack)
+                rows.append(batch)
+                end = start + sum(len(parts[0]) for parts in rows)
+                if end - start >= ROWS_AT_ONCE or end == self.count:
+                    self._write_chunk(files, start, end, [torch.cat(parts) for parts in zip(*rows, strict=True)])
+                    start, rows = end, []
+
+    def _open(self, start: int, batch: Sequence[Tensor], stack: ExitStack) -> list[IO[bytes]]:
+        """The files, to be written from a row on. From the first on they are new: who reads others keeps these."""
+        shapes = [(self.count, *part.shape[1:]) for part in batch]
+        layouts = {name: Layout(part.dtype, shape) for name, part, shape in zip(self.dims, batch, shapes, strict=True)}
+        if start and layouts != self.layouts:
+            raise InputError(f"{self.folder} holds tensors of other shapes: delete it")
+        missing = sum(layout.place(self.count) - layout.place(start) for layout in layouts.values())
+        check_disk_space({self.folder: missing}, f"what is kept of {self.count} images")
+        self.layouts = layouts
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not start:
+                for path in (self.file, *self.paths.values()):
+                    path.unlink(missing_ok=True)
+            mode = "r+b" if start else "xb"
+            files: list[IO[bytes]] = [stack.enter_context(path.open(mode)) for path in self.paths.values()]
+            for file, layout in zip(files, layouts.values(), strict=True):
+                file.write(layout.header)
+        return files
+
+    def _write_chunk(self, files: Sequence[IO[bytes]], start: int, end: int, tensors: Sequence[Tensor]) -> None:
+        """Have rows on the disk, then `store.json` that tells of them."""
+        checks = {}
+        with self._writing():
+            for (name, layout), file, tensor in zip(self.layouts.items(), files, tensors, strict=True):
+                rows = bytes_of(tensor.cpu().contiguous())
+                file.seek(layout.place(start))
+                file.write(rows)
+                file.flush()
+                os.fsync(file.fileno())
+                checks[name] = zlib.crc32(rows)
+        self.chunks.append(Chunk(end, checks))
+        content = {
+            "made_with": self.made_with,
+            "tensors": {name: [str(layout.dtype), layout.shape] for name, layout in self.layouts.items()},
+            "chunks": self.chunks,
+        }
+        with atomic_write(self.file) as file:
+            file.write(json.dumps(content).encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the operating system raises into an InputError."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} could not be written to: {error.strerror or error}; make room and run the command "
+                "again, which goes on from the images that are kept"
+            ) from error

@@ -1,0 +1,164 @@
+"""The steps of the two trainings: a batch's loss, its accuracy, and its gradient at the weights (paper, section 3).
+
+`dtype` is the number format of matrix products and convolutions. Losses, and their gradients at the descriptors or
+logits that they are of, are computed in float32, without TF32.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from utils.distributed.collectives import all_gather_rows, all_reduce_int, all_reduce_sum, local_rows
+from utils.distributed.group import world_size
+from utils.errors import InputError
+from utils.runtime.device import MicroBatches, device_of
+from utils.runtime.precision import autocast, true_float32
+
+Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's factor
+Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
+
+
+def global_step(
+    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, batch_size: int | None = None
+) -> Step:
+    """A step of the contrastive loss on global descriptors; its accuracy is the classifier's.
+
+    InputError where batches of `batch_size` images, or pieces of them, cannot be trained on.
+
+    With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's. Of a job of
+    several processes each has its share of the batch: the loss is of all, the gradient what this share contributes.
+    """
+    _check_micro_batching(model, micro_batch, batch_size)
+
+    def embed(images: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, dtype):
+            logits, descriptors, _ = model(images)
+        return logits.float(), descriptors.float()
+
+    def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+        loss, logits = backward_with_gradient_cache(embed, class_loss, images, labels, micro_batch, scale)
+        return loss, all_reduce_sum((logits.argmax(dim=1) == labels).float().sum()) / all_reduce_int(len(labels))
+
+    return step
+
+
+def backward_with_gradient_cache(
+    embed: Callable[[Tensor], tuple[Tensor, Tensor]],
+    class_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    micro_batch: int | None,
+    scale: Scale,
+) -> tuple[Tensor, Tensor]:
+    """The loss of a whole batch, and its logits, while the network holds `micro_batch` images at a time.
+
+    The loss compares the descriptors of all images. So the first pass embeds them all, piece by piece and without a
+    graph, and the loss gives the gradient at each descriptor. The second pass embeds each piece again, and takes these
+    gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
+
+    Of a job of several processes each embeds its share, and the loss sees all descriptors, but only its own logits.
+    """
+    pieces = images.split(micro_batch or max(len(images), 1))
+    is_one_piece = len(pieces) == 1
+    with torch.set_grad_enabled(is_one_piece):
+        outputs = [embed(piece) for piece in pieces]
+    logits, own_descriptors = (torch.cat(parts).detach() for parts in zip(*outputs, strict=True))
+    logits, descriptors = logits.requires_grad_(), all_gather_rows(own_descriptors).requires_grad_()
+    with true_float32():
+        loss = class_loss(logits, descriptors, all_gather_rows(labels))
+        scale(loss).backward()
+    gradients = logits.grad, None if descriptors.grad is None else descriptors.grad[local_rows(len(images))]
+    start = 0
+    for piece, first_pass in zip(pieces, outputs, strict=True):
+        rows = slice(start, start := start + len(piece))
+        for_weights = [
+            (output, gradient[rows])
+            for output, gradient in zip(first_pass if is_one_piece else embed(piece), gradients, strict=True)
+            if gradient is not None and output.requires_grad
+        ]
+        torch.autograd.backward(*map(list, zip(*for_weights, strict=True)))  # type: ignore[arg-type]
+    return loss, logits
+
+
+def rerank_step(
+    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, embedded: bool = False
+) -> Step:
+    """A step of the matcher on triplets (paper, section 3.3); its accuracy is that at threshold 0.5.
+
+    A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor, positive) has
+    target 1 and (anchor, negative) target 0. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
+    so many images. `embedded` batches hold `layer4` maps in place of images. Of a job of several processes each has its
+    share of the batch: loss and accuracy are of all, the gradient what this share contributes.
+    """
+    if micro_batch is not None and micro_batch % 3:
+        raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
+    _check_micro_batching(model, micro_batch)
+    features_of = batch_features(model, dtype, embedded)
+
+    def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+        loss, accuracy = torch.zeros(2, device=images.device)
+        size = all_reduce_int(len(images))
+        scale(loss)  # for a process without a triplet: the scaler wants to have seen a loss
+        for piece in images.split(micro_batch or len(images)) if len(images) else ():
+            features = features_of(piece)
+            with autocast(images.device, dtype):
+                local = model.remap_local(features)
+                anchors, positives, negatives = (local[role::3] for role in range(3))
+                logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
+            targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
+            share = len(piece) / size
+            piece_loss = class_loss(logits, None, targets).mean() * share
+            scale(piece_loss).backward()
+            loss += piece_loss.detach()
+            accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
+        loss, accuracy = all_reduce_sum(torch.stack((loss, accuracy)))
+        return loss, accuracy
+
+    return step
+
+
+def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tensor], Tensor]:
+    """What makes `layer4` maps (B, C, h, w) of a batch: nothing where it holds such, a frozen trunk as it embeds for
+    evaluation, or the trunk with gradients."""
+    if embedded:
+        return lambda maps: maps
+    if model.freeze_backbone:
+        frozen = model.embedder(dtype)
+        in_micro_batches = MicroBatches(lambda images: (frozen.layer_features(images),), device_of(model))
+        return lambda images: in_micro_batches(images)[0]
+
+    def by_trunk(images: Tensor) -> Tensor:
+        with autocast(images.device, dtype):
+            return model.layer_features(images)
+
+    return by_trunk
+
+
+def _check_micro_batching(model, micro_batch: int | None, batch_size: int | None = None) -> None:
+    """InputError where pieces of a batch, or processes' shares, would not answer, while training, as the whole, and
+    where batches are of one image, which a batch norm cannot compare with others."""
+    if micro_batch is None and world_size() == 1 and batch_size != 1:
+        return
+    was_training = model.training
+    modules = list(model.train().modules())
+    uses_batch_statistics = any(
+        isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training for module in modules
+    )
+    is_stochastic = any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules)
+    model.train(was_training)
+    if micro_batch is not None and (uses_batch_statistics or is_stochastic):
+        raise InputError(
+            f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
+            "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"
+        )
+    if uses_batch_statistics and batch_size == 1:
+        raise InputError(
+            "dataset.batch_size=1, but batch norms in training mode need several images: give more, or set "
+            "model.set_bn_eval=True, and not model.norm_layer='batch'"
+        )
+    if uses_batch_statistics:
+        raise InputError(
+            f"batch norms in training mode would see the images of one of {world_size()} processes alone: set "
+            "model.set_bn_eval=True, and not model.norm_layer='batch'"
+        )
