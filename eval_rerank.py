@@ -35,7 +35,7 @@ def config():
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     scorer = "matcher"  # or 'chamfer': no matcher at all, the local maps' Chamfer similarity ranks
     num_candidates = 100  # of each query's neighbours: rescored, the others keep their places behind them
-    fusion = None  # what is written: None, the scorer's ranking; [w, v], (logit +) w * cosine + v * Chamfer; 'crossfit'
+    fusion = None  # what is written: None, the scorer's ranking; [w, v], (logit +) w * cosine + v * chamfer; 'crossfit'
     features = None  # folder to keep descriptors and local maps in; the latter are scored from there, not from memory
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'

@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.evaluation import Rankings, rank_candidates
 from utils.io.disk import md5
 from utils.io.neighbours import INDS, PER_QUERY, pickle_load
+from utils.io.ranking_names import current_names, rank_column
 from utils.logs.json_reader import RunFiles, nested
 from utils.logs.runs import Run
 from utils.retrieval.measures import first_match_ranks
@@ -124,7 +125,7 @@ def _check_per_query(path: Path, queries: Split, ranks: dict[str, np.ndarray]) -
         [*row[:2], *("" if np.isinf(rank) else str(int(rank) + 1) for rank in row[2:])]
         for row in zip(queries.paths, map(str, queries.classes), *ranks.values(), strict=True)
     ]
-    columns = ["path", "class", *(f"rank_{name}" for name in ranks)]
+    columns = ["path", "class", *map(rank_column, ranks)]
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(_columns(file, columns))
@@ -137,5 +138,10 @@ def _check_per_query(path: Path, queries: Split, ranks: dict[str, np.ndarray]) -
 
 
 def _columns(file: io.TextIOBase, names: list[str]) -> Iterator[list[str]]:
-    for row in csv.DictReader(file):
-        yield [row[name] for name in names]
+    header, *rows = csv.reader(file)
+    is_rank = [column.startswith("rank_") for column in header]
+    today = current_names(column.removeprefix("rank_") for column in header)
+    columns = [rank_column(name) if rank else name for name, rank in zip(today, is_rank, strict=True)]
+    for row in rows:
+        cells = dict(zip(columns, row, strict=True))
+        yield [cells[name] for name in names]

@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rerank", type=_number, default=100, metavar="N", help="rescore the first N: 100, or 0 for none"
     )
     of_search.add_argument(
-        "--fusion", type=float, nargs=2, metavar=("W", "V"), help="rerank by logit + W * cosine + V * Chamfer"
+        "--fusion", type=float, nargs=2, metavar=("W", "V"), help="rerank by logit + W * cosine + V * chamfer"
     )
     outputs = of_search.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="a page to look at")

@@ -87,8 +87,8 @@ class Reranker:
     Images are paths, PIL images, or arrays and tensors, of uint8 or of floats from 0 to 1: (3, h, w), grey ones
     (1, h, w) or of uint8 (h, w), arrays (h, w, 3), too. Each, of any size, is resized and cropped as in the evaluation.
     `Features`, which `embed` returns, do for images everywhere. A pair's score is the matcher's logit, or with
-    `fusion=(w, v)` `logit + w * cosine + v * Chamfer`, where cosine is that of the global descriptors and Chamfer the
-    similarity of the local maps.
+    `fusion=(w, v)` `logit + w * cosine + v * chamfer`, where cosine is that of the global descriptors and chamfer the
+    Chamfer similarity of the local maps.
 
     InputError, a ValueError, tells what is wrong with what was given.
     """

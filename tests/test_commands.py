@@ -36,6 +36,9 @@ def steps(metrics, name):
     return metrics[name]["steps"]
 
 
+HEADER = "query,path,class,rank_global,rank_logit,rank_chamfer_cosine,rank_logit_cosine_chamfer"
+
+
 def test_the_chain(tiny, observed, tmp_path, device):
     tiny = partial(tiny, cpu=device.type == "cpu", precision="fp32")
     data = {"batch_size": 12, "num_iterations": 3}
@@ -102,14 +105,14 @@ def test_the_chain(tiny, observed, tmp_path, device):
     assert (np.diff(logits, axis=1) <= 0).all()
     assert np.array_equal(np.sort(positions), np.sort(pickle_load(caches["cache_nn_inds"])))
     assert reranked.info["recall"] == trained.info["recall"]  # 10 candidates either way
-    assert re.search(r"logit\), R@1: \d+ queries gained, \d+ lost: \S+ points \(95 % interval", reranked.printed)
+    assert re.search(r"(?m)^logit, R@1: \d+ queries gained, \d+ lost: \S+ points \(95 % interval", reranked.printed)
     table = (tmp_path / "reranked" / "per_query.csv").read_text().splitlines()
-    assert (table[0], len(table)) == ("query,path,class,rank_global,rank_published,rank_chamfer,rank_fused", 21)
+    assert (table[0], len(table)) == (HEADER, 21)
     assert table[1].startswith("0,toy_final/6_0.JPG,6,")
     measures = reranked.info["measures"]
-    assert set(measures) == {"global", "published", "chamfer", "fused"}
+    assert set(measures) == {"global", "logit", "chamfer + cosine", "logit + cosine + chamfer"}
     assert all(set(row) == {"R@1", "R@10", "mAP@R", "R-precision", "MRR"} for row in measures.values())
-    assert [measures["published"][f"R@{k}"] for k in (1, 10)] == list(reranked.info["recall"].values())
+    assert [measures["logit"][f"R@{k}"] for k in (1, 10)] == list(reranked.info["recall"].values())
     assert measures["global"] == evaluated["test"].info["measures"]["global"]
     sums = {Path(path).name for path in reranked.info["md5"]}
     assert sums == {"resnet18_sop_rerank.pt", "nn_inds.pkl", "train.txt", "test.txt"}
@@ -157,8 +160,9 @@ def test_what_is_written(tiny, observed, neighbours, checkpoint, tmp_path, fusio
     assert np.array_equal(positions[:, m:], cached[:, m:])
     np.testing.assert_allclose(values[:, :m], np.take_along_axis(fused, order, axis=1), rtol=1e-5, atol=1e-6)
     assert (values[:, m:] == -np.inf).all()
-    rows = ["global", "published"] + ["weighted"] * (fusion is not None)
-    rows += ["chamfer", "fused"] * (m == 19)  # among the first four, one fold of classes has no match
+    rows = ["global", "logit"] + ["weighted"] * (fusion is not None)
+    if m == 19:  # among the first four, one fold of classes has no match
+        rows += ["chamfer + cosine", "logit + cosine + chamfer"]
     assert set(run.info["measures"]) == set(rows)
     assert ("num_candidates=100, but there are 19 neighbours: all are rescored" in run.printed) == (m == 19)
 
@@ -167,18 +171,19 @@ def test_ranking_without_a_matcher(tiny, observed, neighbours, checkpoint, tmp_p
     monkeypatch.setattr("models.matcher.Matcher.score", None)
     settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours / "test.pkl"), "scorer": "chamfer"}
     run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings))
-    assert set(run.info["measures"]) == {"global", "chamfer_alone", "chamfer"}
+    assert set(run.info["measures"]) == {"global", "chamfer", "chamfer + cosine"}
     scores = np.load(tmp_path / "scores.npz")
     assert "logits" not in scores
     assert np.array_equal(pickle_load(tmp_path / "nn_dists.pkl"), -np.sort(-scores["chamfer"], axis=1))
-    assert run.info["recall"]["1"] == run.info["measures"]["chamfer_alone"]["R@1"]
+    assert run.info["recall"]["1"] == run.info["measures"]["chamfer"]["R@1"]
 
 
 def test_weights_chosen_on_other_classes_and_tried_again(tiny, observed, neighbours, checkpoint, tmp_path):
     settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours / "test.pkl"), "fusion": "crossfit"}
     run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings))
-    assert run.info["recall"]["1"] == run.info["measures"]["fused"]["R@1"]
-    chosen = re.search(r"all three \(crossfit\): for new photos, chosen on all classes: (.*)", run.printed)[1]
+    assert run.info["recall"]["1"] == run.info["measures"]["logit + cosine + chamfer"]["R@1"]
+    title = re.escape("logit + cosine + chamfer (crossfit)")
+    chosen = re.search(rf"(?m)^{title}: for new photos, chosen on all classes: (.*)", run.printed)[1]
     swept = observed(eval_rerank.ex, "sweep", **tiny(temp_dir=tmp_path))
     assert f"for new photos: {chosen}" in swept.printed
     assert len(re.findall("^fold [1-5]: ", swept.printed, re.MULTILINE)) == 10
@@ -191,9 +196,9 @@ def test_too_few_classes_leave_rows_out(tiny, observed, photos, checkpoint, tmp_
     pickle_save(tmp_path / "nn.pkl", np.array([[j for j in range(16) if j != i] for i in range(16)]))
     settings = {"resume": checkpoint, "cache_nn_inds": str(tmp_path / "nn.pkl"), "fusion": "crossfit"}
     run = observed(eval_rerank.ex, **tiny(temp_dir=tmp_path, **settings, dataset={"test_file": "four.txt"}))
-    assert "all three (crossfit): left out, weights are chosen over 5 folds of classes" in run.printed
-    assert set(run.info["measures"]) == {"global", "published"}
-    assert run.info["recall"]["1"] == run.info["measures"]["published"]["R@1"]
+    assert "logit + cosine + chamfer (crossfit): left out, weights are chosen over 5 folds of classes" in run.printed
+    assert set(run.info["measures"]) == {"global", "logit"}
+    assert run.info["recall"]["1"] == run.info["measures"]["logit"]["R@1"]
     swept = observed(eval_rerank.ex, "sweep", **tiny(temp_dir=tmp_path))
     assert "no choice of weights: weights are chosen over 5 folds of classes" in swept.printed
 

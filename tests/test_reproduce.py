@@ -85,7 +85,7 @@ def test_from_the_network_to_one_table(tmp_path):
     (row,) = [row for row in rows if row[:2] == ["eval_rerank_frozen_r50", "R@1"]]
     assert row[1:5] == ["R@1", "81.80", f"{measured:.2f}", f"{measured - 81.8:+.2f}"]
     assert row[-1] == "cpu"
-    assert table.count(" fused ") == 2
+    assert table.count(" logit + cosine + chamfer ") == 2
     assert table.rstrip().endswith("A recall differs by more than 0.1")
 
 
@@ -95,7 +95,7 @@ def test_the_exit_code(tmp_path, monkeypatch, capsys, shift, code):
     monkeypatch.setattr(reproduce, "command", lambda *words: None)
     for folder, (r1, r10, r100) in reproduce.PUBLISHED.items():
         recall = {"1": r1, "10": r10 + shift, "100": r100}
-        info = {"recall": recall, "measures": {name: {"R@1": r1} for name in ("global", "fused")}}
+        info = {"recall": recall, "measures": {name: {"R@1": r1} for name in ("global", "logit + cosine + chamfer")}}
         config, sums = published_run(folder)
         record(tmp_path / folder / "1", config, info | {"md5": sums})
     assert reproduce.main([]) == code

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.io.ranking_names import FITTED, TITLES
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.crossfit import describe_grid, fit_weights
@@ -18,7 +19,7 @@ from utils.retrieval.embedding import GLOBAL, LOCAL, embed
 from utils.retrieval.knn import EXACT
 from utils.retrieval.measures import Measures, changes_of, measures_of
 from utils.retrieval.pair_scoring import Scorer, matcher_for, pair_scores
-from utils.retrieval.ranking import TITLES, Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.retrieval.results import Labels
 from utils.text import text_table
 
@@ -142,9 +143,9 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     """The rankings that can be had from the scores; prints which weights were chosen, or why a row is left out.
 
     InputError where the scores tell no candidates apart.
-    `fusion` says which is written. None: the published one, by the logit, or where there is none by Chamfer similarity.
-    Numbers (w, v): by `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': that with weights chosen on
-    other classes, or where none could be chosen the published one.
+    `fusion` says which is written. None: `logit`, or without a matcher `chamfer`. Numbers (w, v): `weighted`, by
+    `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': the last one with weights chosen on other
+    classes, or where none could be chosen as for None.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
     if candidates.logits is not None:
@@ -157,18 +158,20 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
             "neighbours that this network has found): the neighbour file may be of other photos"
         )
     fixed = {"global": Weights(0, np.inf, 0, num_scored)}
-    written = "published" if has_logits else "chamfer_alone"
+    written = "logit" if has_logits else "chamfer"
     fixed[written] = Weights(1, 0, 0, num_scored) if has_logits else Weights(0, 0, 1, num_scored)
     titles = TITLES.copy()
     if fusion is not None and fusion != "crossfit":
         written, (cosine, chamfer) = "weighted", map(float, fusion)
         fixed[written] = Weights(float(has_logits), cosine, chamfer, num_scored)
-        titles[written] = str(fixed[written])
+        titles[written] = f"{written} ({fixed[written]})"
     rankings = {name: ranking_by(candidates, weights) for name, weights in fixed.items()}
     print(describe_grid(num_scored, has_logits))
-    for name in ("chamfer", "fused") if has_logits else ("chamfer",):
+    for name, with_logits in FITTED.items():
+        if with_logits and not has_logits:
+            continue
         try:
-            fitted = fit_weights(candidates, labels, with_logits=name == "fused")
+            fitted = fit_weights(candidates, labels, with_logits)
         except InputError as error:
             print(f"{titles[name]}: left out, {error}")
             continue
@@ -177,7 +180,7 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
         rankings[name] = fitted.ranking
         if fusion == "crossfit":
             written = name
-    if fusion == "crossfit" and written not in ("chamfer", "fused"):
+    if fusion == "crossfit" and written not in FITTED:
         print(f"fusion=crossfit: no weights could be chosen, the ranking that is written is {titles[written]}")
     return Rankings(rankings, titles, written)
 

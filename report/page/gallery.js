@@ -55,7 +55,7 @@ function galleryElements(gallery) {
     element(
       "div",
       { class: "bar" },
-      selection("After: ranked by", gallery.rankings.slice(1).map(({ name, title }, i) => [String(i + 1), `${name}: ${title}`]), String(state.ranking), (i) => choose({ ranking: Number(i) })),
+      selection("After: ranked by", gallery.rankings.slice(1).map(({ title }, i) => [String(i + 1), title]), String(state.ranking), (i) => choose({ ranking: Number(i) })),
       selection("Class", [["", "all classes"], ...classes.map((number) => [String(number), String(number)])], "", (number) => choose({ class: number })),
       element("label", {}, "Search", search),
     ),

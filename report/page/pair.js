@@ -18,7 +18,7 @@ function showPair(dialog, gallery, query, neighbour, opener) {
         ["Query", `${photo(query.photo)}, class ${query.class}`],
         ["Neighbour", `${photo(neighbour.photo)}, class ${neighbour.class}`],
         ["Rank", gallery.rankings.map(({ title }, i) => `${neighbour.ranks[i]} by ${title}`).join("; ")],
-        ["Scores", [["logit", neighbour.logits], ["cosine", neighbour.cosines], ["Chamfer", neighbour.chamfer]]
+        ["Scores", [["logit", neighbour.logits], ["cosine", neighbour.cosines], ["chamfer", neighbour.chamfer]]
           .map(([name, value]) => (value === undefined ? `no ${name}` : `${name} ${value.toFixed(3)}`)).join(", ")],
       ].flatMap(([name, text]) => [element("dt", {}, name), element("dd", { class: "path" }, text)]),
     ),

@@ -114,7 +114,7 @@ def test_many_queries_are_sampled(tmp_path, monkeypatch):
     found = rank_candidates(candidates, labels, None)
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
     save_scores(tmp_path, candidates, labels)
-    pickle_save(tmp_path / "nn_inds.pkl", found.rankings["published"].positions)
+    pickle_save(tmp_path / "nn_inds.pkl", found.rankings["logit"].positions)
     write_per_query(tmp_path / "per_query.csv", paths, classes, ranks)
     config = {"temp_dir": str(tmp_path), "dataset": {"data_path": str(tmp_path / "data"), "test_file": "test.txt"}}
     write(tmp_path / "1", run=entry(script="eval_rerank.py"), config=config, info={})

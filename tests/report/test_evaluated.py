@@ -15,14 +15,43 @@ from utils.logs.runs import read_run
 
 def test_rankings_and_ranks(evaluation):
     found = read_evaluated(read_run(evaluation.run))
-    assert list(found.ranks) == ["global", "published", "chamfer", "fused"]
-    assert found.found.written == "published"
+    assert list(found.ranks) == ["global", "logit", "chamfer + cosine", "logit + cosine + chamfer"]
+    assert found.found.written == "logit"
     for name, ranking in found.found.rankings.items():
         matches = found.labels.gallery[ranking.positions] == found.labels.queries[:, None]
         assert found.ranks[name].tolist() == matches.argmax(axis=1).tolist()
     np.testing.assert_array_equal(
-        found.found.rankings["published"].positions, pickle_load(evaluation.folder / "nn_inds.pkl")
+        found.found.rankings["logit"].positions, pickle_load(evaluation.folder / "nn_inds.pkl")
     )
+
+
+FORMER = {
+    "logit": "published",
+    "chamfer + cosine": "chamfer",
+    "logit + cosine + chamfer": "fused",
+}
+
+
+def test_a_former_run_folder(evaluation):
+    """Its rankings have other names: "chamfer" was what is "chamfer + cosine" now."""
+    run = read_run(evaluation.run)
+    path = evaluation.run / "info.json"
+    info = json.loads(path.read_text())
+    for key in ("measures", "gains"):
+        info[key] = {FORMER.get(name, name): row for name, row in info[key].items()}
+    path.write_text(json.dumps(info))
+    rewrite(
+        "per_query.csv",
+        "rank_logit,rank_chamfer_cosine,rank_logit_cosine_chamfer\n",
+        "rank_published,rank_chamfer,rank_fused\n",
+    )(evaluation)
+    former = read_run(evaluation.run)
+    assert set(info["measures"]) == {"global", "published", "chamfer", "fused"}
+    assert former.rankings == run.rankings and len(run.rankings) == 4
+    assert read_evaluated(former).ranks.keys() == run.rankings.keys()
+    rewrite("per_query.csv", "rank_fused", "rank_weighted")(evaluation)
+    with pytest.raises(InputError, match=r"per_query.csv cannot be read"):
+        read_evaluated(former)
 
 
 def remove(name):
@@ -50,7 +79,7 @@ def other_queries(evaluation):
 def other_recalls(evaluation):
     path = evaluation.run / "info.json"
     info = json.loads(path.read_text())
-    info["measures"]["published"]["R@1"] = 55.5
+    info["measures"]["logit"]["R@1"] = 55.5
     path.write_text(json.dumps(info))
 
 
@@ -58,7 +87,7 @@ CHANGES = {
     "no scores": (remove("scores.npz"), r"scores.npz does not exist: run eval_rerank.py"),
     "no neighbours": (remove("nn_inds.pkl"), r"nn_inds.pkl could not be read"),
     "no table": (remove("per_query.csv"), r"per_query.csv does not exist: run eval_rerank.py"),
-    "another ranking": (other_order, r"nn_inds.pkl is not the ranking by published \(logit\)"),
+    "another ranking": (other_order, r"nn_inds.pkl is not the ranking by logit of"),
     "another run's neighbours": (other_queries, r"is of other queries or neighbours than"),
     "another table": (rewrite("per_query.csv", "0_1.JPG", "0_9.JPG"), r"per_query.csv is of other queries"),
     "a cut table": (rewrite("per_query.csv", "rank_global", "rank"), r"per_query.csv cannot be read"),

@@ -12,10 +12,10 @@ from utils.retrieval.results import Labels, write_per_query
 
 
 def test_the_table(tmp_path):
-    ranks = {"global": np.array([0, 14, np.inf]), "fused": np.array([2, 0, np.inf])}
+    ranks = {"global": np.array([0, 14, np.inf]), "logit + cosine + chamfer": np.array([2, 0, np.inf])}
     write_per_query(tmp_path / "new" / "per_query.csv", ["a, b.JPG", "c.JPG", "d.JPG"], [7, 7, 9], ranks)
     assert (tmp_path / "new" / "per_query.csv").read_text().splitlines() == [
-        "query,path,class,rank_global,rank_fused",
+        "query,path,class,rank_global,rank_logit_cosine_chamfer",
         '0,"a, b.JPG",7,1,3',
         "1,c.JPG,7,15,1",
         "2,d.JPG,9,,",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from utils.io.ranking_names import current_names
 from utils.logs.json_reader import RunFiles, curve, nested, noted_number, number, whole_number
 from utils.text import natural_key
 
@@ -139,7 +140,10 @@ MOST_MEASURES = 100  # the columns of more would bury those of the other evaluat
 
 
 def read_rankings(files: RunFiles, info: dict) -> dict[str, dict[str, object]]:
-    """`info['measures']` in % with, where `info['gains']` has it, the change at R@1 and its interval in words."""
+    """`info['measures']` in % with, where `info['gains']` has it, the change at R@1 and its interval in words.
+
+    Rankings of former runs have today's names.
+    """
     measures = nested(info, "measures")
     if measures is not None and not isinstance(measures, dict):
         files.note("info.json: measures has no rankings")
@@ -164,7 +168,7 @@ def read_rankings(files: RunFiles, info: dict) -> dict[str, dict[str, object]]:
             points, low, high = (noted_number(files, title, node, -100, 100) for node in gain)
             if points is not None and low is not None and high is not None:
                 rankings[name][GAIN] = f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
-    return rankings
+    return dict(zip(current_names(rankings), rankings.values(), strict=True))
 
 
 def interval_of(gain: str) -> tuple[float, ...] | None:

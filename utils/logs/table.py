@@ -6,13 +6,13 @@ from datetime import timedelta
 from io import StringIO
 from statistics import mean, stdev
 
+from utils.io.ranking_names import RANKINGS
 from utils.logs.groups import Group, group_runs
 from utils.logs.json_reader import nested
 from utils.logs.recalls import GAIN, MEASURES, Recalls
 from utils.logs.runs import Run
 from utils.text import Row, natural_key, printable
 
-RANKINGS = ("global", "published", "chamfer_alone", "chamfer", "fused", "weighted")
 SHOWN_PROBLEMS = 5  # of a folder
 
 

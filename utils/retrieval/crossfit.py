@@ -1,4 +1,4 @@
-"""Weights of a fused ranking, chosen on other classes than those they rank."""
+"""Weights of summed scores, chosen on other classes than those they rank."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -38,9 +38,9 @@ def grid(num_scored: int, with_logits: bool) -> list[Weights]:
 
 def describe_grid(num_scored: int, with_logits: bool) -> str:
     """The choices in a line."""
-    formulas = f"Chamfer + w * cosine with w in {COSINE_TO_CHAMFER}"
+    formulas = f"chamfer + w * cosine with w in {COSINE_TO_CHAMFER}"
     if with_logits:
-        formulas += f"; logit + w * cosine + v * Chamfer with w in {COSINE_WEIGHTS}, v in {CHAMFER_WEIGHTS}"
+        formulas += f"; logit + w * cosine + v * chamfer with w in {COSINE_WEIGHTS}, v in {CHAMFER_WEIGHTS}"
     counts = sorted({choice.num_candidates for choice in grid(num_scored, False)})
     return f"weights are chosen by R@1 among the global ranking and, of the first {counts} candidates, {formulas}"
 

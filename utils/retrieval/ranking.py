@@ -13,15 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TITLES = {
-    "global": "global",
-    "published": "published (logit)",
-    "chamfer_alone": "Chamfer",
-    "chamfer": "Chamfer + cosine (crossfit)",
-    "fused": "all three (crossfit)",
-}
-
-
 FOLDS, FOLD_SEED = 5, 0
 COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
 
@@ -56,7 +47,7 @@ class Weights(NamedTuple):
     def __str__(self) -> str:
         if math.isinf(self.cosine):
             return "the global ranking"
-        parts = [(self.logit, "logit"), (self.cosine, "cosine"), (self.chamfer, "Chamfer")]
+        parts = [(self.logit, "logit"), (self.cosine, "cosine"), (self.chamfer, "chamfer")]
         terms = [name if weight == 1 else f"{weight:g} * {name}" for weight, name in parts if weight]
         return f"{' + '.join(terms) or '0'}, {self.num_candidates} candidates"
 

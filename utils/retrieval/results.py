@@ -12,6 +12,7 @@ from utils.errors import InputError
 from utils.io.atomic import atomic_write
 from utils.io.disk import check_stored_zip, open_regular_file
 from utils.io.neighbours import INDS, PER_QUERY, pickle_load, save_neighbours
+from utils.io.ranking_names import rank_column
 from utils.retrieval.measures import Measures
 from utils.retrieval.ranking import Candidates, Ranking
 from utils.runtime.ranks import is_main_process
@@ -44,11 +45,12 @@ def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Map
 def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ranks: Mapping[str, np.ndarray]) -> None:
     """Write a table with a row per query: position, path, class, and the rank of the first match in each ranking.
 
-    Ranks are given from 0, infinite where no neighbour matches; they are written from 1, and left empty.
+    Ranks are given from 0, infinite where no neighbour matches; they are written from 1, and left empty, in the columns
+    that `rank_column` names.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("query", "path", "class", *(f"rank_{name}" for name in ranks)))
+    table.writerow(("query", "path", "class", *map(rank_column, ranks)))
     for query, row in enumerate(zip(paths, classes, *ranks.values(), strict=True)):
         table.writerow((query, *row[:2], *("" if np.isinf(rank) else int(rank) + 1 for rank in row[2:])))
     with atomic_write(path) as file:

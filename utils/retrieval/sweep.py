@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
+from utils.io.ranking_names import FITTED, TITLES
 from utils.retrieval.crossfit import fit_weights, grid, matches_of, outcomes
-from utils.retrieval.ranking import TITLES, Candidates
+from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels
 from utils.text import text_table
 
@@ -23,8 +24,8 @@ def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None
     matches = matches_of(candidates, labels)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 1 if candidates.logits is None else 2, squeeze=False)[0]
-    for panel, name in zip(panels, ("chamfer", "fused"), strict=False):
-        choices = [weights for weights in grid(num_scored, name == "fused") if weights.num_candidates == num_scored]
+    for panel, (name, with_logits) in zip(panels, FITTED.items(), strict=False):
+        choices = [weights for weights in grid(num_scored, with_logits) if weights.num_candidates == num_scored]
         recalls = 100 * outcomes(candidates, matches, choices).hits.mean(axis=1)
         curves: dict[float, dict[float, float]] = {}
         for weights, recall in zip(choices[1:], recalls[1:], strict=True):
@@ -36,22 +37,22 @@ def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None
             )
         )
         try:
-            fitted = fit_weights(candidates, labels, name == "fused")
+            fitted = fit_weights(candidates, labels, with_logits)
             for fold, weights in enumerate(fitted.by_fold, 1):
                 print(f"fold {fold}: {weights}")
             print(f"for new photos: {fitted.overall}")
         except InputError as error:
             print(f"no choice of weights: {error}")
         for v, curve in curves.items():
-            if name == "chamfer" or v in DRAWN_CHAMFER_WEIGHTS:
+            if not with_logits or v in DRAWN_CHAMFER_WEIGHTS:
                 panel.plot(sorted(curve), [curve[w] for w in sorted(curve)], marker=".", label=f"v = {v:g}")
         panel.axhline(recalls[0], color="black", linestyle="--", label="global ranking")
         panel.set(
-            title="Chamfer + w cosine" if name == "chamfer" else "logit + w cosine + v Chamfer",
+            title="logit + w * cosine + v * chamfer" if with_logits else "chamfer + w * cosine",
             xlabel="w",
             ylabel="R@1 [%]",
         )
-        panel.set_xscale("symlog", linthresh=0.25 if name == "chamfer" else 1)
+        panel.set_xscale("symlog", linthresh=1 if with_logits else 0.25)
         ticks = sorted({weights.cosine for weights in choices[1:]})
         panel.set_xlim(0, ticks[-1])
         panel.set_xticks(ticks, [f"{w:g}" for w in ticks])

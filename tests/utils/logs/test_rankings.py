@@ -11,11 +11,21 @@ def read(info):
 
 def test_measures_and_gains():
     info = {
-        "measures": {"global": {"R@1": 50.0, "MRR": 60.0}, "fused": {"R@1": 61.25}},
-        "gains": {"fused": {"R@1": [11.25, 9.0, 13.5]}},
+        "measures": {"global": {"R@1": 50.0, "MRR": 60.0}, "logit": {"R@1": 61.25}},
+        "gains": {"logit": {"R@1": [11.25, 9.0, 13.5]}},
     }
-    fused = {"R@1": 61.25, "R@1 over global": "+11.25 (+9.00 to +13.50)"}
-    assert read(info) == ({"global": {"R@1": 50.0, "MRR": 60.0}, "fused": fused}, [])
+    logit = {"R@1": 61.25, "R@1 over global": "+11.25 (+9.00 to +13.50)"}
+    assert read(info) == ({"global": {"R@1": 50.0, "MRR": 60.0}, "logit": logit}, [])
+
+
+def test_former_names_of_rankings():
+    def names(*former):
+        return list(read({"measures": {name: {"R@1": 50.0} for name in former}})[0])
+
+    with_logits = names("global", "published", "chamfer", "fused", "weighted")
+    assert with_logits == ["global", "logit", "chamfer + cosine", "logit + cosine + chamfer", "weighted"]
+    assert names("global", "chamfer_alone", "chamfer") == ["global", "chamfer", "chamfer + cosine"]
+    assert names("global", "chamfer", "chamfer + cosine") == ["global", "chamfer", "chamfer + cosine"]
 
 
 def test_absurd_measures_and_gains_are_left_out():

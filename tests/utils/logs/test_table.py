@@ -62,8 +62,8 @@ def test_csv(three_runs):
 
 
 def test_rankings(tmp_path):
-    measures = {"global": {"R@1": 50.0, "MRR": 60.0}, "fused": {"R@1": 61.25, "MRR": 70.0}, "a": 3, "b": {"R@1": "x"}}
-    info = {"recall": {"1": 50.0}, "measures": measures, "gains": {"fused": {"R@1": [11.25, 9.0, 13.5]}, "b": [1]}}
+    measures = {"global": {"R@1": 50.0, "MRR": 60.0}, "logit": {"R@1": 61.25, "MRR": 70.0}, "a": 3, "b": {"R@1": "x"}}
+    info = {"recall": {"1": 50.0}, "measures": measures, "gains": {"logit": {"R@1": [11.25, 9.0, 13.5]}, "b": [1]}}
     write(tmp_path / "1", run=entry(), config=config(), info=info)
     training_run(tmp_path / "2")
     table = as_tables([read_run(folder) for folder in find_run_folders(tmp_path)], text_table)
@@ -72,6 +72,6 @@ def test_rankings(tmp_path):
     header, unknown, first, second = (line.split() for line in rankings.splitlines())
     assert header == ["folder", "ranking", "R@1", "MRR", "R@1", "over", "global"]
     assert first[1:] == ["global", "50.00", "60.00"]
-    assert second[1:] == ["fused", "61.25", "70.00", "+11.25", "(+9.00", "to", "+13.50)"]
+    assert second[1:] == ["logit", "61.25", "70.00", "+11.25", "(+9.00", "to", "+13.50)"]
     assert unknown[1:] == ["b"]
     assert unread.endswith("/1: info.json: ranking a has no measures; info.json: R@1 of b is no number from 0 to 100")

@@ -152,8 +152,8 @@ def test_what_cannot_be_fitted(classes, message):
 
 
 def test_weights_in_words():
-    assert str(Weights(1, 20, 0.5, 50)) == "logit + 20 * cosine + 0.5 * Chamfer, 50 candidates"
-    assert str(Weights(0, 0, 1, 9)) == "Chamfer, 9 candidates"
+    assert str(Weights(1, 20, 0.5, 50)) == "logit + 20 * cosine + 0.5 * chamfer, 50 candidates"
+    assert str(Weights(0, 0, 1, 9)) == "chamfer, 9 candidates"
     assert str(Weights(1, math.inf, 0, 9)) == "the global ranking"
 
 
