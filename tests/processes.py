@@ -1,4 +1,4 @@
-"""Other processes within a test, and jobs of several."""
+"""Forked processes within a test, alone or as ranks of one run."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from utils.runtime.ranks import silence_other_ranks
 
 
 def exit_codes(*works: Callable[[], object]) -> list[int | None]:
-    """How processes end that are forked from this one and do one work each, at once."""
+    """Fork a process for each of `works`, run them at once, and return their exit codes."""
     processes = [get_context("fork").Process(target=work) for work in works]
     for process in processes:
         process.start()
@@ -27,7 +27,7 @@ def exit_codes(*works: Callable[[], object]) -> list[int | None]:
 
 
 def in_processes(number: int, work: Callable[[], object], folder: Path, port: int | None = None) -> list:
-    """What `work()` returns in each of so many processes of one job, whose store is at `port`, or its own."""
+    """Run `work()` on `number` ranks and return their results; `port` is the store's, by default that of a new one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = port or free.getsockname()[1]

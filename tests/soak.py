@@ -240,7 +240,7 @@ def cut_off_machines(workshop: Workshop) -> Iterator[Outcome]:
         while any(Path(f"/proc/{worker}").exists() for worker in workers):
             time.sleep(0.1)
         wrong = left_behind(folder) or "no exit code" * (machines[1 - number].returncode == 0)
-        wrong = wrong or f"no message: {errors[-300:]}" * ("another process of the job" not in errors)
+        wrong = wrong or f"no message: {errors[-300:]}" * ("another rank has ended" not in errors)
         trained = torch.load(folder / "out" / "last.pt", weights_only=True)["epoch"]
         done = run(workshop.training(kind, folder, "continue_run=True", f"epochs={trained + 1}"))
         wrong = wrong or done.stderr[-300:] * (done.returncode != 0)

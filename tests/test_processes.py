@@ -1,4 +1,4 @@
-"""Jobs of several processes: what they come to is what one process comes to."""
+"""Runs of several ranks: their results are those of one process."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ from utils.runtime.signals import Interrupted, ended_by_signals
 from utils.training.steps import global_step, rerank_step
 
 
-def test_rows_of_all_processes(tmp_path):
+def test_collectives_on_three_ranks(tmp_path):
     def work():
         with process_group(1, on_cpu=True):
             part = shard_slice(7)
@@ -68,12 +68,12 @@ def test_rows_of_all_processes(tmp_path):
     results = in_processes(3, work, tmp_path)
     assert [part for part, *_ in results] == [(0, 2), (2, 4), (4, 7)]
     assert [groups for _, groups, *_ in results] == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert [few for _, _, few, *_ in results] == [slice(0, 0), slice(0, 1), slice(1, 2)]
-    assert [rest for *_, rest, _ in results] == [(False, True)] * 3
+    assert [short for _, _, short, *_ in results] == [slice(0, 0), slice(0, 1), slice(1, 2)]
+    assert [flags for *_, flags, _ in results] == [(False, True)] * 3
     assert [numbers for *_, numbers in results] == [(3, 7, 3.0)] * 3
 
 
-def test_gradients_that_only_some_have(tmp_path):
+def test_all_reduce_of_gradients_missing_on_some_ranks(tmp_path):
     def work():
         model = torch.nn.ModuleList(torch.nn.Linear(2, 3) for _ in range(3))
         with process_group(1, on_cpu=True):
@@ -103,25 +103,25 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_the_gradient_of_a_batch(name, tmp_path):
+def test_gradients_equal_those_of_one_process(name, tmp_path):
     make_step, loss_of, settings = STEPS[name]
     model_settings = {key: value for key, value in settings.items() if key == "freeze_backbone"}
     options = {key: value for key, value in settings.items() if key not in model_settings}
     batches = [15, 3] if make_step is rerank_step else [13, 2]
 
     def work():
-        model, found = small_model(**model_settings).train(), []
+        model, steps = small_model(**model_settings).train(), []
         with process_group(1, on_cpu=True):
             step = make_step(model, loss_of, **options)
             for size in batches:
                 images, labels = pixels("processes", size, 3, 64, 64), torch.arange(size) // 2
-                own = shard_slice(size, 3 if make_step is rerank_step else 1)
+                local = shard_slice(size, 3 if make_step is rerank_step else 1)
                 model.zero_grad()
-                loss, accuracy = step(images[own], labels[own], lambda loss: 8 * loss)
+                loss, accuracy = step(images[local], labels[local], lambda loss: 8 * loss)
                 all_reduce_gradients(model.parameters())
                 gradients = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
-                found.append((loss.item(), accuracy.item(), gradients))
-        return found
+                steps.append((loss.item(), accuracy.item(), gradients))
+        return steps
 
     expected_result = work()
     for result in in_processes(2, work, tmp_path / "2") + in_processes(3, work, tmp_path / "3"):
@@ -134,7 +134,7 @@ def test_the_gradient_of_a_batch(name, tmp_path):
             assert max(abs(gradients[key] - whole[key]).max() for key in whole) <= 1e-5 * largest
 
 
-def test_batch_norms_of_one_process_alone_are_refused(tmp_path):
+def test_local_batch_norm_is_refused(tmp_path):
     def work():
         model = small_model(set_bn_eval=False)
         with (
@@ -151,20 +151,20 @@ def search(index):
 
 
 @pytest.mark.parametrize("exchange", [lambda: all_reduce_int(1), lambda: search("Flat"), lambda: search("IVF4,Flat")])
-def test_a_process_that_ends(exchange, tmp_path):
+def test_a_rank_that_dies_raises_peer_error(exchange, tmp_path):
     def work():
         if rank() == 1:
             with suppress(ZeroDivisionError), process_group(1, on_cpu=True):
                 raise ZeroDivisionError
             return
-        with pytest.raises(PeerError, match="another process of the job has ended"), process_group(1, on_cpu=True):
+        with pytest.raises(PeerError, match="another rank has ended"), process_group(1, on_cpu=True):
             while True:
                 exchange()
 
     in_processes(2, work, tmp_path)
 
 
-def test_a_group_that_others_have_made_is_none_of_ours(tmp_path):
+def test_foreign_process_group_is_ignored(tmp_path):
     def work():
         dist.init_process_group("gloo")
         return world_size(), shard_slice(7), all_gather_rows(torch.full((2,), rank())).tolist()
@@ -172,7 +172,7 @@ def test_a_group_that_others_have_made_is_none_of_ours(tmp_path):
     assert in_processes(2, work, tmp_path) == [(1, slice(0, 7), [number] * 2) for number in (0, 1)]
 
 
-def test_only_the_first_process_shows_bars_and_the_others_errors_name_theirs(tmp_path):
+def test_rank_0_alone_shows_progress_and_errors_name_other_ranks(tmp_path):
     @reports_errors
     def fail():
         raise MemoryError
@@ -186,13 +186,13 @@ def test_only_the_first_process_shows_bars_and_the_others_errors_name_theirs(tmp
 
 
 @pytest.mark.parametrize("other", ["is lost", "has a signal", "is waiting"])
-def test_a_signal_to_the_first_process(other, tmp_path):
+def test_a_signal_to_rank_0(other, tmp_path):
     expected = PeerError if other == "is lost" else Interrupted
 
     def work():
         with ended_by_signals():
             if rank() == 1 and other == "is waiting":
-                with pytest.raises(PeerError, match="another process"), process_group(1, on_cpu=True):
+                with pytest.raises(PeerError, match="another rank"), process_group(1, on_cpu=True):
                     all_reduce_int(1)
                 return
             if rank() == 1:
@@ -210,7 +210,7 @@ def test_a_signal_to_the_first_process(other, tmp_path):
     in_processes(2, work, tmp_path)
 
 
-def test_a_signal_before_all_have_met(tmp_path, monkeypatch):
+def test_a_signal_before_the_rendezvous(tmp_path, monkeypatch):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
 
@@ -220,7 +220,7 @@ def test_a_signal_before_all_have_met(tmp_path, monkeypatch):
         signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
         with ended_by_signals():
             signal.setitimer(signal.ITIMER_REAL, 1)
-            with pytest.raises(PeerError, match="before the job's processes had met"), process_group(1, on_cpu=True):
+            with pytest.raises(PeerError, match="before all ranks had met"), process_group(1, on_cpu=True):
                 pass
 
     in_processes(2, work, tmp_path, store.port)
@@ -236,16 +236,16 @@ def score_maps(score):
     "exchange",
     [lambda wait: all_reduce_int(wait()), lambda wait: score_maps(lambda query, candidate: wait() + query[:, 0, 0, 0])],
 )
-def test_a_process_that_is_silent(exchange, tmp_path):
+def test_a_rank_that_hangs_raises_peer_error(exchange, tmp_path):
     def work():
-        told = None if rank() else r"not answered for timeout_minutes=0\.01"
-        with pytest.raises(PeerError, match=told), process_group(0.01, on_cpu=True):
+        message = None if rank() else r"not answered for timeout_minutes=0\.01"
+        with pytest.raises(PeerError, match=message), process_group(0.01, on_cpu=True):
             exchange(lambda: time.sleep(2 * rank()) or 0)
 
     in_processes(2, work, tmp_path)
 
 
-def test_pieces_of_work_end_when_no_process_has_any(tmp_path):
+def test_synchronised_batches_of_different_numbers(tmp_path):
     def work():
         with process_group(1, on_cpu=True):
             return list(synchronised(range(2 * rank())))
@@ -253,7 +253,7 @@ def test_pieces_of_work_end_when_no_process_has_any(tmp_path):
     assert in_processes(3, work, tmp_path) == [[], [0, 1], [0, 1, 2, 3]]
 
 
-def test_work_may_take_longer_than_an_answer(tmp_path):
+def test_barrier_waits_longer_than_the_timeout(tmp_path):
     def work():
         with process_group(0.01, on_cpu=True):
             time.sleep(2 * rank())
@@ -263,11 +263,11 @@ def test_work_may_take_longer_than_an_answer(tmp_path):
     assert in_processes(2, work, tmp_path) == [("done", [0, 1])] * 2
 
 
-def test_processes_that_cannot_meet(tmp_path):
+def test_a_rendezvous_without_an_address(tmp_path):
     def work():
         del os.environ["MASTER_ADDR"]
         with (
-            pytest.raises(InputError, match=r"processes cannot meet \(.*MASTER_ADDR.*: see"),
+            pytest.raises(InputError, match=r"the ranks cannot meet \(.*MASTER_ADDR.*: see"),
             process_group(1, on_cpu=True),
         ):
             pass
@@ -275,7 +275,7 @@ def test_processes_that_cannot_meet(tmp_path):
     in_processes(2, work, tmp_path)
 
 
-def test_machines_with_other_files(tmp_path):
+def test_files_that_differ_between_machines(tmp_path):
     def work():
         os.environ["LOCAL_RANK"] = "0"  # each is on a machine of its own
         file, run = tmp_path / str(rank()) / "nn.pkl", SimpleNamespace(info={})
@@ -292,7 +292,7 @@ def test_machines_with_other_files(tmp_path):
     in_processes(2, work, tmp_path)
 
 
-def test_a_job_that_is_started_again_does_not_wait_for_its_first_processes(tmp_path, monkeypatch):
+def test_a_restart_ignores_addresses_of_earlier_starts(tmp_path, monkeypatch):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
 
@@ -324,7 +324,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command(tiny, observed, neighbours, checkpoint, tmp_path, name):
+def test_commands_on_two_ranks(tiny, observed, neighbours, checkpoint, tmp_path, name):
     ex, settings, data = COMMANDS[name]
     data = {key: str(tmp_path / value) if key == "image_cache" else value for key, value in data.items()}
     if ex in (experiment_rerank.ex, eval_rerank.ex):
@@ -365,7 +365,7 @@ def test_a_command(tiny, observed, neighbours, checkpoint, tmp_path, name):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("command", ["experiment_global", "experiment_rerank"])
-def test_two_gpus_come_to_what_one_comes_to(command, tiny, neighbours, tmp_path):
+def test_two_gpus_train_as_one(command, tiny, neighbours, tmp_path):
     data = {"batch_size": 18, "sampler": "triplet" if command == "experiment_rerank" else "random"}
     data |= {"train_cache_nn_inds": str(neighbours / "train.pkl")}
     settings = tiny(temp_dir=tmp_path / "state", dataset=data, cpu=False, epochs=1, continue_run=False)

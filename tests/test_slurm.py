@@ -27,7 +27,7 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$JOBS/requeued"; fi
 """
 
 
-def test_a_job_of_two_processes_whose_time_is_up_is_put_back_and_goes_on(tiny, neighbours, tmp_path):
+def test_a_job_of_two_ranks_is_requeued_at_its_time_limit_and_resumes(tiny, neighbours, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     python = f'#!/bin/bash\nexec {sys.executable} "$@"\n'

@@ -1,4 +1,4 @@
-"""What the ranks of a job exchange: rows, numbers, objects, weights and gradients."""
+"""Collectives between ranks: rows, integers, objects, weights and gradients; of one process alone they do nothing."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,55 +11,59 @@ from torch import Tensor, nn
 from utils.distributed.group import barrier, long_wait_group, world_size
 from utils.runtime.ranks import is_main_process, local_rank, rank
 
-Piece = TypeVar("Piece")
-Said = TypeVar("Said")
+T = TypeVar("T")
 
-BUCKET = 25 << 20  # bytes of gradients that are exchanged at a time
+BUCKET_BYTES = 25 << 20  # of gradients, all-reduced at a time
 
 
-def synchronised(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """This process's pieces of work. All processes wait for each other before the first one, and then meet before each
-    piece and at the end: PeerError for one that is silent."""
+def synchronised(batches: Iterable[T]) -> Iterator[T]:
+    """Yield this rank's batches, with a barrier before the first one and an all-reduce before each and at the end.
+
+    Ranks may have different numbers of batches. A rank that hangs raises PeerError in the others.
+    """
     barrier()
-    own = iter(pieces)
-    while any_rank((piece := next(own, None)) is not None):
-        if piece is not None:
-            yield piece
+    iterator = iter(batches)
+    while any_rank((batch := next(iterator, None)) is not None):
+        if batch is not None:
+            yield batch
 
 
 def shard_slice(rows: int, group: int = 1) -> slice:
-    """This process's part of so many rows, those of a group together; shares stand in the order of processes."""
+    """This rank's slice of `rows` rows, in order of rank; rows come in groups of `group`, which are not split."""
     if world_size() == 1:
         return slice(0, rows)
     groups = -(-rows // group)
-    start, stop = (min(rows, group * (groups * number // world_size())) for number in (rank(), rank() + 1))
+    start, stop = (min(rows, group * (groups * r // world_size())) for r in (rank(), rank() + 1))
     return slice(start, stop)
 
 
-def all_reduce_int(rows: int) -> int:
-    """The sum of all processes' numbers."""
-    return sum(_all_gather_int(rows)) if world_size() > 1 else rows
+def all_reduce_int(value: int) -> int:
+    """The sum of an integer over all ranks."""
+    return sum(_all_gather_int(value)) if world_size() > 1 else value
 
 
-def all_gather_rows(part: Tensor) -> Tensor:
-    """The rows of all processes, in order of rank: (n, ...) of parts (m, ...), to the last bit."""
+def all_gather_rows(local: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks in order of rank, bit for bit: (n, ...) from local tensors (m, ...).
+
+    The number of rows may differ between ranks.
+    """
     if world_size() == 1:
-        return part
-    numbers = _all_gather_int(len(part))
-    rows = part.new_empty((sum(numbers), *part.shape[1:]))
+        return local
+    lengths = _all_gather_int(len(local))
+    rows = local.new_empty((sum(lengths), *local.shape[1:]))
     works = []
-    for sender, piece in enumerate(rows.split(numbers)):
-        if sender == rank():
-            piece.copy_(part)
-        if piece.numel():
-            works.append(dist.broadcast(piece.view(torch.uint8), sender, async_op=True))
+    for source, part in enumerate(rows.split(lengths)):
+        if source == rank():
+            part.copy_(local)
+        if part.numel():
+            works.append(dist.broadcast(part.view(torch.uint8), source, async_op=True))
     for work in works:
         work.wait()  # type: ignore[union-attr]
     return rows
 
 
 def local_rows(rows: int) -> slice:
-    """Where this process's rows, so many, stand in `all_gather_rows`."""
+    """The slice of `all_gather_rows` that holds this rank's rows; `rows` is their number."""
     if world_size() == 1:
         return slice(0, rows)
     start = sum(_all_gather_int(rows)[: rank()])
@@ -67,17 +71,17 @@ def local_rows(rows: int) -> slice:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of all processes' tensors, all of one shape."""
+    """The sum of a tensor over all ranks, the same to the last bit on each; all have one shape."""
     return all_gather_rows(value[None]).sum(dim=0)
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether the flag is set on any rank."""
     return all_reduce_int(flag) > 0
 
 
-def all_gather_object(value: Said) -> list[Said]:
-    """Each process's value, in order of rank."""
+def all_gather_object(value: T) -> list[T]:
+    """The value of each rank, in order of rank."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()
@@ -85,18 +89,18 @@ def all_gather_object(value: Said) -> list[Said]:
     return values
 
 
-def broadcast_from_rank0(make: Callable[[], Said]) -> Said:
-    """What `make` returns in the first process, which alone calls it."""
-    said = [make() if is_main_process() else None]
+def broadcast_from_rank0(make: Callable[[], T]) -> T:
+    """Call `make` on rank 0 alone, and return its result on every rank."""
+    result = [make() if is_main_process() else None]
     barrier()
     if world_size() > 1:
-        dist.broadcast_object_list(said, device=torch.device("cpu"))
-    return said[0]  # type: ignore[return-value]
+        dist.broadcast_object_list(result, device=torch.device("cpu"))
+    return result[0]  # type: ignore[return-value]
 
 
 @contextmanager
 def local_rank0_first() -> Iterator[None]:
-    """The first process of each machine goes through the block alone, then the others do."""
+    """Run the block on local rank 0 of each machine first, then on the other ranks."""
     if local_rank():
         barrier()
     yield
@@ -105,24 +109,24 @@ def local_rank0_first() -> Iterator[None]:
 
 
 def broadcast_model(model: nn.Module) -> None:
-    """Give all processes the first one's weights and buffers."""
+    """Broadcast the weights and buffers of rank 0."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give all processes the sum of their gradients, some megabytes at a time; without one in any, there is none."""
+    """Sum the gradients over all ranks, in buckets; a parameter without a gradient on every rank keeps none."""
     if world_size() == 1:
         return
-    chosen = list(parameters)
-    has_gradient = torch.tensor([parameter.grad is not None for parameter in chosen], dtype=torch.uint8)
+    candidates = list(parameters)
+    has_gradient = torch.tensor([parameter.grad is not None for parameter in candidates], dtype=torch.uint8)
     dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
-    chosen = [parameter for parameter, has in zip(chosen, has_gradient.tolist(), strict=True) if has]
-    for parameter in chosen:
+    reduced = [parameter for parameter, has in zip(candidates, has_gradient.tolist(), strict=True) if has]
+    for parameter in reduced:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets(chosen):
+    for bucket in _buckets(reduced):
         gradients: list[Tensor] = [parameter.grad for parameter in bucket]  # type: ignore[misc]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
@@ -134,15 +138,15 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
         bucket.append(parameter)
-        if sum(held.nbytes for held in bucket) >= BUCKET:
+        if sum(member.nbytes for member in bucket) >= BUCKET_BYTES:
             yield bucket
             bucket = []
     if bucket:
         yield bucket
 
 
-def _all_gather_int(own: int) -> list[int]:
-    """Each process's number."""
-    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    dist.all_gather(numbers, torch.tensor([int(own)]))
-    return [int(number) for number in numbers]
+def _all_gather_int(value: int) -> list[int]:
+    """The integer of each rank, in order of rank."""
+    values = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(values, torch.tensor([int(value)]))
+    return [int(gathered) for gathered in values]

@@ -1,6 +1,6 @@
-"""The process group of a job, one rank a device: NCCL between GPUs, gloo between CPUs, and what a lost rank means.
+"""The process group, one rank per device: NCCL between GPUs, gloo between CPUs; failures of peers as errors.
 
-All ranks work on one batch, or one evaluation; `utils.distributed.collectives` has what they exchange."""
+All ranks work on one batch, or one evaluation, by the collectives of `utils.distributed.collectives`."""
 
 import re
 import signal
@@ -18,29 +18,29 @@ from utils.errors import InputError, ReportedError
 from utils.runtime.ranks import is_distributed, rank
 from utils.runtime.signals import Interrupted, coalesce_signals, raise_pending_signal, signal_with_parent
 
-LONG_TIMEOUT = timedelta(days=1)  # for which processes may be at work, each on its share, before they meet again
-SIGNAL_WINDOW = 5  # in which the launcher passes on a signal
-# in what torch says where another process does not answer
+LONG_TIMEOUT = timedelta(days=1)  # of barriers around uneven work
+SIGNAL_WINDOW = 5  # seconds in which a launcher passes on a signal
+# in torch's message when a peer does not answer
 PEER_FAILURE = re.compile(
     r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Ww]ait timeout|Broken pipe"
 )
-_long_wait_group: Any = None  # the group of all that is waited in while others may be at work, from when they have met
+_long_wait_group: Any = None  # gloo with LONG_TIMEOUT; None outside of `process_group`
 
 
 class PeerError(ReportedError):
-    """Another process of the job has ended, or has not answered in time."""
+    """Another rank has ended, or has not answered in time."""
 
 
 def world_size() -> int:
-    """How many processes the job has; a group that others have made, around our library, is none of ours."""
+    """The number of ranks; a process group that the caller of our library has made is ignored."""
     return 1 if _long_wait_group is None else dist.get_world_size()
 
 
 @contextmanager
 def process_group(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
-    """In the block the job's processes exchange rows.
+    """Make the process group for the block, where the launcher has started several ranks.
 
-    PeerError where another one ends, or is silent for so long. InputError where they cannot meet.
+    PeerError if another rank ends, or does not answer for `timeout_minutes`. InputError if the rendezvous fails.
     """
     if not is_distributed():
         yield
@@ -53,23 +53,23 @@ def process_group(timeout_minutes: float, on_cpu: bool) -> Iterator[None]:
         with _reporting_peer_failures(timeout_minutes):
             store = _rendezvous(timedelta(minutes=timeout_minutes), "gloo" if on_cpu else "cpu:gloo,cuda:nccl")
             yield
-            barrier()  # one that ends earlier would be missed
+            barrier()  # a rank that ends earlier would look like a failed one
             dist.destroy_process_group()
             _long_wait_group = None
     except Interrupted:
         if store is None:
-            raise PeerError("a signal came before the job's processes had met (see their own messages)") from None
+            raise PeerError("a signal came before all ranks had met (see their own messages)") from None
         if _peer_has_died(store):
-            raise PeerError("another process of the job has ended (see its own message)") from None
+            raise PeerError("another rank has ended (see its own message)") from None
         raise
 
 
 def _rendezvous(timeout: timedelta, backend: str) -> dist.Store:
-    """Make the group of the job's processes; the store that they share."""
+    """Initialise the default group and the long-wait group; return the store that the ranks share."""
     global _long_wait_group
-    store, number, processes = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore(_agree_on_restart_id(store, number, processes, timeout), store)
-    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=timeout)
+    store, rank_, size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(_agree_on_restart_id(store, rank_, size, timeout), store)
+    dist.init_process_group(backend, store=store, rank=rank_, world_size=size, timeout=timeout)
     _long_wait_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     return store
 
@@ -83,71 +83,69 @@ def _reporting_peer_failures(timeout_minutes: float) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         if not is_peer_failure(error):
-            raise InputError(
-                f"the job's processes cannot meet ({reason}): see docs/slurm.sh, or use torchrun"
-            ) from error
+            raise InputError(f"the ranks cannot meet ({reason}): see docs/slurm.sh, or use torchrun") from error
         raise_pending_signal()
         if torch.cuda.is_initialized() and dist.is_initialized():
-            dist.group.WORLD.abort()  # type: ignore[union-attr]  # the GPU may wait for it, for ever
+            dist.group.WORLD.abort()  # type: ignore[union-attr]  # the GPU may wait for the peer for ever
         raise PeerError(
-            f"another process of the job has ended, or has not answered for timeout_minutes={timeout_minutes} (see its "
-            f"own message; {reason})"
+            f"another rank has ended, or has not answered for timeout_minutes={timeout_minutes} (see its own message; "
+            f"{reason})"
         ) from error
 
 
 def is_peer_failure(error: Exception) -> bool:
-    """Whether torch says by an error that another process does not answer."""
+    """Whether an error of torch means that a peer does not answer."""
     return bool(PEER_FAILURE.search(str(error)))
 
 
 def long_wait_group() -> Any:
-    """The gloo group with a one-day timeout, for what is waited in while ranks do work of uneven length."""
+    """The gloo group with a one-day timeout, for collectives around work of uneven length."""
     return _long_wait_group
 
 
 def barrier() -> None:
-    """Wait until all processes are here, which may be at work for hours: an end is noticed, silence is not."""
+    """Wait for all ranks, up to a day: a rank that has died is noticed at once, a rank that hangs is not."""
     if world_size() > 1:
         dist.barrier(_long_wait_group)
 
 
-def _agree_on_restart_id(store: dist.Store, number: int, processes: int, timeout: timedelta) -> str:
-    """A name that the processes of this start of the job agree on, and none of an earlier one has.
+def _agree_on_restart_id(store: dist.Store, rank_: int, size: int, timeout: timedelta) -> str:
+    """An id that the ranks of this start agree on, and that no earlier start has.
 
-    torchrun keeps one store through all restarts. Without a name, processes may read where those of the last start
-    were listening, and wait for them, whatever the timeout (PyTorch issue 135712). Restarts are counted by each
-    machine for itself, so that their number is none.
+    torchrun keeps one store through all restarts. Without an id, ranks may read the addresses of the last start from
+    it, and wait for them, whatever the timeout (PyTorch issue 135712). Each machine counts its restarts by itself, so
+    that their number cannot serve as the id.
     """
-    own = uuid4().hex
-    if number:
-        store.set(f"started {number}", own)
-        name = store.get(f"name for {own}").decode()
-        store.set(f"{name} has {number}", "")
-        return name
+    token = uuid4().hex  # of rank 0: the id
+    if rank_:
+        store.set(f"started {rank_}", token)
+        restart_id = store.get(f"id for {token}").decode()
+        store.set(f"{restart_id} has {rank_}", "")
+        return restart_id
     deadline = time.monotonic() + timeout.total_seconds()
-    while not store.check([f"{own} has {other}" for other in range(1, processes)]):
-        for other in range(1, processes):
-            if store.check([f"started {other}"]):  # perhaps by one of an earlier start, which does not answer
-                store.set(f"name for {store.get(f'started {other}').decode()}", own)
+    while not store.check([f"{token} has {other}" for other in range(1, size)]):
+        for other in range(1, size):
+            if store.check([f"started {other}"]):  # perhaps by a rank of an earlier start, which does not answer
+                store.set(f"id for {store.get(f'started {other}').decode()}", token)
         if time.monotonic() > deadline:
-            raise ValueError("Timed out: not all processes have started")
+            raise ValueError("Timed out: not all ranks have started")
         time.sleep(0.02)
-    return own
+    return token
 
 
 def _peer_has_died(store: dist.Store) -> bool:
-    """Whether another process has ended by itself; this one has a signal, and tells the others so.
+    """Whether another rank has ended without a signal; this rank has had one, and tells the others so.
 
-    A scheduler signals all processes; where one is lost, a launcher signals those that are left.
+    A scheduler signals all ranks. After a rank has died, a launcher signals the others.
     """
     try:
         store.set(f"signalled {rank()}", "")
         for other in set(range(world_size())) - {rank()}:
             try:
-                dist.isend(torch.empty(1), other)  # raises where there is no connection any more
+                dist.isend(torch.empty(1), other)  # raises if the connection is closed
             except RuntimeError:
                 if not store.check([f"signalled {other}"]):
                     return True
-    except RuntimeError:  # the store, too, is gone
+    except RuntimeError:  # the store is gone, too
         return True
     return False
