@@ -1,4 +1,4 @@
-"""The device of a process: which GPU, how much it takes at a time, and its errors in words."""
+"""The device of a rank: which GPU, how many images it embeds at a time, and its errors in words."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ from utils.errors import DeviceError, InputError, ReportedError
 from utils.runtime.ranks import local_rank
 from utils.runtime.signals import raise_pending_signal
 
-NO_GPU = re.compile("No CUDA GPUs|no NVIDIA driver")  # in what torch says on a machine without one
+NO_GPU = re.compile("No CUDA GPUs|no NVIDIA driver")  # in torch's message on a machine without one
 
 
 def has_gpu() -> bool:
-    """Whether torch can use a GPU; InputError where there is one that it cannot use, by a driver too old for it say."""
+    """Whether torch can use a GPU. InputError if there is one that it cannot use, for instance with an old driver."""
     if torch.cuda.is_available():
         return True
     try:
@@ -30,11 +30,11 @@ def has_gpu() -> bool:
 
 
 def own_gpu() -> torch.device:
-    """The GPU of this process; InputError where the machine has more processes than GPUs."""
+    """The GPU of this rank; InputError if the machine has more ranks than GPUs."""
     if local_rank() >= torch.cuda.device_count():
         raise InputError(
-            f"process {local_rank()} of this machine has no GPU: there are {torch.cuda.device_count()}, start as many "
-            "processes (torchrun --nproc_per_node)"
+            f"local rank {local_rank()} has no GPU: this machine has {torch.cuda.device_count()}, start as many ranks "
+            "(torchrun --nproc_per_node)"
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
@@ -43,7 +43,8 @@ def own_gpu() -> torch.device:
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
-FULL_GPU = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in what torch says
+# in torch's messages
+FULL_GPU = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")
 NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
 SILENT_WORKERS = re.compile("DataLoader timed out")
@@ -51,9 +52,9 @@ TOO_MANY_FILES = re.compile("Too many open files|ancillary data")  # the latter 
 
 
 class MicroBatches:
-    """What `embed` makes of images (B, 3, H, W) on a device, a piece of them after another.
+    """Applies `embed` to images (B, 3, H, W) in micro-batches and concatenates the outputs.
 
-    A piece is as large as suits the device, and half as large from when memory runs out, down to one image.
+    The size of micro-batches suits the device; it is halved whenever memory runs out, down to one image.
     """
 
     def __init__(self, embed: Callable[[Tensor], Sequence[Tensor]], device: torch.device):
@@ -63,13 +64,13 @@ class MicroBatches:
         parts: list[Sequence[Tensor]] = []
         start, at_once = 0, max(1, self.pixels // images[0, 0].numel())
         while start < len(images):
-            piece = images[start : start + at_once]
+            batch = images[start : start + at_once]
             try:
-                parts.append(self.embed(piece))
+                parts.append(self.embed(batch))
             except RuntimeError as error:
-                if not is_out_of_memory(error) or len(piece) == 1:
+                if not is_out_of_memory(error) or len(batch) == 1:
                     raise
-                at_once = len(piece) // 2
+                at_once = len(batch) // 2
                 self.pixels = at_once * images[0, 0].numel()
                 continue
             start += at_once
@@ -77,51 +78,52 @@ class MicroBatches:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that a GPU's memory is full, be it torch's or that of a library below it."""
+    """Whether the error of torch, or of a CUDA library below it, means that the GPU's memory is full."""
     return isinstance(error, torch.OutOfMemoryError) or bool(FULL_GPU.search(str(error)))
 
 
 @contextmanager
 def device_errors_as_input_errors(setting: str) -> Iterator[None]:
-    """Turn what torch raises for want of CUDA memory, shared memory or open files, and for a loader's worker that ends
-    or is silent, into an InputError naming `setting`, and what it raises for a GPU that fails into a DeviceError."""
+    """Translate torch's errors: InputError naming `setting` if CUDA memory, shared memory or open files run out, or a
+    worker of the loader dies or hangs; DeviceError if the GPU fails."""
     try:
         yield
     except ReportedError:
         raise
     except (RuntimeError, OSError) as error:
-        told = str(error)
+        message = str(error)
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            reason = told.partition("\n")[0]
+            reason = message.partition("\n")[0]
             raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({reason})") from error
-        if TOO_MANY_FILES.search(told):
+        if TOO_MANY_FILES.search(message):
             raise InputError(
                 "this process has as many files open as it may have, and the loader needs more: lower "
                 "dataset.num_workers (0 uses none), or raise the limit (ulimit -n)"
             ) from error
-        if SILENT_WORKERS.match(told):
+        if SILENT_WORKERS.match(message):
             raise InputError(
-                f"no batch has come from the loader's workers for timeout_minutes ({told}): where photos are read so "
-                f"slowly raise it or lower {setting}, else look why workers hang, or set dataset.num_workers=0"
+                f"no batch has come from the loader's workers for timeout_minutes ({message}): where photos are read "
+                f"so slowly raise it or lower {setting}, else look why workers hang, or set dataset.num_workers=0"
             ) from error
-        if FAILED_GPU.search(told):
+        if FAILED_GPU.search(message):
             raise DeviceError(
-                f"the GPU has failed ({told.splitlines()[0]}): look at nvidia-smi and the system's log; a training "
+                f"the GPU has failed ({message.splitlines()[0]}): look at nvidia-smi and the system's log; a training "
                 "goes on from its last.pt with continue_run=True"
             ) from error
-        if NO_SHARED_MEMORY.search(told):
+        if NO_SHARED_MEMORY.search(message):
             raise InputError(
                 "shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
                 f"{setting}, or enlarge it (docker run --shm-size=8g)"
             ) from error
-        if "DataLoader worker" in told and isinstance(error, RuntimeError):
+        if "DataLoader worker" in message and isinstance(error, RuntimeError):
             raise_pending_signal()
             raise InputError(
-                f"a worker of the loader was ended ({told}): where memory is short, lower dataset.num_workers or "
+                f"a worker of the loader was ended ({message}): where memory is short, lower dataset.num_workers or "
                 f"{setting}"
             ) from error
         raise
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's parameters."""
     return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""What a command says: never worth more than what it does. Without torch, for every command."""
+"""Output that never fails: a full disk or a closed pipe does not end a command. Without torch."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 class _Output(io.FileIO):
-    """A descriptor's file that takes all it is given: what cannot be written is dropped, and `lost` says why."""
+    """A file on a descriptor that drops bytes which cannot be written; `lost` is the last error."""
 
     lost: OSError | None = None
 
@@ -20,7 +20,7 @@ class _Output(io.FileIO):
         try:
             while rest:
                 written = super().write(rest)
-                if written is None:  # a terminal that another program has set not to wait
+                if written is None:  # a terminal that another program has set to non-blocking
                     select.select((), (self,), ())
                 rest = rest[written or 0 :]
         except OSError as error:
@@ -30,10 +30,10 @@ class _Output(io.FileIO):
 
 @contextmanager
 def unfailing_output() -> Iterator[Callable[[], OSError | None]]:
-    """In the block no printing fails: what stdout and stderr cannot write, on a full disk or because their reader has
-    gone, is dropped, and what their encoding lacks is escaped.
+    """In the block printing never fails: text is dropped if the disk is full or the pipe's reader has gone, and letters
+    that the encoding lacks are escaped.
 
-    The function that it gives says why something of stdout was lost; None: nothing was.
+    Yields a function that returns the error by which output to stdout was lost, or None.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_unfailing, before)
@@ -52,9 +52,9 @@ def unfailing_output() -> Iterator[Callable[[], OSError | None]]:
 
 
 def _unfailing(stream: TextIO | None) -> TextIO:
-    """A stream as another one, but for its errors; one that is no descriptor's is returned, one that is closed is
-    replaced by one that drops everything."""
-    if stream is None:  # its number is left open: what logs to it may outlive the block
+    """A stream to the same descriptor that never fails. A stream without a descriptor is returned as it is; for None, a
+    closed one, a stream that drops everything."""
+    if stream is None:  # the descriptor stays open: a logger may write to it after the block
         return io.TextIOWrapper(_Output(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))  # type: ignore[type-var]
     if not isinstance(stream, io.TextIOWrapper):
         return stream
@@ -74,10 +74,10 @@ def _unfailing(stream: TextIO | None) -> TextIO:
 
 
 def exit_code(lost: OSError | None) -> int:
-    """How a command ends whose result is what it has printed, some of which was `lost`.
+    """The exit code of a command whose result is its output; `lost` is the error by which output was lost, or None.
 
-    A reader that has gone wanted no more: 141, in silence, as a program that ends by SIGPIPE, `git log | head` for one.
-    Else 1, with a message.
+    0 without an error. 141 without a message if the reader has gone, as of a program that SIGPIPE ends (`git log |
+    head`). Else 1, with a message.
     """
     if lost is None:
         return 0

@@ -1,4 +1,4 @@
-"""The number formats that a run computes in."""
+"""Precision: the dtype of matrix products and convolutions, TF32, autocast, and blocks of exact float32."""
 
 import threading
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from torch.backends.cuda import matmul
 
 from utils.errors import InputError, choose
 
-OF_CUDA = matmul, cudnn.conv  # type: ignore[attr-defined]
-OF_MKLDNN = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
+CUDA_BACKENDS = matmul, cudnn.conv  # type: ignore[attr-defined]
+MKLDNN_BACKENDS = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """Turn TF32 on or off and return the number format of matrix products and convolutions.
+    """Turn TF32 on or off and return the dtype of matrix products and convolutions.
 
     `precision` is 'fp32', 'tf32', 'bf16', 'fp16', or None: fp32 on a CPU and tf32 on CUDA. InputError for any other,
     and for bf16 on a GPU that only emulates it. On CUDA, cuDNN's attention is turned off: in half precision its
@@ -29,32 +29,32 @@ def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
         torch.backends.cuda.enable_cudnn_sdp(False)
         if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise InputError(f"precision=bf16: {torch.cuda.get_device_name(device)} only emulates it, set fp16 or fp32")
-    for setting in OF_CUDA:
+    for setting in CUDA_BACKENDS:
         setting.fp32_precision = "tf32" if name == "tf32" else "ieee"
     return dtype
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products and convolutions in `dtype`, everything else as it is."""
+    """Autocast matrix products and convolutions to `dtype`; nothing changes for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def true_float32() -> AbstractContextManager[None]:
-    """In the block matrix products of float32 tensors keep all their digits where TF32 would round them to ten bits."""
+    """In the block float32 matrix products are exact: TF32, which rounds to 10 bits of mantissa, is off."""
     return _ieee(matmul)
 
 
-_computing = threading.RLock()  # most of what `float32_throughout` sets is the process's
+_settings_lock = threading.RLock()  # most settings of `float32_throughout` are global to the process
 
 
 @contextmanager
 def float32_throughout() -> Iterator[None]:
-    """In the block new tensors are float32 and on the CPU, and float32 keeps all its digits, whatever the program has
-    set: a default dtype or device, autocast, TF32 or bfloat16 within products. Afterwards all is as it was.
+    """In the block new tensors are float32 on the CPU, and float32 products are exact, whatever the caller has set: a
+    default dtype or device, autocast, TF32 or bfloat16 products. The caller's settings return afterwards.
 
-    One thread at a time is in such a block.
+    The block holds a lock: one thread at a time runs in it.
     """
-    with _computing:
+    with _settings_lock:
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
@@ -62,7 +62,7 @@ def float32_throughout() -> Iterator[None]:
                 torch.device("cpu"),
                 torch.autocast("cpu", enabled=False),
                 torch.autocast("cuda", enabled=False),
-                _ieee(torch.backends, cudnn, *OF_CUDA, mkldnn, *OF_MKLDNN),
+                _ieee(torch.backends, cudnn, *CUDA_BACKENDS, mkldnn, *MKLDNN_BACKENDS),
             ):
                 yield
         finally:
@@ -73,16 +73,16 @@ def float32_throughout() -> Iterator[None]:
 def _ieee(*settings: Any) -> Iterator[None]:
     """In the block the `fp32_precision` of all `settings` is 'ieee'.
 
-    One that was not set itself answers with that of the setting above it: come first those above. So it follows them,
-    and goes on to do so afterwards.
+    A setting that was never set inherits from its parent. Parents come first in `settings`, so that their children
+    already follow, are not set, and inherit afterwards, too.
     """
-    kept = []
+    changed = []
     try:
         for setting in settings:
             if setting.fp32_precision != "ieee":
-                kept.append((setting, setting.fp32_precision))
+                changed.append((setting, setting.fp32_precision))
                 setting.fp32_precision = "ieee"
         yield
     finally:
-        for setting, precision in reversed(kept):
+        for setting, precision in reversed(changed):
             setting.fp32_precision = precision

@@ -1,6 +1,6 @@
-"""Which process of a job this is, as torchrun or a scheduler says: RANK of WORLD_SIZE, LOCAL_RANK on its machine.
+"""The rank of this process and the world size, from the environment that torchrun or a scheduler sets.
 
-A plain command is a job of one. Without torch, which not every command needs.
+A plain command is rank 0 of a world of 1. Without torch, which not every command needs.
 """
 
 import logging
@@ -14,11 +14,11 @@ from tqdm import tqdm
 from utils.errors import InputError
 
 
-def _variable(name: str, least: int, most: float = math.inf) -> int:
-    """A number of the environment, `least` where it is unset or empty; InputError for any other text."""
-    text = os.environ.get(name) or str(least)
-    if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
-        numbers = f"from {least}" if most == math.inf else f"from {least} to {most}"
+def _variable(name: str, minimum: int, maximum: float = math.inf) -> int:
+    """An integer of the environment, `minimum` if it is unset or empty; InputError for other text."""
+    text = os.environ.get(name) or str(minimum)
+    if not (text.isascii() and text.isdecimal() and minimum <= int(text) <= maximum):
+        numbers = f"from {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
         raise InputError(
             f"the environment has {name}={text!r}, but launchers such as torchrun give a whole number {numbers} there: "
             f"unset {name} for a start of one process"
@@ -31,32 +31,32 @@ def _world_size() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether the job has more processes than this; InputError, here and below, for an environment that is not so."""
+    """Whether there are other ranks. InputError, here and below, for numbers in the environment that make no sense."""
     return _world_size() > 1
 
 
 def rank() -> int:
-    """The number of this process among the job's."""
+    """The rank of this process, from 0."""
     return _variable("RANK", 0, _world_size() - 1) if is_distributed() else 0
 
 
 def local_rank() -> int:
-    """The number of this process among those on its machine, and of the GPU that it computes on."""
+    """The rank of this process on its machine, and the number of its GPU."""
     return _variable("LOCAL_RANK", 0, _world_size() - 1) if is_distributed() else 0
 
 
 def local_world_size() -> int:
-    """How many of the job's processes are on this machine."""
+    """The number of ranks on this machine."""
     return _variable("LOCAL_WORLD_SIZE", 1, _world_size()) if is_distributed() else 1
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that logs, observes and writes."""
+    """Whether this is rank 0, which prints, observes and writes."""
     return rank() == 0
 
 
 def silence_other_ranks() -> None:
-    """Leave what is said to the first process, but for errors."""
+    """Silence stdout, logging and progress bars of all ranks but 0; errors are still printed."""
     if not is_main_process():
         logging.disable(logging.INFO)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115

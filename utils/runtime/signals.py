@@ -1,4 +1,4 @@
-"""Signals that end a command: at once, or, while a block defers them, where the work is saved."""
+"""Signals that end a command: at once, or after a block that defers them, when the work is saved."""
 
 import ctypes
 import multiprocessing.util
@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 
 from utils.errors import InputError
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
 SIGHUP_WINDOW = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
 # bytes; the system takes 107 for a socket, and Python adds "/pymp-xxxxxxxx/listener-xxxxxxxx"
-LONGEST_TMPDIR = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+MAX_TMPDIR_LENGTH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
@@ -26,17 +26,17 @@ class Interrupted(SystemExit, KeyboardInterrupt):
 
 
 class _Pending:
-    """The signal that has come, and how many blocks it waits for before it ends the command."""
+    """The signal that has been received, and the number of blocks that defer it."""
 
     number: int | None = None
-    received_at = 0.0  # when it came
+    received_at = 0.0  # on the monotonic clock
     deferred_by = 0
-    seconds = 0.0  # in which more of them are the same request
+    window = 0.0  # seconds in which further signals are the same request
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """In the block, `ENDING` signals raise Interrupted; a second one ends the process at once.
+    """In the block, `END_SIGNALS` raise Interrupted; a second signal ends the process at once.
 
     Outside the main thread nothing changes. InputError where no temporary file can be written.
     """
@@ -46,14 +46,14 @@ def ended_by_signals() -> Iterator[None]:
     process = os.getpid()
 
     def end(number: int, frame) -> None:
-        if os.getpid() != process:  # a worker, which has the handler, too
+        if os.getpid() != process:  # a worker of the loader inherits the handler
             raise Interrupted(128 + number)
         if _Pending.number is None and number == signal.SIGHUP:
-            coalesce_signals(max(SIGHUP_WINDOW, _Pending.seconds))
-        if not _Pending.seconds or (
-            _Pending.number is not None and time.monotonic() - _Pending.received_at > _Pending.seconds
+            coalesce_signals(max(SIGHUP_WINDOW, _Pending.window))
+        if not _Pending.window or (
+            _Pending.number is not None and time.monotonic() - _Pending.received_at > _Pending.window
         ):
-            for handled in ENDING:
+            for handled in END_SIGNALS:
                 signal.signal(handled, signal.SIG_DFL)
         if _Pending.number is not None:
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -66,26 +66,26 @@ def ended_by_signals() -> Iterator[None]:
             raise Interrupted(128 + number)
 
     make_socket_folder()
-    _Pending.number, _Pending.seconds = None, 0.0
-    before = [signal.signal(handled, end) for handled in ENDING]
+    _Pending.number, _Pending.window = None, 0.0
+    before = [signal.signal(handled, end) for handled in END_SIGNALS]
     try:
         yield
     finally:
-        if not _Pending.seconds or _Pending.number is None:  # else more of them may follow until the process has ended
-            for handled, handler in zip(ENDING, before, strict=True):
+        if not _Pending.window or _Pending.number is None:  # else more signals may follow until the process has ended
+            for handled, handler in zip(END_SIGNALS, before, strict=True):
                 signal.signal(handled, handler)
             _Pending.number = None
 
 
 def make_socket_folder() -> None:
-    """Make the folder of the sockets by which this process's workers deliver; it is deleted at the process's end.
+    """Make the folder of the sockets over which the loader's workers send batches; it is deleted at exit.
 
-    It lies in /tmp where TMPDIR is too long a path for a socket: such a worker's batch would never come. InputError
-    where no folder can be made.
+    It is in /tmp if TMPDIR is too long for the address of a socket, as no batch would ever arrive. InputError if no
+    folder can be made.
     """
     before = tempfile.tempdir
     try:
-        if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+        if len(os.fsencode(tempfile.gettempdir())) > MAX_TMPDIR_LENGTH:
             tempfile.tempdir = "/tmp"
         multiprocessing.util.get_temp_dir()
     except OSError as error:
@@ -95,15 +95,16 @@ def make_socket_folder() -> None:
 
 
 def coalesce_signals(seconds: float) -> None:
-    """Signals that follow a first one within so many seconds do not end the process: launchers pass on what the
-    process has had itself."""
-    _Pending.seconds = seconds
+    """Take signals within so many seconds of the first one for the same request: a launcher passes on the signal that
+    the process has received itself."""
+    _Pending.window = seconds
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """In the block a signal is only noted; the function that it gives says whether one has come. Then the block's end,
-    of nested ones the outermost's, raises Interrupted."""
+    """Defer signals to the end of the block, of nested ones the outermost, which raises Interrupted.
+
+    Yields a function that tells whether a signal is pending."""
     _Pending.deferred_by += 1
     try:
         yield lambda: _Pending.number is not None
@@ -114,24 +115,24 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 
 def raise_pending_signal() -> None:
-    """Raise Interrupted where a signal has come, or comes within a second: one that has ended another process may be
-    sent to this one, too."""
+    """Wait a second for a signal, and raise Interrupted if there is one: a peer's failure is often our own SIGTERM,
+    which the peer received first."""
     with deferred_signals():
         time.sleep(1)
 
 
 def die_with_parent(worker: int) -> None:
-    """Have Linux end this process, a loader's worker, with the one that has started it, however that ends.
+    """Have Linux end this process, a worker of a loader, together with its parent, even if that is killed.
 
-    Else it would look for itself after some seconds, and hold its parent's locks until then. Signals that end its
-    parent are not for it: the parent finishes its iteration, and needs it.
+    By itself a worker checks on its parent every few seconds, and holds its locks until then. It ignores the signals
+    that end the parent, which needs its workers to finish the iteration.
     """
     os.setpgrp()  # signals of terminals and launchers are sent to whole groups
-    for ending in set(ENDING) - {signal.SIGTERM}:  # by which loaders end their workers
-        signal.signal(ending, signal.SIG_IGN)
+    for end_signal in set(END_SIGNALS) - {signal.SIGTERM}:  # with which loaders end their workers
+        signal.signal(end_signal, signal.SIG_IGN)
 
     def end(number: int, frame) -> None:
-        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # the parent's, who cannot any more
+        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # the parent cannot any more
         os._exit(1)
 
     signal.signal(signal.SIGUSR2, end)
@@ -139,6 +140,6 @@ def die_with_parent(worker: int) -> None:
 
 
 def signal_with_parent(number: int) -> None:
-    """Have Linux send this process a signal when the one that has started it ends; other systems do not know this."""
+    """Have Linux send this process a signal when its parent ends; on other systems nothing happens."""
     with suppress(AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -17,13 +17,13 @@ TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020). Pl
         AssertionError("Torch not compiled with CUDA enabled"),
     ],
 )
-def test_a_machine_without_a_gpu(error, monkeypatch):
+def test_has_gpu_without_one(error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", lambda: (_ for _ in ()).throw(error))
     assert not has_gpu()
 
 
-def test_a_gpu_that_cannot_be_used_is_no_silent_run_on_the_cpu(monkeypatch):
+def test_an_unusable_gpu_raises(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", lambda: (_ for _ in ()).throw(RuntimeError(TOO_OLD)))
     with pytest.raises(InputError, match=r"^the GPU cannot be used \(The NVIDIA driver .* is too old .*set cpu=True$"):

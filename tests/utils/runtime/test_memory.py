@@ -30,7 +30,7 @@ print(int(statistics.median(faults)))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep or return memory as they do")
-def test_freed_memory_is_taken_again():
+def test_freed_memory_is_reused():
     returned, kept = (
         int(subprocess.check_output([sys.executable, "-c", ROUNDS.format(keep=keep)], cwd=ROOT))
         for keep in (False, True)
@@ -38,7 +38,7 @@ def test_freed_memory_is_taken_again():
     assert kept <= returned / 4
 
 
-def test_a_control_group_may_hold_less_than_the_machine(monkeypatch, tmp_path):
+def test_memory_limit_of_a_control_group(monkeypatch, tmp_path):
     monkeypatch.setattr("utils.runtime.memory.CONTROL_GROUP", tmp_path)
     machine = memory_limit()
     for limit, expected in (("max\n", machine), ("4096\n", 4096), ("9" * 30, machine)):

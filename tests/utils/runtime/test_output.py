@@ -1,4 +1,4 @@
-"""What cannot be printed: streams in process, and commands whose reader has gone or whose disk is full."""
+"""Output that cannot be written: streams in process, and commands on a full disk or a closed pipe."""
 
 import errno
 import io
@@ -24,8 +24,8 @@ LONG = "a line of a log\n" * 10_000  # more than streams and pipes hold
 pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")
 
 
-def without_reader():
-    """A stream into a pipe that nobody reads."""
+def closed_pipe():
+    """A stream to a pipe whose reading end is closed."""
     reading, writing = os.pipe()
     os.close(reading)
     return os.fdopen(writing, "w")
@@ -33,10 +33,10 @@ def without_reader():
 
 @pytest.mark.parametrize(
     ("make", "number", "code"),
-    [(lambda: FULL.open("w"), errno.ENOSPC, 1), (without_reader, errno.EPIPE, 141)],
+    [(lambda: FULL.open("w"), errno.ENOSPC, 1), (closed_pipe, errno.EPIPE, 141)],
     ids=["full", "gone"],
 )
-def test_what_cannot_be_written_is_dropped(make, number, code, monkeypatch, capsys):
+def test_unwritable_output_is_dropped(make, number, code, monkeypatch, capsys):
     with make() as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with unfailing_output() as lost:
@@ -48,11 +48,11 @@ def test_what_cannot_be_written_is_dropped(make, number, code, monkeypatch, caps
             assert reason is not None and reason.errno == number
             assert exit_code(reason) == code
         assert sys.stdout is stream
-    told = "the output could not be written: No space left on device\n"
-    assert capsys.readouterr().err == (told if code == 1 else "")
+    message = "the output could not be written: No space left on device\n"
+    assert capsys.readouterr().err == (message if code == 1 else "")
 
 
-def test_what_can_be_written_is_whole(tmp_path, monkeypatch):
+def test_writable_output_is_complete(tmp_path, monkeypatch):
     """Also in an encoding that lacks a letter, beside what was written before and is written afterwards."""
     with (tmp_path / "log").open("w", encoding="latin-1") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -66,7 +66,7 @@ def test_what_can_be_written_is_whole(tmp_path, monkeypatch):
     ).encode("latin-1")
 
 
-def test_a_reader_that_is_waited_for(monkeypatch):
+def test_nonblocking_output_waits_for_its_reader(monkeypatch):
     """A pipe that is set not to wait takes some of a long text, and then refuses until it has been read."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -87,7 +87,7 @@ def test_a_reader_that_is_waited_for(monkeypatch):
     assert taken == [LONG]
 
 
-def test_streams_that_are_no_files(monkeypatch):
+def test_streams_without_a_descriptor(monkeypatch):
     """A program's own are left, closed ones take everything."""
     own = io.StringIO()
     monkeypatch.setattr(sys, "stdout", own)
@@ -111,7 +111,7 @@ def ex():
     return experiment
 
 
-def test_a_run_folder_has_what_was_lost(ex, tmp_path, monkeypatch):
+def test_the_run_folder_keeps_lost_output(ex, tmp_path, monkeypatch):
     with FULL.open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         run = ex.run_commandline(["talker", "-F", str(tmp_path / "log")])
@@ -119,7 +119,7 @@ def test_a_run_folder_has_what_was_lost(ex, tmp_path, monkeypatch):
     assert (tmp_path / "log" / "1" / "cout.txt").read_text("utf-8") == LONG + "写真\n"
 
 
-def test_a_command_that_only_prints_says_that_it_could_not(ex, monkeypatch):
+def test_lost_output_of_a_printing_command_is_an_error(ex, monkeypatch):
     with FULL.open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with pytest.raises(SystemExit) as ended:
@@ -127,7 +127,7 @@ def test_a_command_that_only_prints_says_that_it_could_not(ex, monkeypatch):
     assert ended.value.code == 1
 
 
-def test_tables_that_could_not_be_printed(tmp_path, monkeypatch, capsys):
+def test_lost_tables_are_an_error(tmp_path, monkeypatch, capsys):
     training_run(tmp_path / "1")
     with FULL.open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -137,7 +137,7 @@ def test_tables_that_could_not_be_printed(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "page.html").exists()
 
 
-def test_processes_end_well(tmp_path):
+def test_exit_codes_of_commands(tmp_path):
     """Python itself says nothing at the end, either."""
     demo = ["prepare_data.py", "demo", "with", f"demo_dir={tmp_path / 'demo'}", "demo_products=4"]
     reading, writing = os.pipe()
@@ -153,7 +153,7 @@ def test_processes_end_well(tmp_path):
             )
         ]
     for process, code in processes:
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == code, told
-        assert not told or not ("Traceback" in told or "Exception ignored" in told)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        assert not errors or not ("Traceback" in errors or "Exception ignored" in errors)
     assert len((tmp_path / "demo" / "train.txt").read_text().splitlines()) == 12

@@ -27,21 +27,21 @@ from utils.training.loop import train_global, train_rerank
         ("fp16", "cuda", torch.float16, False),
     ],
 )
-def test_choice(precision, kind, dtype, tf32):
+def test_dtype_and_tf32(precision, kind, dtype, tf32):
     torch.backends.cuda.enable_cudnn_sdp(True)
     assert set_precision(precision, torch.device(kind)) == dtype
     assert [matmul.fp32_precision, cudnn.conv.fp32_precision] == ["tf32" if tf32 else "ieee"] * 2
     assert torch.backends.cuda.cudnn_sdp_enabled() == (kind == "cpu")
 
 
-def test_bf16_by_emulation_is_refused(monkeypatch):
+def test_emulated_bf16_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(InputError, match="precision=bf16: Tesla T4 only emulates it, set fp16 or fp32"):
         set_precision("bf16", torch.device("cuda"))
 
 
-def test_unknown():
+def test_unknown_precision():
     with pytest.raises(InputError, match=r"precision='int8' is unknown: choose from 'fp32', 'tf32', 'bf16', 'fp16'"):
         set_precision("int8", torch.device("cpu"))
 
@@ -86,7 +86,7 @@ def test_half_precision_training_follows_float32(dtype, device):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 6])
-def test_losses_and_their_gradients_keep_all_digits(micro_batch, device):
+def test_losses_and_gradients_are_exact_under_tf32(micro_batch, device):
     """With TF32 on, the loss and what it sends back at the descriptors are computed without, the trunk with it."""
     precisions = {"loss": [], "descriptors": [], "trunk": []}
     model = published_model(6, arch="resnet18").to(device)
@@ -111,7 +111,7 @@ def test_losses_and_their_gradients_keep_all_digits(micro_batch, device):
 
 
 @torch.no_grad()
-def test_the_head_and_the_readout_keep_all_digits(monkeypatch, device):
+def test_head_and_readout_are_exact_under_tf32(monkeypatch, device):
     precisions, linear = {}, torch.nn.functional.linear
     model = published_model(6).eval().to(device)
     named = {model.remap.weight.data_ptr(): "head", model.matcher.classifier.weight.data_ptr(): "readout"}

@@ -21,9 +21,7 @@ def without_folder(monkeypatch):
 
 
 @pytest.mark.parametrize(("length", "is_taken"), [(75, True), (76, False), (200, False)])
-def test_a_socket_can_be_made_whatever_the_length_of_the_temporary_folder(
-    without_folder, monkeypatch, length, is_taken
-):
+def test_sockets_with_a_long_temporary_folder(without_folder, monkeypatch, length, is_taken):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         folder = Path(short) / ("x" * (length - len(short) - 1))
         folder.mkdir()
