@@ -1,11 +1,8 @@
-"""Fetching one large file: resumed, retried, checked, and under its name only when it is whole."""
+"""Fetching one large file: resumed, retried, checked by its MD5, and under its name only when it is whole."""
 
 import hashlib
-import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
 import requests
@@ -26,10 +23,10 @@ TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 def download(url: str, folder: Path, md5: str | None = None) -> Path:
     """Fetch `url` (http, https or file) into `folder` under its own name and return the path.
 
-    A whole file that is already there is kept; a partial one is continued when the server says that it still has the
-    same file. Connections that break and answers that say "later" are tried again with growing pauses. One process at a
-    time fetches a file. InputError when it cannot be had or written, when another process is at it, and when it has
-    another MD5 than `md5` (None: not checked).
+    A whole file that is already there is kept; a partial one is continued. Connections that break and answers that say
+    "later" are tried again with growing pauses. One process at a time fetches a file. InputError when it cannot be had
+    or written, when another process is at it, and when it has another MD5 than `md5` (None: not checked), as when the
+    server's file has changed since it was begun.
     """
     try:
         address = urlparse(url)
@@ -91,10 +88,8 @@ def _fetch_whole(url: str, path: Path, md5: str | None) -> None:
         _check_md5(part, md5, "it was deleted: run the command again, or set sop_md5 if the file has a newer version")
     except InputError:
         part.unlink()
-        _note_file(part).unlink()
         raise
     part.replace(path)
-    _note_file(part).unlink()
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -132,82 +127,31 @@ class _TryAgain(Exception):
     """The server's answer may be better later."""
 
 
-class _Note(NamedTuple):
-    """What is known of the file that a partial one is the start of; kept beside it."""
-
-    url: str
-    validator: str | None  # the server's mark of this version: its strong ETag, or its date
-    size: int | None  # bytes
-
-
 def _fetch_rest(url: str, part: Path) -> None:
-    """One request for what `part` lacks."""
-    note = _read_note(part, url)
-    have = _length(part) if note else 0
-    if note and have == note.size:
-        return  # stopped between the last byte and the renaming
-    headers = {"Accept-Encoding": "identity"}
-    if note and have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": str(note.validator)}
+    """One request for what `part` lacks; for all of it where the server knows no ranges."""
+    have = _length(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        span, _, size = answer.headers.get("Content-Range", "").partition("/")
         if answer.status_code in TRANSIENT:
             raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
-        if answer.status_code in (206, 416):
-            content_range = answer.headers.get("Content-Range", "")
-            if note and note.size is None and content_range == f"bytes */{have}":
-                return  # nothing is lacking: as above, but its length had not been told
-            if note is None or not _continues(answer.headers, have, note):
-                part.unlink(missing_ok=True)
-                raise _TryAgain("the file on the server is not the one that was begun")
-        elif answer.ok:
-            have = 0
-            part.write_bytes(b"")  # emptied before the note changes: a note never stands beside another file's bytes
-            length = answer.headers.get("Content-Length")
-            note = _Note(url, _validator(answer.headers), int(length) if length else None)
-            _write_note(part, note)
-        else:
+        if answer.status_code == 416 and size == str(have):
+            return  # an earlier call stopped between the last byte and the renaming
+        if answer.status_code == 416 or (answer.status_code == 206 and not span.startswith(f"bytes {have}-")):
+            part.unlink(missing_ok=True)
+            raise _TryAgain("the file on the server is not the one that was begun")
+        if not answer.ok:
             raise InputError(f"{url}: the server answered {answer.status_code} {answer.reason}: check the address")
-        with part.open("ab") as file, _progress(part.with_suffix(""), note.size, have) as progress:
+        if answer.status_code != 206:
+            have, size = 0, answer.headers.get("Content-Length", "")
+        total = int(size) if size.isdecimal() else None
+        with part.open("ab" if have else "wb") as file, _progress(part.with_suffix(""), total, have) as progress:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 progress.update(len(chunk))
-    if note.size not in (None, _length(part)):
-        raise _TryAgain(f"{_length(part)} of {note.size} bytes have come")
-
-
-def _continues(headers: Mapping[str, str], have: int, note: _Note) -> bool:
-    """Whether a partial answer goes on where `have` bytes of the noted file end."""
-    span, _, size = headers.get("Content-Range", "").partition("/")
-    return (
-        span.startswith(f"bytes {have}-")
-        and (note.size is None or size in ("*", str(note.size)))
-        and _validator(headers) in (None, note.validator)
-    )
-
-
-def _validator(headers: Mapping[str, str]) -> str | None:
-    etag = headers.get("ETag", "")
-    return etag if etag.startswith('"') else headers.get("Last-Modified")
+    if total not in (None, _length(part)):
+        raise _TryAgain(f"{_length(part)} of {total} bytes have come")
 
 
 def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _note_file(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _write_note(part: Path, note: _Note) -> None:
-    with atomic_write(_note_file(part)) as file:
-        file.write(json.dumps(note._asdict()).encode())
-
-
-def _read_note(part: Path, url: str) -> _Note | None:
-    """The note beside a partial file of `url` that is whole or can be continued."""
-    try:
-        note = _Note(**json.loads(_note_file(part).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    is_whole = note.size == _length(part)
-    return note if note.url == url and part.exists() and (note.validator or is_whole) else None

@@ -98,7 +98,7 @@ def test_fewer_bytes_than_told_are_not_a_whole_file(tmp_path):
         pytest.raises(InputError, match=r"5 attempts in a row failed .* bytes are kept"),
     ):
         download(f"{server.url}/sop.zip", tmp_path)
-    assert names(tmp_path) == ["sop.zip.part", "sop.zip.part.json"]
+    assert names(tmp_path) == ["sop.zip.part"]
 
 
 def test_a_fetched_file_with_another_md5_is_deleted(tmp_path):

@@ -1,7 +1,7 @@
 """What is made of a download that broke off."""
 
+import hashlib
 import time
-from pathlib import Path
 
 import pytest
 
@@ -9,6 +9,9 @@ import sop.preparation.download
 from sop.preparation.download import download
 from tests.faults import names, send, serve, serving, without_pauses
 from tests.sop.preparation.test_download import CHUNKED, HALF, KEPT, MD5, NEW, OLD
+from utils.errors import InputError
+
+NEW_MD5 = hashlib.md5(NEW).hexdigest()
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +23,8 @@ def pauses(monkeypatch) -> list[float]:
 def begin(tmp_path):
     """Leave what a call leaves that ends before half of the file has come."""
 
-    def interrupted(server, **options):
-        behaviour, server.script = server.script, [serve(OLD, drop_after=HALF, **options)]
+    def interrupted(server):
+        behaviour, server.script = server.script, [serve(OLD, drop_after=HALF)]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(time, "sleep", stop)
             download(f"{server.url}/sop.zip", tmp_path)
@@ -40,7 +43,6 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(tmp_path, pauses):
     with serving(serve(OLD, drop_after=HALF), serve(OLD, drop_after=HALF), serve(OLD)) as server:
         assert download(f"{server.url}/sop.zip", tmp_path, MD5).read_bytes() == OLD
     assert server.ranges == [None, f"bytes={KEPT}-", f"bytes={2 * KEPT}-"]
-    assert server.requests[1][1]["If-Range"] == '"one"'
     assert pauses == [2, 2]  # what came in between starts the count anew
     assert names(tmp_path) == ["sop.zip"]
 
@@ -48,70 +50,38 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(tmp_path, pauses):
 def test_a_later_call_continues(tmp_path, begin):
     with serving(serve(OLD)) as server:
         begin(server)
-        download(f"{server.url}/sop.zip", tmp_path, MD5)
+        assert download(f"{server.url}/sop.zip", tmp_path, MD5).read_bytes() == OLD
     assert server.ranges == [f"bytes={KEPT}-"]
-
-
-def test_the_date_marks_a_file_without_a_strong_etag(tmp_path, begin):
-    date = {"Last-Modified": "Tue, 01 Sep 2015 00:00:00 GMT"}
-    with serving(serve(OLD, etag=None, headers=date | {"ETag": 'W/"weak"'})) as server:
-        begin(server, etag=None, headers=date)
-        download(f"{server.url}/sop.zip", tmp_path, MD5)
-    assert server.ranges == [f"bytes={KEPT}-"]
-    assert server.requests[0][1]["If-Range"] == date["Last-Modified"]
-
-
-@pytest.mark.parametrize(
-    ("behaviours", "first_options", "ranges"),
-    [
-        pytest.param([serve(NEW, etag='"two"')], {}, [f"bytes={KEPT}-"], id="changed"),
-        pytest.param([serve(NEW, ranges=False)], {}, [f"bytes={KEPT}-"], id="ranges-ignored"),
-        pytest.param([serve(NEW, etag='"two"', trusting=True)], {}, [f"bytes={KEPT}-", None], id="other-etag-in-206"),
-        pytest.param(
-            [serve(NEW + b"more", etag=None, trusting=True)], {}, [f"bytes={KEPT}-", None], id="other-size-in-206"
-        ),
-        pytest.param(
-            [send(206, NEW[1:], {"Content-Range": f"bytes 1-{len(NEW) - 1}/{len(NEW)}"}), serve(NEW)],
-            {},
-            [f"bytes={KEPT}-", None],
-            id="other-part",
-        ),
-        pytest.param(
-            [serve(NEW[:1000], etag=None, trusting=True), serve(NEW)], {}, [f"bytes={KEPT}-", None], id="416-shorter"
-        ),
-        pytest.param([serve(NEW, etag='"one"')], {"etag": None}, [None], id="nothing-to-tell-it-by"),
-        pytest.param([serve(NEW)], {"etag": 'W/"one"'}, [None], id="weak-etag-alone"),
-    ],
-)
-def test_another_file_is_never_joined_to_a_begun_one(tmp_path, begin, behaviours, first_options, ranges):
-    with serving(*behaviours) as server:
-        begin(server, **first_options)
-        fetched = download(f"{server.url}/sop.zip", tmp_path).read_bytes()
-    assert fetched in (NEW, NEW + b"more") and server.ranges == ranges
     assert names(tmp_path) == ["sop.zip"]
 
 
-def test_stopping_amid_the_change_to_another_file_does_not_join_them(tmp_path, begin, monkeypatch):
-    with serving(serve(NEW, etag='"two"')) as server:
+@pytest.mark.parametrize(
+    ("behaviours", "ranges"),
+    [
+        pytest.param([serve(NEW, ranges=False)], [f"bytes={KEPT}-"], id="ranges-ignored"),
+        pytest.param(
+            [send(206, NEW[1:], {"Content-Range": f"bytes 1-{len(NEW) - 1}/{len(NEW)}"}), serve(NEW)],
+            [f"bytes={KEPT}-", None],
+            id="other-part",
+        ),
+        pytest.param([serve(NEW[:1000]), serve(NEW)], [f"bytes={KEPT}-", None], id="416-shorter"),
+    ],
+)
+def test_what_does_not_go_on_is_fetched_anew(tmp_path, begin, behaviours, ranges):
+    with serving(*behaviours) as server:
         begin(server)
-        for where in ((Path, "write_bytes"), (sop.preparation.download, "_write_note")):
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(*where, stop)
-                download(f"{server.url}/sop.zip", tmp_path)
         assert download(f"{server.url}/sop.zip", tmp_path).read_bytes() == NEW
+    assert server.ranges == ranges and names(tmp_path) == ["sop.zip"]
 
 
-def test_another_address_is_not_joined_to_a_begun_one(tmp_path, begin):
+def test_a_file_that_has_changed_on_the_server_is_refused_by_its_md5(tmp_path, begin):
     with serving(serve(NEW)) as server:
         begin(server)
-        assert download(f"{server.url}/other/sop.zip", tmp_path).read_bytes() == NEW
-    assert server.ranges == [None]
-
-
-def test_two_versions_in_one_call_end_in_the_second(tmp_path):
-    with serving(serve(OLD, drop_after=HALF), serve(NEW, etag='"two"', trusting=True)) as server:
-        assert download(f"{server.url}/sop.zip", tmp_path).read_bytes() == NEW
-    assert server.ranges == [None, f"bytes={KEPT}-", None]
+        with pytest.raises(InputError, match=rf"has the MD5 \w+, expected {NEW_MD5}.*it was deleted: run the command"):
+            download(f"{server.url}/sop.zip", tmp_path, NEW_MD5)
+        assert names(tmp_path) == []
+        assert download(f"{server.url}/sop.zip", tmp_path, NEW_MD5).read_bytes() == NEW
+    assert server.ranges == [f"bytes={KEPT}-", None]
 
 
 @pytest.mark.parametrize("headers", [{}, CHUNKED], ids=["length-told", "chunked"])
@@ -120,9 +90,9 @@ def test_a_whole_file_that_lacks_its_name_gets_it(tmp_path, monkeypatch, headers
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(sop.preparation.download, "_check_md5", stop)
             download(f"{server.url}/sop.zip", tmp_path)
-        assert names(tmp_path) == ["sop.zip.part", "sop.zip.part.json"]
+        assert names(tmp_path) == ["sop.zip.part"]
         assert download(f"{server.url}/sop.zip", tmp_path, MD5).read_bytes() == OLD
-    assert server.ranges == ([None, f"bytes={len(OLD)}-"] if headers else [None])
+    assert server.ranges == [None, f"bytes={len(OLD)}-"]
     assert names(tmp_path) == ["sop.zip"]
 
 
@@ -133,7 +103,7 @@ def test_a_chunked_answer_that_breaks_off_is_taken_up(tmp_path):
 
 
 def test_a_part_of_the_rest_is_followed_by_the_rest(tmp_path):
-    short = {"Content-Range": f"bytes {KEPT}-{KEPT + 9}/{len(OLD)}", "ETag": '"one"'}
+    short = {"Content-Range": f"bytes {KEPT}-{KEPT + 9}/{len(OLD)}"}
     with serving(serve(OLD, drop_after=HALF), send(206, OLD[KEPT : KEPT + 10], short), serve(OLD)) as server:
         assert download(f"{server.url}/sop.zip", tmp_path, MD5).read_bytes() == OLD
     assert server.ranges[2] == f"bytes={KEPT + 10}-"
