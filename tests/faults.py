@@ -160,8 +160,9 @@ def limited(what: int, limit: int) -> Iterator[None]:
 
 
 def names(folder: Path) -> list[str]:
-    """What stands in a folder, hidden or not; nothing where there is none."""
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    """What stands in a folder, hidden or not, but for lock files, which stay; nothing where there is none."""
+    found = (path.name for path in folder.iterdir()) if folder.exists() else ()
+    return sorted(name for name in found if not name.endswith(".lock"))
 
 
 @contextmanager

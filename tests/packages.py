@@ -15,6 +15,7 @@ NEEDED = {  # by the name to import, that of the package
     "matplotlib": "matplotlib",
     "tqdm": "tqdm",
     "requests": "requests",
+    "filelock": "filelock",
     "huggingface_hub": "huggingface_hub",
     "safetensors": "safetensors",
     "pytest": "pytest",

@@ -106,10 +106,9 @@ def result(folder: Path) -> tuple:
 
 
 def left_behind(folder: Path) -> str:
-    """Temporary files and processes of a run that are still there."""
-    files = [path.name for path in folder.rglob("*") if path.name.endswith(".part")]
+    """Processes of a run that are still there."""
     processes = [line for line in run(["ps", "-eo", "args"]).stdout.splitlines() if f"{folder}/" in line]
-    return " ".join(files + processes)
+    return " ".join(processes)
 
 
 def continued(workshop: Workshop, kind: str, folder: Path, whole: tuple, several: bool = False) -> str:

@@ -4,15 +4,16 @@ import errno
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import InputError
-from utils.io.lock import open_locked, try_lock
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+\.part")
+LEFTOVER_AGE = 24 * 60 * 60  # seconds
 
 
 @contextmanager
@@ -56,9 +57,9 @@ def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
 
 @contextmanager
 def _temporary_file(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside `target`, locked, and deleted at the end unless it has been renamed."""
+    """A new file beside `target`, deleted at the end unless it has been renamed."""
     remove_leftovers(target.parent)
-    with _new_file(target) as file:
+    with target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b") as file:
         try:
             yield file
         finally:
@@ -66,20 +67,14 @@ def _temporary_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete a folder's temporary files, whatever their target, that no process has locked: theirs were killed."""
+    """Delete a folder's temporary files, whatever their target, that nobody has written to for a day: theirs were
+    killed."""
     with suppress(OSError):
         for leftover in folder.iterdir():
             if TEMPORARY.fullmatch(leftover.name):
-                with suppress(OSError), leftover.open("rb") as file:
-                    if try_lock(file) is True:
+                with suppress(OSError):
+                    if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                         leftover.unlink()
-
-
-def _new_file(target: Path) -> BinaryIO:
-    """A locked file beside `target`; again where another process has taken it for a leftover before it was locked."""
-    while True:
-        with suppress(BlockingIOError):
-            return open_locked(lambda: target.with_name(f".{secrets.token_hex(4)}.{target.name}.part").open("x+b"))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -52,5 +51,7 @@ def check_memory(size: int, content: str, advice: str) -> None:
 
 
 def peak_memory() -> int:
-    """The peak of this process's resident memory, in bytes."""
+    """The peak of this process's resident memory, in bytes; on Linux and macOS."""
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -14,7 +14,10 @@ from contextlib import contextmanager, suppress
 
 from utils.errors import InputError
 
-END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of terminals and batch schedulers
+# of terminals and batch schedulers; Windows knows the first two
+END_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 SIGHUP_WINDOW = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
 # bytes; the system takes 107 for a socket, and Python adds "/pymp-xxxxxxxx/listener-xxxxxxxx"
 MAX_TMPDIR_LENGTH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")

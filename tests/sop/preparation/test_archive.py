@@ -41,8 +41,9 @@ def write_archive(path: Path, more: dict | None = None, top: str = "Stanford_Onl
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder with its text."""
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder with its text, but for lock files."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
 def with_mode(name: str, mode: int) -> zipfile.ZipInfo:

@@ -67,7 +67,7 @@ def test_bare_files_are_fetched_once(served, tmp_path, capsys):
     target = tmp_path / "checkpoints"
     server = served(BARE | OTHERS)
     fetch(CHECKPOINTS, REPOSITORY, target)
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+    assert {name: (target / name).read_bytes() for name in names(target)} == {
         Path(name).name: content for name, content in BARE.items()
     }
     assert fetched(server) == sorted(CHECKPOINTS.names)
@@ -100,7 +100,7 @@ def test_zipped_files_are_unpacked(served, tmp_path, top):
     (target / NEIGHBOURS.names[1]).write_bytes(b"mine")
     served({"rrt_sop_caches/all.zip": archive})
     fetch(NEIGHBOURS, REPOSITORY, target)
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+    assert {name: (target / name).read_bytes() for name in names(target)} == {
         NEIGHBOURS.names[0]: NEIGHBOURS.names[0].encode(),
         NEIGHBOURS.names[1]: b"mine",
     }

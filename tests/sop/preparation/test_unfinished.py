@@ -38,7 +38,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     assert first.stdout.readline() == "begun\n"
     with pytest.raises(InputError, match=rf"set is being written by process {first.pid} on .*: run the command"):
         make(tmp_path / "set")
-    assert [name[-8:] for name in names(tmp_path)] == [".drawing", "set.lock"]
+    assert [name.rpartition(".")[2] for name in names(tmp_path)] == ["drawing", "holder"]
     make(tmp_path / "other")
     first.kill()
     assert first.wait() == -signal.SIGKILL

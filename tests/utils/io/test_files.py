@@ -1,6 +1,5 @@
 """Files written by several processes at once, by killed ones, and on disks that refuse."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -8,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
@@ -21,6 +20,13 @@ from utils.io.disk import check_disk_space
 from utils.io.lock import exclusive_lock
 
 MEGABYTES_2 = 1 << 21
+IMPORTS = """
+import os, signal, sys, time
+from pathlib import Path
+from utils.errors import InputError
+from utils.io.atomic import atomic_write
+from utils.io.lock import exclusive_lock
+"""
 
 
 def started(code: str, *arguments: object) -> subprocess.Popen:
@@ -29,7 +35,7 @@ def started(code: str, *arguments: object) -> subprocess.Popen:
         [
             sys.executable,
             "-c",
-            f"import os, signal, sys, time\nfrom utils.io.atomic import *\nfrom utils.io.lock import *\n{code}",
+            f"{IMPORTS}\n{code}",
             *map(str, arguments),
         ],
         cwd=ROOT,
@@ -75,16 +81,17 @@ with atomic_write(sys.argv[1]) as file:
 """
 
 
-def test_what_killed_processes_left_is_deleted_by_the_next_writer(tmp_path):
-    for name in ("file", "file.other"):
-        (tmp_path / name).write_text("old")
-        assert ended(started(KILLED_WHILE_WRITING, tmp_path / name)) == (-signal.SIGKILL, "")
-        assert (tmp_path / name).read_text() == "old"
-    assert len([name for name in names(tmp_path) if name.endswith(".part")]) == 1  # the second deleted the first's
-    with atomic_write(tmp_path / "file") as file:
-        file.write(b"new")
-    assert names(tmp_path) == ["file", "file.other"]
-    assert (tmp_path / "file").read_text() == "new"
+def test_what_killed_processes_left_is_deleted_a_day_later(tmp_path):
+    (tmp_path / "file").write_text("old")
+    assert ended(started(KILLED_WHILE_WRITING, tmp_path / "file")) == (-signal.SIGKILL, "")
+    (left,) = (name for name in names(tmp_path) if name.endswith(".part"))
+    for age, kept in ((23, [left]), (25, [])):
+        then = time.time() - age * 3600
+        os.utime(tmp_path / left, (then, then))
+        with atomic_write(tmp_path / "other") as file:
+            file.write(b"new")
+        assert names(tmp_path) == [*kept, "file", "other"]
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_a_file_that_is_being_written_is_no_leftover(tmp_path):
@@ -96,25 +103,6 @@ def test_a_file_that_is_being_written_is_no_leftover(tmp_path):
         assert (tmp_path / "file").read_text() == "second"
     assert (tmp_path / "file").read_text() == "first"
     assert names(tmp_path) == ["file", "mine.part"]
-
-
-def test_a_new_file_that_is_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
-    """Another writer locks it between its making and its own lock."""
-    lock, locked = fcntl.flock, []
-
-    def flock(file, how):
-        if locked:
-            return lock(file, how)
-        locked.append(file.name)
-        with Path(file.name).open("rb") as other:
-            lock(other, how)
-            return lock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with atomic_write(tmp_path / "file") as file:
-        assert file.name != locked[0]
-        file.write(b"whole")
-    assert (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_a_body_that_fails_leaves_what_was_there(tmp_path):
@@ -166,7 +154,7 @@ def test_one_process_at_a_time(tmp_path):
     ended(holder)
     assert lock.exists()
     with exclusive_lock(lock, "the set", "wait"):
-        assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        assert lock.with_name(".lock.holder").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
         with pytest.raises(InputError, match="is being written by process"), exclusive_lock(lock, "the set", "wait"):
             pytest.fail("two hold the lock")
     assert names(lock.parent) == []
@@ -175,14 +163,15 @@ def test_one_process_at_a_time(tmp_path):
 ORPHAN = """
 with exclusive_lock(Path(sys.argv[1]), "the set", "wait"):
     if not os.fork():
-        time.sleep(1)
+        os.close(1), os.close(2)  # which its parent's end is read from
+        time.sleep(20)
         os._exit(0)
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_workers_of_a_killed_process_are_waited_for(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_whatever_its_workers_do(tmp_path):
     holder = started(ORPHAN, tmp_path / ".lock")
     assert holder.stdout.readline() == "held\n"
     holder.kill()
