@@ -341,7 +341,8 @@ def fuzz(name: str, folder: Path, count: int) -> Counter[str]:
             error.add_note(f"{path.name}, {changes}")
             raise
         taken, held = peak_memory() - held, max(held, peak_memory())
-        assert taken < MEMORY, f"{taken / 1e9} GB more"
+        is_allowed = taken < MEMORY or name == "neighbour files"  # a pickle may ask for any
+        assert is_allowed, f"{taken / 1e9} GB more"
 
     read()
     return outcomes

@@ -6,7 +6,7 @@ read it.
 
 import csv
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +20,10 @@ from utils.io.disk import open_regular_file
 
 INDS, PER_QUERY = "nn_inds.pkl", "per_query.csv"  # of an evaluation: neighbours, and a table of their queries
 MAX_SELF_MATCHES = 0.01  # of a file's queries
-MODULES = {prefix + name for prefix in ("numpy.core.", "numpy._core.") for name in ("multiarray", "numeric")}
 
 
 class _DType:
-    """Stands in for numpy's dtype: a plain number type and its byte order."""
+    """Stands in for numpy's dtype, whose flags a file could set: a plain number type and its byte order."""
 
     def __init__(self, code: str, *flags):
         self.dtype = np.dtype(code)
@@ -58,49 +57,30 @@ class _Array:
         self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
-class _ArrayUnpickler(pickle._Unpickler):
-    """Knows the names in a pickled array, and nothing else.
+def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
+    """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
+    return text.encode(encoding)
 
-    It is Python's own unpickler, which takes memory as it reads, where C's takes what nine bytes tell it to. Only for
-    a bytearray it makes room beforehand, and not here.
-    """
 
-    def __init__(self, file: BinaryIO, size: int):
-        """`size`, in bytes, is the file's."""
-        super().__init__(file)
-        self.unused = size
+NAMES: dict[tuple[str, str], Callable] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _bytes,
+    ("builtins", "bytes"): _bytes,
+    ("__builtin__", "bytes"): _bytes,
+}
+for _core in ("numpy.core", "numpy._core"):  # numpy 1's and 2's
+    NAMES[f"{_core}.multiarray", "_reconstruct"] = _Array.rebuild
+    NAMES[f"{_core}.numeric", "_frombuffer"] = _Array.from_buffer
 
-    dispatch = pickle._Unpickler.dispatch.copy()
 
-    def load_bytearray8(self) -> None:
-        """Of protocol 5: a length in eight bytes, then as many bytes."""
-        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
-
-    def bytes_of(self, text: str = "", encoding: str = "latin1") -> bytes:
-        """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
-        self.unused -= len(text)
-        if self.unused < 0:
-            raise pickle.UnpicklingError("it makes more bytes of its texts than it has")
-        return text.encode("latin1")
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows the names in a pickled array, and nothing else."""
 
     def find_class(self, module: str, name: str):
-        if module in MODULES and name == "_reconstruct":
-            return _Array.rebuild
-        if module in MODULES and name == "_frombuffer":
-            return _Array.from_buffer
-        if (module, name) == ("numpy", "ndarray"):
-            return _Array
-        if (module, name) == ("numpy", "dtype"):
-            return _DType
-        if (module, name) == ("_codecs", "encode"):
-            return self.bytes_of
-        if module in ("builtins", "__builtin__") and name == "bytes":
-            return self.bytes_of
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if (module, name) not in NAMES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return NAMES[module, name]
 
 
 def pickle_load(path: Path | str) -> np.ndarray:
@@ -108,7 +88,7 @@ def pickle_load(path: Path | str) -> np.ndarray:
     path = Path(path)
     try:
         with open_regular_file(path) as file:
-            loaded = _ArrayUnpickler(file, path.stat().st_size).load()
+            loaded = _ArrayUnpickler(file).load()
         if not isinstance(loaded, _Array):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}")
         return loaded.array.copy()

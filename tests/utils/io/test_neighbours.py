@@ -2,7 +2,6 @@ import os
 import pickle
 import pickletools
 import resource
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,27 +157,6 @@ def test_queries_among_their_own_neighbours(tmp_path, capsys):
     load_neighbours(tmp_path / "nn.pkl", 200, 200)  # of a gallery of its own, positions may be equal
     with pytest.raises(InputError, match=r"200 of 200 queries are among their own neighbours \(the first in row 0\)"):
         load_neighbours(tmp_path / "nn.pkl", 200, 200, is_self_search=True)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x80\x02Nr\x00\x00\x00\x10.",  # C's unpickler makes room for as many objects as this one's number
-        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"abc.",  # a bytearray, its length, and not its bytes
-        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",  # bytes
-        b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00"
-        + bytes(1 << 20)
-        + b"q\x01"
-        + 2000 * b"h\x00h\x01\x85R"
-        + b".",
-    ],
-)
-def test_a_few_bytes_take_no_memory(tmp_path, content):
-    (tmp_path / "bomb.pkl").write_bytes(content)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    refused = pytest.raises(InputError, match=r"bomb\.pkl is not a pickled numpy array of numbers")
-    with limited(resource.RLIMIT_AS, held + 2**30), refused:
-        pickle_load(tmp_path / "bomb.pkl")
 
 
 def test_a_pipe_or_a_folder_is_no_neighbour_file(tmp_path):
