@@ -16,8 +16,8 @@ from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.experiment.training_run import TRAINING_RULES, open_training, run_training
 from utils.runtime.ranks import rank
 from utils.settings import FLAG, number
-from utils.training.loop import TrainingState, parameter_groups
 from utils.training.losses import Contrastive
+from utils.training.state import TrainingState, parameter_groups
 from utils.training.steps import global_step
 
 startup.done()
@@ -58,12 +58,24 @@ begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_trai
 
 @ex.capture
 def new_state(
-    model, dtype, origin, dataset, lr, momentum, nesterov, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
+    model,
+    criterion,
+    dtype,
+    origin,
+    dataset,
+    lr,
+    momentum,
+    nesterov,
+    weight_decay,
+    no_bias_decay,
+    scheduler_tau,
+    scheduler_gamma,
 ) -> TrainingState:
-    groups = parameter_groups(model, no_bias_decay)
+    groups = parameter_groups((model, criterion), no_bias_decay)
     optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
-    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin._replace(crop_size=dataset["crop_size"]))
+    origin = origin._replace(crop_size=dataset["crop_size"])
+    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin, criterion=criterion)
 
 
 @ex.automain
@@ -78,9 +90,10 @@ def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed)
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])
-        state = new_state(model, dtype, origin)
+        criterion = Contrastive(temperature).to(device)
+        state = new_state(model, criterion, dtype, origin)
         training.begin(state)
-        step = global_step(model, Contrastive(temperature), dtype, micro_batch, dataset["batch_size"])
+        step = global_step(model, criterion, dtype, micro_batch, dataset["batch_size"])
         torch.manual_seed(seed + rank())  # another dropout in each process
         return train(
             training=training,

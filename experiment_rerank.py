@@ -21,8 +21,8 @@ from utils.experiment.training_run import TRAINING_RULES, open_training, run_tra
 from utils.retrieval.embedding import embed_views
 from utils.runtime.ranks import rank
 from utils.settings import TEXT, whole_number
-from utils.training.loop import TrainingState, parameter_groups
-from utils.training.losses import BinaryCrossEntropyWithLogits
+from utils.training.losses import BinaryCrossEntropyWithLogits, MeanOverPairs
+from utils.training.state import TrainingState, parameter_groups
 from utils.training.steps import rerank_step
 
 startup.done()
@@ -64,11 +64,13 @@ begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_trai
 
 @ex.capture
 def new_state(
-    model, dtype, origin, dataset, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
+    model, criterion, dtype, origin, dataset, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
 ) -> TrainingState:
-    optimizer = AdamW(parameter_groups(model, no_bias_decay), lr, weight_decay=weight_decay, fused=True)
+    groups = parameter_groups((model, criterion), no_bias_decay)
+    optimizer = AdamW(groups, lr, weight_decay=weight_decay, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
-    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin._replace(crop_size=dataset["crop_size"]))
+    origin = origin._replace(crop_size=dataset["crop_size"])
+    return TrainingState.new(model, optimizer, scheduler, dtype, origin=origin, criterion=criterion)
 
 
 @ex.automain
@@ -91,9 +93,10 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeou
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])
-        state = new_state(model, dtype, origin._replace(matcher_trained=True))
+        criterion = MeanOverPairs(BinaryCrossEntropyWithLogits()).to(device)
+        state = new_state(model, criterion, dtype, origin._replace(matcher_trained=True))
         training.begin(state)
-        step = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype, micro_batch, embedded=frozen_views is not None)
+        step = rerank_step(model, criterion, dtype, micro_batch, embedded=frozen_views is not None)
         train_loader = loaders.train
         if frozen_views is not None:
             embed = partial(embed_views, model, dtype=dtype)

@@ -29,8 +29,9 @@ from utils.runtime.device import own_gpu
 from utils.runtime.precision import set_precision
 from utils.runtime.ranks import is_main_process, silence_other_ranks
 from utils.text import markdown_table
-from utils.training.loop import TrainingState, train_epoch
-from utils.training.losses import BinaryCrossEntropyWithLogits
+from utils.training.loop import train_epoch
+from utils.training.losses import BinaryCrossEntropyWithLogits, MeanOverPairs
+from utils.training.state import TrainingState
 from utils.training.steps import rerank_step
 
 KINDS = (
@@ -94,7 +95,7 @@ def rates(device: str) -> dict[str, float]:
         dtype, model = set_precision(None, place), build().to(place)
         optimizer = AdamW(model.parameters(), 1e-4, fused=True)
         state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), dtype)
-        step, size = rerank_step(model, BinaryCrossEntropyWithLogits(), dtype), IMAGES[device]
+        step, size = rerank_step(model, MeanOverPairs(BinaryCrossEntropyWithLogits()), dtype), IMAGES[device]
         images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8)[shard_slice(size, 3)]
         loader = [(images, torch.arange(len(images)) // 2, torch.arange(len(images)))]
         maps = torch.randn(QUERIES[device] + 100, 128, 7, 7)

@@ -19,9 +19,10 @@ from benchmarks.run import build
 from sop.ingredient import SOP_TRAINING_IMAGES
 from utils.runtime.precision import set_precision
 from utils.text import markdown_table
-from utils.training.loop import TrainingState, train_epoch
-from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
+from utils.training.loop import train_epoch
+from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive, MeanOverPairs
 from utils.training.resume import LAST, TrainingFiles
+from utils.training.state import TrainingState
 from utils.training.steps import global_step, rerank_step
 
 REPETITIONS = 5
@@ -44,7 +45,7 @@ def cost(task: str, device: torch.device, folder: Path) -> dict[str, object]:
     if task == "global":
         optimizer, step = SGD(model.parameters(), 1e-3, 0.9), global_step(model, Contrastive(0.5), dtype, None)
     else:
-        optimizer, loss = AdamW(model.parameters(), 1e-4), BinaryCrossEntropyWithLogits()
+        optimizer, loss = AdamW(model.parameters(), 1e-4), MeanOverPairs(BinaryCrossEntropyWithLogits())
         step = rerank_step(model, loss, dtype, None, embedded=False)
     state = TrainingState.new(model, optimizer, MultiStepLR(optimizer, [9]), dtype)
     files, count = TrainingFiles(folder / "c.pt"), IMAGES[device.type]

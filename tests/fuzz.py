@@ -38,7 +38,6 @@ from utils.retrieval.results import Labels, load_scores, save_scores
 from utils.runtime.memory import peak_memory
 from utils.store.feature_cache import DIMS, kept_features
 from utils.text import markdown_table, text_table
-from utils.training.loop import TrainingState
 from utils.training.resume import (
     TrainingFiles,
     check_continues,
@@ -47,6 +46,7 @@ from utils.training.resume import (
     restore_random_state,
     run_signature,
 )
+from utils.training.state import TrainingState
 
 SECONDS = 10  # for one file
 MEMORY = 1 << 30  # bytes above what was held before

@@ -46,6 +46,7 @@ from utils.retrieval.knn import nearest_neighbours
 from utils.retrieval.pair_scoring import pair_scores
 from utils.runtime.ranks import rank
 from utils.runtime.signals import Interrupted, ended_by_signals
+from utils.training.losses import MeanOverPairs
 from utils.training.steps import global_step, rerank_step
 
 
@@ -96,9 +97,9 @@ def small_model(**settings):
 STEPS = {
     "global": (global_step, Contrastive(0.5), {}),
     "global, micro_batch": (global_step, Contrastive(0.5), {"micro_batch": 2}),
-    "rerank": (rerank_step, BinaryCrossEntropyWithLogits(), {}),
-    "rerank, micro_batch": (rerank_step, BinaryCrossEntropyWithLogits(), {"micro_batch": 3}),
-    "rerank, frozen": (rerank_step, BinaryCrossEntropyWithLogits(), {"freeze_backbone": True}),
+    "rerank": (rerank_step, MeanOverPairs(BinaryCrossEntropyWithLogits()), {}),
+    "rerank, micro_batch": (rerank_step, MeanOverPairs(BinaryCrossEntropyWithLogits()), {"micro_batch": 3}),
+    "rerank, frozen": (rerank_step, MeanOverPairs(BinaryCrossEntropyWithLogits()), {"freeze_backbone": True}),
 }
 
 

@@ -15,7 +15,7 @@ from utils.experiment.command import report_recalls
 from utils.io.disk import check_disk_space, md5
 from utils.runtime.ranks import is_main_process
 from utils.settings import FLAG, TEXT, Rules, list_of, number, whole_number
-from utils.training.loop import TrainingState, fit
+from utils.training.loop import fit
 from utils.training.resume import (
     LAST,
     TrainingFiles,
@@ -26,6 +26,7 @@ from utils.training.resume import (
     restore_random_state,
     run_signature,
 )
+from utils.training.state import TrainingState
 from utils.training.steps import Step
 
 SHOWN = 10  # unreadable photos in the terminal
@@ -65,12 +66,12 @@ class Training(NamedTuple):
 
     def begin(self, state: TrainingState) -> None:
         """Take the run up where it was left; InputError where there is no room for what it will write."""
-        size = 3 * sum(tensor.nbytes for tensor in state.model.state_dict().values())  # with AdamW's two moments
+        size = 3 * sum(tensor.nbytes for tensor in state.modules.state_dict().values())  # with AdamW's two moments
         # the checkpoint and `last.pt`, twice while they are replaced, and the run folder's copy
         folders = {Path(self.files.about["folder"]): size} if self.files.about["folder"] else {}
         check_disk_space({self.files.checkpoint.parent: 4 * size} | folders, "the checkpoint")
         if self.earlier is None:
-            broadcast_model(state.model)
+            broadcast_model(state.modules)
         else:
             restore(state, self.earlier)
             done = f"{state.epoch} epochs" + (f" and {state.iteration} iterations" if state.iteration else "")

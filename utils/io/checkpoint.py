@@ -126,6 +126,13 @@ def take_weights(
             file=sys.stderr if training else sys.stdout,
         )
         state |= {name: expected[name] for name in classifier}
+    load_finite(model, state, path)
+    return origin
+
+
+def load_finite(module: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Load a state dict that fits the module; InputError for one that does not, or has numbers that are not finite."""
+    expected = module.state_dict()
     check_fits(state, expected, path)
     infinite = [name for name in expected if not state[name].to(expected[name].dtype).isfinite().all()]
     if infinite:
@@ -133,11 +140,10 @@ def take_weights(
             f"checkpoint {path} holds NaN or infinite numbers in {len(infinite)} tensors ({', '.join(infinite[:3])}): "
             "its training had diverged, take another checkpoint"
         )
-    model.load_state_dict(state)
-    return origin
+    module.load_state_dict(state)
 
 
-def check_fits(state: dict[str, Tensor], expected: Mapping[str, Tensor], path: Path | str) -> None:
+def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path | str) -> None:
     """Raise InputError unless the state dict of the checkpoint `path` has the names, shapes and kinds of another, whose
     numbers are not looked at."""
     problems = _differences(state, expected)
@@ -205,7 +211,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _differences(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """What keeps `state` from fitting `expected`, in words, with the settings to look at."""
     differing = {
         "missing": [name for name in expected if name not in state],

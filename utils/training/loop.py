@@ -1,4 +1,4 @@
-"""The engine of training: all that a run is, `fit`, and one epoch."""
+"""The engine of training: `fit`, and one epoch."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,46 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.backends import cudnn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from utils.distributed.collectives import all_reduce_gradients, any_rank
 from utils.distributed.group import barrier, is_peer_failure
 from utils.errors import DeviceError, DivergedError
-from utils.io.checkpoint import UNKNOWN, TrainingInfo, num_of_trainable_params
+from utils.io.checkpoint import num_of_trainable_params
 from utils.runtime.device import device_errors_as_input_errors, device_of
 from utils.runtime.signals import Interrupted, deferred_signals
+from utils.training.losses import MeanOverPairs
 from utils.training.resume import TrainingFiles, random_state, set_random_state
+from utils.training.state import TrainingState
 from utils.training.steps import Step, global_step, rerank_step
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
-
-
-@dataclass
-class TrainingState:
-    """All that a training run is, besides its data and its settings."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    scaler: torch.amp.GradScaler  # of float16's losses; idle in other formats
-    epoch: int = 0  # epochs trained: the number of the one that comes next
-    iteration: int = 0  # iterations trained of that one
-    is_validated: bool = False  # as it is after so many epochs
-    best: float | None = None  # the highest R@1 of a validation so far
-    scalars: list[tuple[str, float, float]] = field(default_factory=list)  # logged so far: name, value, step
-    origin: TrainingInfo = UNKNOWN  # what its checkpoints say of themselves
-
-    @classmethod
-    def new(
-        cls, model, optimizer, scheduler, dtype: torch.dtype, epoch: int = 0, origin: TrainingInfo = UNKNOWN
-    ) -> "TrainingState":
-        """The state before `epoch`, of a run that computes in `dtype`."""
-        scaler = torch.amp.GradScaler(device_of(model).type, enabled=dtype == torch.float16)
-        return cls(model, optimizer, scheduler, scaler, epoch, origin=origin)
 
 
 def fit(
@@ -69,7 +45,7 @@ def fit(
     `autotune` has cuDNN try its algorithms while training. Raises InputError at the end for files that could not be
     written.
     """
-    print(f"trainable parameters: {num_of_trainable_params(state.model):,}")
+    print(f"trainable parameters: {num_of_trainable_params(state.modules):,}")
     for scalar in state.scalars:
         log.log_scalar(*scalar)
     scalars = RecordedScalars(state.scalars, log)
@@ -119,11 +95,11 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
     `loader` yields images (B, 3, H, W), or what becomes such on the device, labels (B,) and positions (B,). Iteration i
     is logged at epoch + i / len(loader). Raises DivergedError for a loss that is not finite.
     """
-    model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
+    modules, optimizer, scaler = state.modules.train(), state.optimizer, state.scaler
     sampler: Any = getattr(loader, "batch_sampler", None)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(state.epoch, state.iteration)
-    device, scalars = device_of(model), PendingScalars(log, state.epoch)
+    device, scalars = device_of(state.model), PendingScalars(log, state.epoch)
     title, is_stopping = f"Training   [{state.epoch:03d}]", False
 
     def save() -> None:
@@ -141,7 +117,7 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
             drawn_from = random_state()
             try:
                 loss, accuracy = step(images, labels, scaler.scale)
-                all_reduce_gradients(model.parameters())
+                all_reduce_gradients(modules.parameters())
                 is_stopping = any_rank(signal_has_come())
             except RuntimeError as error:  # weights are as the last iteration has left them
                 if not (
@@ -227,7 +203,7 @@ def train_global(
 ) -> None:
     """Epoch number `epoch` of `global_step`, logged to `ex`; in float16 with a gradient scaler of its own."""
     step = global_step(model, class_loss, dtype, micro_batch)
-    train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch), step, loader, ex)
+    train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch, criterion=class_loss), step, loader, ex)
 
 
 def train_rerank(
@@ -243,15 +219,6 @@ def train_rerank(
     embedded=False,
 ) -> None:
     """Epoch number `epoch` of `rerank_step`, logged to `ex`; in float16 with a gradient scaler of its own."""
-    step = rerank_step(model, class_loss, dtype, micro_batch, embedded)
-    train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch), step, loader, ex)
-
-
-def parameter_groups(model: nn.Module, no_bias_decay: bool) -> list[dict]:
-    """All parameters, frozen ones too; with `no_bias_decay` the one-dimensional ones apart, without weight decay."""
-    if not no_bias_decay:
-        return [{"params": list(model.parameters())}]
-    return [
-        {"params": [parameter for parameter in model.parameters() if parameter.dim() != 1]},
-        {"params": [parameter for parameter in model.parameters() if parameter.dim() == 1], "weight_decay": 0.0},
-    ]
+    criterion = MeanOverPairs(class_loss)
+    step = rerank_step(model, criterion, dtype, micro_batch, embedded)
+    train_epoch(TrainingState.new(model, optimizer, scheduler, dtype, epoch, criterion=criterion), step, loader, ex)

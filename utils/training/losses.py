@@ -1,4 +1,11 @@
-"""The two training losses, both called as `loss(logits, global_features, labels)`."""
+"""The criteria of the two trainings: modules, which may have weights of their own.
+
+That of global descriptors is called as `criterion(logits, global_features, labels)`, of the whole batch; that of
+reranking as `criterion(positive_logits, negative_logits)`, of some triplets (M,), and is a mean over them. Each gives
+a scalar.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,3 +38,15 @@ class BinaryCrossEntropyWithLogits(nn.Module):
 
     def forward(self, logits: Tensor, global_features: Tensor | None, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+
+class MeanOverPairs(nn.Module):
+    """A reranking criterion: the mean of a loss that judges each pair by itself, against target 1 or 0."""
+
+    def __init__(self, loss: Callable[[Tensor, None, Tensor], Tensor]):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, positive_logits: Tensor, negative_logits: Tensor) -> Tensor:
+        targets = torch.cat((torch.ones_like(positive_logits), torch.zeros_like(negative_logits)))
+        return self.loss(torch.cat((positive_logits, negative_logits)), None, targets).mean()

@@ -14,6 +14,7 @@ from utils.errors import InputError
 from utils.io.checkpoint import (
     TrainingInfo,
     checkpoint_content,
+    load_finite,
     read_tensors,
     save_tensors,
     state_dict_to_cpu,
@@ -47,6 +48,7 @@ MAY_CHANGE_ON_RESUME = {
 }
 EXPECTED = {  # the parts of `last.pt` and their types
     "model": dict,
+    "criterion": dict | None,  # older ones lack it
     "optimizer": dict,
     "scheduler": dict,
     "scaler": dict,
@@ -129,6 +131,7 @@ def last_content(state, about: Mapping[str, Any]) -> dict:
     """All that a run is, between two iterations."""
     return {
         "model": state_dict_to_cpu(state.model.state_dict()),
+        "criterion": state_dict_to_cpu(state.criterion.state_dict()),
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict(),
         "scaler": state.scaler.state_dict(),
@@ -168,6 +171,7 @@ def restore(state, content: dict) -> None:
     """Take a run up again where `content` was written; InputError where it does not fit, or is not finite."""
     try:
         take_weights(content["model"], LAST, state.model, training=True)
+        load_finite(state.criterion, content.get("criterion") or {}, LAST)
         state.optimizer.load_state_dict(content["optimizer"])
         state.scheduler.load_state_dict(content["scheduler"])
         state.scaler.load_state_dict(content["scaler"])

@@ -14,20 +14,23 @@ from utils.distributed.group import world_size
 from utils.errors import InputError
 from utils.runtime.device import MicroBatches, device_of
 from utils.runtime.precision import autocast, true_float32
+from utils.runtime.ranks import is_main_process
 
 Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's factor
 Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
 
 
 def global_step(
-    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, batch_size: int | None = None
+    model, criterion, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, batch_size: int | None = None
 ) -> Step:
-    """A step of the contrastive loss on global descriptors; its accuracy is the classifier's.
+    """A step of a loss on global descriptors; its accuracy is the classifier's.
 
-    InputError where batches of `batch_size` images, or pieces of them, cannot be trained on.
+    `criterion(logits, descriptors, labels)` is given (B, classes), (B, d) and (B,) of the whole batch. InputError where
+    batches of `batch_size` images, or pieces of them, cannot be trained on.
 
     With `micro_batch` the network holds as many images at a time, and the gradient is the whole batch's. Of a job of
     several processes each has its share of the batch: the loss is of all, the gradient what this share contributes.
+    Weights of the criterion get their gradient in the first process.
     """
     _check_micro_batching(model, micro_batch, batch_size)
 
@@ -37,7 +40,7 @@ def global_step(
         return logits.float(), descriptors.float()
 
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
-        loss, logits = backward_with_gradient_cache(embed, class_loss, images, labels, micro_batch, scale)
+        loss, logits = backward_with_gradient_cache(embed, criterion, images, labels, micro_batch, scale)
         return loss, all_reduce_sum((logits.argmax(dim=1) == labels).float().sum()) / all_reduce_int(len(labels))
 
     return step
@@ -45,30 +48,33 @@ def global_step(
 
 def backward_with_gradient_cache(
     embed: Callable[[Tensor], tuple[Tensor, Tensor]],
-    class_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    criterion: Callable[[Tensor, Tensor, Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
     micro_batch: int | None,
     scale: Scale,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a whole batch, and its logits, while the network holds `micro_batch` images at a time.
+    """The loss of a whole batch, and these images' logits, while the network holds `micro_batch` images at a time.
 
     The loss compares the descriptors of all images. So the first pass embeds them all, piece by piece and without a
-    graph, and the loss gives the gradient at each descriptor. The second pass embeds each piece again, and takes these
-    gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
+    graph, and the loss gives the gradient at each descriptor and logit. The second pass embeds each piece again, and
+    takes these gradients on to the weights. A batch of one piece keeps its graph in place of the second pass.
 
-    Of a job of several processes each embeds its share, and the loss sees all descriptors, but only its own logits.
+    Of a job of several processes each embeds its share, and the loss sees what all have embedded.
     """
     pieces = images.split(micro_batch or max(len(images), 1))
     is_one_piece = len(pieces) == 1
     with torch.set_grad_enabled(is_one_piece):
         outputs = [embed(piece) for piece in pieces]
-    logits, own_descriptors = (torch.cat(parts).detach() for parts in zip(*outputs, strict=True))
-    logits, descriptors = logits.requires_grad_(), all_gather_rows(own_descriptors).requires_grad_()
+    own = [torch.cat(parts).detach() for parts in zip(*outputs, strict=True)]
+    logits, descriptors = (all_gather_rows(part).requires_grad_() for part in own)
     with true_float32():
-        loss = class_loss(logits, descriptors, all_gather_rows(labels))
+        loss = criterion(logits, descriptors, all_gather_rows(labels))
         scale(loss).backward()
-    gradients = logits.grad, None if descriptors.grad is None else descriptors.grad[local_rows(len(images))]
+    if world_size() > 1 and not is_main_process() and isinstance(criterion, nn.Module):
+        criterion.zero_grad()  # each process has the whole batch's gradient of these weights: it counts once
+    own_rows = local_rows(len(images))
+    gradients = [None if whole.grad is None else whole.grad[own_rows] for whole in (logits, descriptors)]
     start = 0
     for piece, first_pass in zip(pieces, outputs, strict=True):
         rows = slice(start, start := start + len(piece))
@@ -78,16 +84,17 @@ def backward_with_gradient_cache(
             if gradient is not None and output.requires_grad
         ]
         torch.autograd.backward(*map(list, zip(*for_weights, strict=True)))  # type: ignore[arg-type]
-    return loss, logits
+    return loss, own[0]
 
 
 def rerank_step(
-    model, class_loss, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, embedded: bool = False
+    model, criterion, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, embedded: bool = False
 ) -> Step:
     """A step of the matcher on triplets (paper, section 3.3); its accuracy is that at threshold 0.5.
 
-    A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once; (anchor, positive) has
-    target 1 and (anchor, negative) target 0. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
+    A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once;
+    `criterion(positive_logits, negative_logits)` is given the logits (M,) of (anchor, positive) and (anchor, negative)
+    of some triplets, and is a mean over them. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
     so many images. `embedded` batches hold `layer4` maps in place of images. Of a job of several processes each has its
     share of the batch: loss and accuracy are of all, the gradient what this share contributes.
     """
@@ -106,12 +113,12 @@ def rerank_step(
                 local = model.remap_local(features)
                 anchors, positives, negatives = (local[role::3] for role in range(3))
                 logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
-            targets = torch.cat((logits.new_ones(len(positives)), logits.new_zeros(len(negatives))))
+            positive_logits, negative_logits = logits.chunk(2)
             share = len(piece) / size
-            piece_loss = class_loss(logits, None, targets).mean() * share
+            piece_loss = criterion(positive_logits, negative_logits) * share
             scale(piece_loss).backward()
             loss += piece_loss.detach()
-            accuracy += ((logits.detach() > 0) == (targets > 0)).float().mean() * share
+            accuracy += torch.cat((positive_logits > 0, negative_logits <= 0)).float().mean() * share
         loss, accuracy = all_reduce_sum(torch.stack((loss, accuracy)))
         return loss, accuracy
 

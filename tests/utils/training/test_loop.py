@@ -9,8 +9,9 @@ from tests.reference import assert_answer, normal, pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.errors import DeviceError, DivergedError, InputError, ReportedError
 from utils.runtime.device import device_errors_as_input_errors
-from utils.training.loop import TrainingState, fit, parameter_groups, train_epoch, train_global, train_rerank
+from utils.training.loop import fit, train_epoch, train_global, train_rerank
 from utils.training.resume import TrainingFiles, random_state, set_random_state
+from utils.training.state import TrainingState, parameter_groups
 from utils.training.steps import backward_with_gradient_cache
 
 
@@ -337,8 +338,8 @@ def test_micro_batches_keep_triplets_together():
 
 def test_parameter_groups():
     model = new(arch="resnet18", freeze_backbone=True)
-    assert [len(group["params"]) for group in parameter_groups(model, False)] == [len(list(model.parameters()))]
-    decayed, kept = parameter_groups(model, True)
+    assert [len(group["params"]) for group in parameter_groups([model], False)] == [len(list(model.parameters()))]
+    decayed, kept = parameter_groups([model], True)
     assert {p.dim() for p in kept["params"]} == {1}
     assert 1 not in {p.dim() for p in decayed["params"]}
     assert kept["weight_decay"] == 0

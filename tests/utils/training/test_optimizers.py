@@ -10,11 +10,12 @@ from torch.optim.lr_scheduler import MultiStepLR
 from tests.reference import pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.io.checkpoint import save_checkpoint
-from utils.training.loop import parameter_groups, train_global, train_rerank
+from utils.training.loop import train_global, train_rerank
+from utils.training.state import parameter_groups
 
 
 def make(task, model, fused):
-    groups = parameter_groups(model, True)
+    groups = parameter_groups([model], True)
     if task == "global":
         return SGD(groups, 0.01, 0.9, weight_decay=4e-4, nesterov=True, fused=fused)
     return AdamW(groups, 1e-3, weight_decay=4e-4, fused=fused)

@@ -1,0 +1,62 @@
+"""All that a training run is, and what its optimiser gets of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.io.checkpoint import UNKNOWN, TrainingInfo
+from utils.runtime.device import device_of
+
+
+@dataclass
+class TrainingState:
+    """All that a training run is, besides its data and its settings."""
+
+    model: nn.Module
+    criterion: nn.Module  # the loss; it may have weights of its own, which are trained and kept as the model's are
+    optimizer: Optimizer  # of `parameter_groups` of both
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler  # of float16's losses; idle in other formats
+    epoch: int = 0  # epochs trained: the number of the one that comes next
+    iteration: int = 0  # iterations trained of that one
+    is_validated: bool = False  # as it is after so many epochs
+    best: float | None = None  # the highest R@1 of a validation so far
+    scalars: list[tuple[str, float, float]] = field(default_factory=list)  # logged so far: name, value, step
+    origin: TrainingInfo = UNKNOWN  # what its checkpoints say of themselves
+
+    @classmethod
+    def new(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler,
+        dtype: torch.dtype,
+        epoch: int = 0,
+        origin: TrainingInfo = UNKNOWN,
+        criterion: Callable[..., Tensor] | None = None,
+    ) -> "TrainingState":
+        """The state before `epoch`, of a run that computes in `dtype`. A plain function has no weights to keep."""
+        scaler = torch.amp.GradScaler(device_of(model).type, enabled=dtype == torch.float16)
+        kept = criterion if isinstance(criterion, nn.Module) else nn.Module()
+        return cls(model, kept, optimizer, scheduler, scaler, epoch, origin=origin)
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """All that has weights."""
+        return nn.ModuleDict({"model": self.model, "criterion": self.criterion})
+
+
+def parameter_groups(modules: Sequence[nn.Module], no_bias_decay: bool) -> list[dict]:
+    """All parameters of model and criterion, frozen ones too; with `no_bias_decay` the one-dimensional ones apart,
+    without weight decay."""
+    parameters = list(nn.ModuleList(modules).parameters())
+    if not no_bias_decay:
+        return [{"params": parameters}]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.dim() != 1]},
+        {"params": [parameter for parameter in parameters if parameter.dim() == 1], "weight_decay": 0.0},
+    ]
