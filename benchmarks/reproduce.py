@@ -21,7 +21,7 @@ import eval_rerank
 from sop.ingredient import input_files
 from sop.preparation.published import CHECKPOINTS, evaluation_commands
 from utils.io.disk import md5
-from utils.logs.json_reader import RunFiles, nested
+from utils.logs.json_reader import nested, read_json
 from utils.logs.runs import Run, find_run_folders, read_run
 from utils.logs.table import ranking_rows
 from utils.text import text_table
@@ -46,7 +46,7 @@ def completed(folder: str, words: Sequence[str]) -> Run | None:
     for path in reversed(find_run_folders(Path(folder)) if Path(folder).is_dir() else []):
         run = read_run(path)
         if run.status == "COMPLETED" and run.best and _settings(run.config) == _settings(expected):
-            noted = nested(RunFiles(path).json("info.json"), "md5")
+            noted = nested(read_json(path / "info.json"), "md5")
             if isinstance(noted, dict) and sorted(map(str, noted.values())) == sorted(_sums(expected)):
                 return run
     return None

@@ -16,7 +16,7 @@ from utils.evaluation import Rankings, rank_candidates
 from utils.io.disk import md5
 from utils.io.neighbours import INDS, PER_QUERY, pickle_load
 from utils.io.ranking_names import current_names, rank_column
-from utils.logs.json_reader import RunFiles, nested
+from utils.logs.json_reader import nested, read_json
 from utils.logs.runs import Run
 from utils.retrieval.measures import first_match_ranks
 from utils.retrieval.ranking import Candidates
@@ -87,7 +87,7 @@ def read_evaluated(run: Run) -> Evaluated:
 
 def located(run: Run, path: str) -> list[Path]:
     """Where a path in a run's settings may lead: from the folder of the command that ran, and from here."""
-    base = nested(RunFiles(run.folder).json("run.json"), "experiment", "base_dir")
+    base = nested(read_json(run.folder / "run.json"), "experiment", "base_dir")
     is_elsewhere = isinstance(base, str) and "\0" not in base and Path(base) != Path.cwd()
     return [*([Path(str(base), path)] if is_elsewhere else []), Path(path)]
 
@@ -100,7 +100,7 @@ def first_existing(run: Run, path: str) -> Path:
 
 def check_is_noted(run: Run, name: str, path: Path) -> None:
     """InputError where a file is not the one whose MD5 sum the run has noted under its name then."""
-    noted = nested(RunFiles(run.folder).json("info.json"), "md5", name)
+    noted = nested(read_json(run.folder / "info.json"), "md5", name)
     if isinstance(noted, str) and path.exists() and md5(path) != noted:
         raise InputError(f"{path} is not the one that was evaluated: its MD5 sum differs; run {SCRIPT} again")
 

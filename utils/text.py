@@ -1,4 +1,4 @@
-"""Texts and tables as a terminal or Markdown shows them: made printable, measured in columns, shortened, sorted."""
+"""Texts and tables as a terminal or Markdown shows them: made printable, shortened, sorted."""
 
 import html
 import math
@@ -11,17 +11,14 @@ Row = dict[str, object]
 
 
 def text_table(rows: list[Row]) -> str:
-    """Columns aligned by blanks, numbers to the right; a column's name may have several lines."""
-    names = [name.split("\n") for name in rows[0]]
-    height = max(map(len, names))
-    lines = [list(line) for line in zip(*([""] * (height - len(name)) + name for name in names), strict=True)]
-    lines += [[cell_text(value) for value in row.values()] for row in rows]
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    """Columns aligned by blanks, numbers to the right."""
+    lines = [list(rows[0])] + [[cell_text(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
     return "\n".join(
         "  ".join(
-            cell + " " * (columns - width(cell)) if to_left else " " * (columns - width(cell)) + cell
-            for cell, columns, to_left in zip(line, widths, left, strict=True)
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(line, widths, left, strict=True)
         ).rstrip()
         for line in lines
     )
@@ -60,34 +57,12 @@ def printable(text: object) -> str:
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in STEERING else c for c in text)
 
 
-def width(text: str) -> int:
-    """The columns that a printable text takes in a terminal: two for a wide character, none for a combining one."""
-    if text.isascii():
-        return len(text)
-    return sum(_character_width(c) for c in text)
-
-
-def _character_width(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
-
-
-def shortened(text: str, columns: int) -> str:
-    """A text in at most so many columns: what does not fit is taken from its middle, where … stands."""
-    if width(text) <= columns:
+def shortened(text: str, length: int) -> str:
+    """A text of at most so many characters: what does not fit is taken from its middle, where … stands."""
+    if len(text) <= length:
         return text
-    tail = (columns - 1) // 2
-    return _beginning(text, columns - 1 - tail) + "…" + _beginning(text[::-1], tail)[::-1]
-
-
-def _beginning(text: str, columns: int) -> str:
-    """As many first characters as fit into so many columns."""
-    for i, character in enumerate(text):
-        columns -= _character_width(character)
-        if columns < 0:
-            return text[:i]
-    return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def natural_key(text: str) -> list:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.logs.fitting import fitted_table
 from utils.logs.groups import collect_runs
-from utils.logs.table import as_csv, as_tables, unread_lines
+from utils.logs.table import as_csv, as_tables, fixed_table, unread_lines
 from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
 from utils.text import markdown_table, markdown_text
@@ -37,7 +36,7 @@ def tables(arguments: Sequence[str]) -> int:
         "--format",
         choices=("text", "csv", "markdown"),
         default="text",
-        help="text fits 100 columns, the others have all",
+        help="text has the main columns, the others have all",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw train.loss and val.recall@K (.png, .pdf, .svg)")
     options = argparse.Namespace(**expand_home(vars(parser.parse_args(arguments))))
@@ -47,7 +46,7 @@ def tables(arguments: Sequence[str]) -> int:
         for line in unread_lines(runs):
             print(f"could not be read: {line}", file=sys.stderr)
     elif runs:
-        layout = (fitted_table,) if options.format == "text" else (markdown_table, "## ", markdown_text)
+        layout = (fixed_table,) if options.format == "text" else (markdown_table, "## ", markdown_text)
         print(as_tables(runs, *layout), end="")
     for line in problems:
         print(line, file=sys.stderr)

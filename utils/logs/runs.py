@@ -1,48 +1,49 @@
 """What a Sacred run folder says about a run: its recalls, curves, duration and status."""
 
-import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from utils.logs.json_reader import RunFiles, curve, nested, noted_number, time
+from utils.errors import InputError
+from utils.logs.json_reader import curve, nested, number, read_config, read_json, read_text, time
 from utils.logs.recalls import Recalls, best_recalls, read_rankings, read_validations, recorded_recalls
-from utils.text import natural_key
+from utils.text import natural_key, shortened
 
 SACRED_FILES = {"run.json", "config.json", "info.json", "metrics.json", "cout.txt"}
 SILENCE = timedelta(minutes=5)  # Sacred's heartbeat comes every ten seconds
-LONGEST_RUN = timedelta(days=3650)
 LARGEST_LOSS = 3.4e38  # of float32; a mean of a few at float64's end would overflow, and so would a panel's axis
-LARGEST_MEMORY = 1e6  # GB
+# what is raised where the content of a run's files is not what Sacred writes
+UNEXPECTED = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; `problems` says what could not be read of its folder, None stands for what is not known.
+    """One run; None stands for what is not known, `problems` are artifacts that are missing, or why it is unreadable.
 
     Epochs count those trained: 0 is before training. `losses` are (epoch, train.loss) for each iteration, its epoch a
-    fraction; `validations` the recalls after each epoch. `status` is Sacred's, or UNKNOWN without a readable run.json,
-    STALE when it says RUNNING but the last heartbeat is over five minutes old, UNREADABLE when nothing is known.
+    fraction; `validations` the recalls after each epoch. `status` is Sacred's, STALE when it says RUNNING but the last
+    heartbeat is over five minutes old, UNREADABLE, with the folder alone, where its files are not what Sacred writes.
     """
 
     folder: Path
     status: str
-    experiment: object
-    script: object
-    config: dict
-    run_id: object  # of a training: the parts of one that was continued share it
-    start: datetime | None
-    duration: timedelta | None
-    memory: float | None  # the process's peak, in GB
-    device: object  # the GPU's name, or 'cpu'
-    rankings: dict[str, dict[str, object]]  # of an evaluation: measures in %, and points gained at R@1, by ranking
-    losses: list[tuple[float, float]]
-    validations: dict[int, Recalls]
-    best: Recalls
-    last: Recalls
-    best_epoch: int | None
     problems: list[str]
+    experiment: object = None
+    script: object = None
+    config: dict = field(default_factory=dict)
+    run_id: object = None  # of a training: the parts of one that was continued share it
+    start: datetime | None = None
+    duration: timedelta | None = None
+    memory: float | None = None  # the process's peak, in GB
+    device: object = None  # the GPU's name, or 'cpu'
+    # of an evaluation: measures in %, and points gained at R@1, by ranking
+    rankings: dict[str, dict[str, object]] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    validations: dict[int, Recalls] = field(default_factory=dict)
+    best: Recalls = field(default_factory=dict)
+    last: Recalls = field(default_factory=dict)
+    best_epoch: int | None = None
 
 
 def find_run_folders(folder: Path) -> list[Path]:
@@ -69,89 +70,61 @@ def find_run_folders(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path, now: datetime | None = None) -> Run:
-    """Read a run folder, ours or the published ones; never raises for what is missing, damaged or absurd in it.
+    """Read a run folder, ours or the published one. One that is neither is UNREADABLE, with one problem.
 
     `now` (default: the clock) decides whether a heartbeat is old.
     """
-    files = RunFiles(folder)
-    entry, config = (files.json(name, needed=True) for name in ("run.json", "config.json"))
-    info, metrics = (files.json(name) for name in ("info.json", "metrics.json"))
-    has_begun = bool(entry) and entry.get("status") != "QUEUED"
-    validations = read_validations(files, metrics, files.text("cout.txt", needed=has_begun) or "")
-    recorded = recorded_recalls(files, info)
-    if "epochs" in config or not config or any(epoch > 0 for epoch in validations):
+    try:
+        return _read_run(folder, now or datetime.now(UTC))
+    except InputError as error:
+        problem = str(error)
+    except UNEXPECTED as error:
+        problem = f"it is no run of these commands: {type(error).__name__}: {error}"
+    return Run(folder, "UNREADABLE", [shortened(problem, 200)])
+
+
+def _read_run(folder: Path, now: datetime) -> Run:
+    entry = read_json(_needed(folder / "run.json"))
+    config = read_config(_needed(folder / "config.json"))
+    info, metrics = read_json(folder / "info.json"), read_json(folder / "metrics.json")
+    validations = read_validations(metrics, read_text(folder / "cout.txt"))
+    recorded = recorded_recalls(info)
+    if "epochs" in config or any(epoch > 0 for epoch in validations):
         best, best_epoch = best_recalls(recorded, validations)
         last = validations[max(validations)] if validations else {}
     else:
         best, best_epoch = validations.get(0, {}) | recorded, None
         last = best
-    check_artifacts(files, entry, info)
-    start, stop, beat = (time(files, entry, name) for name in ("start_time", "stop_time", "heartbeat"))
+    start, stop, beat = (time(entry, name) for name in ("start_time", "stop_time", "heartbeat"))
+    end, memory = stop or beat, nested(info, "peak_memory_gb")
     return Run(
         folder=folder,
-        status=_status(entry, config, beat or start, now or datetime.now(UTC)),
+        status=_status(entry, beat or start, now),
+        problems=[f"artifact {name} is missing" for name in entry.get("artifacts", ()) if not (folder / name).exists()],
         experiment=nested(entry, "experiment", "name"),
         script=nested(entry, "experiment", "mainfile"),
         config=config,
         run_id=nested(info, "run_id"),
         start=start,
-        duration=_duration(files, start, stop or beat),
-        memory=noted_number(files, "info.json: peak_memory_gb", nested(info, "peak_memory_gb"), 0, LARGEST_MEMORY),
+        duration=end - start if start and end else None,
+        memory=None if memory is None else number(memory, 0, 1e6),
         device=nested(info, "versions", "device"),
-        rankings=read_rankings(files, info),
-        losses=curve(files, metrics, "train.loss", -LARGEST_LOSS, LARGEST_LOSS),
+        rankings=read_rankings(info),
+        losses=curve(metrics, "train.loss", -LARGEST_LOSS, LARGEST_LOSS),
         validations=validations,
         best=best,
         last=last,
         best_epoch=best_epoch,
-        problems=list(files.problems),
     )
 
 
-def _status(entry: dict, config: dict, sign_of_life: datetime | None, now: datetime) -> str:
-    if not entry:
-        return "UNKNOWN" if config else "UNREADABLE"
+def _needed(path: Path) -> Path:
+    if not path.exists() and not path.is_symlink():
+        raise InputError(f"{path.name} is missing")
+    return path
+
+
+def _status(entry: dict, sign_of_life: datetime | None, now: datetime) -> str:
     status = str(entry.get("status", "UNKNOWN"))
     silent = sign_of_life is None or now - sign_of_life > SILENCE
     return "STALE" if status == "RUNNING" and silent else status
-
-
-def _duration(files: RunFiles, start: datetime | None, end: datetime | None) -> timedelta | None:
-    if start is None or end is None:
-        return None
-    if not timedelta(0) <= end - start <= LONGEST_RUN:
-        files.note(f"run.json: no run can last from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}")
-        return None
-    return end - start
-
-
-LARGEST_CHECKED = 64_000_000  # bytes: their MD5 sum takes a tenth of a second
-
-
-def check_artifacts(files: RunFiles, entry: dict, info: dict) -> None:
-    """Note listed artifacts that are missing, and those that differ from each MD5 sum noted for a file of their name.
-
-    A large file's sum is not checked.
-    """
-    artifacts, noted = nested(entry, "artifacts"), nested(info, "md5")
-    sums: dict[str, list[object]] = {}
-    for path, digest in noted.items() if isinstance(noted, dict) else ():
-        sums.setdefault(Path(path).name, []).append(digest)
-    for name in artifacts if isinstance(artifacts, list) else ():
-        if isinstance(name, str):
-            problem = _problem(files.folder / name, sums.get(Path(name).name))
-            if problem:
-                files.note(f"artifact {name} {problem}")
-
-
-def _problem(artifact: Path, sums: list[object] | None) -> str | None:
-    try:
-        if not artifact.is_file():
-            return "is missing"
-        if sums and artifact.stat().st_size <= LARGEST_CHECKED:
-            with artifact.open("rb") as file:
-                if hashlib.file_digest(file, "md5").hexdigest() not in sums:
-                    return "is not the file whose MD5 sum info.json names"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-    return None

@@ -11,9 +11,11 @@ from utils.logs.groups import Group, group_runs
 from utils.logs.json_reader import nested
 from utils.logs.recalls import GAIN, MEASURES, Recalls
 from utils.logs.runs import Run
-from utils.text import Row, natural_key, printable
+from utils.text import Row, natural_key, printable, text_table
 
-SHOWN_PROBLEMS = 5  # of a folder
+# the columns of a text table, which is read in a terminal; CSV and Markdown have all
+IN_TEXT = {"folder", "ranking", "group", "n", "seed", "seeds", "repeats left out", "duration", "status"}
+IN_TEXT |= {"R@1 best", "best epoch", "R@1 last", "R@1", "R@10", "R@100", "mAP@R", "MRR", GAIN}
 
 
 def run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[Row]:
@@ -128,11 +130,11 @@ def as_tables(
     return "\n\n".join(parts) + "\n"
 
 
+def fixed_table(rows: list[Row]) -> str:
+    """A `text_table` of the columns in IN_TEXT."""
+    return text_table([{name: value for name, value in row.items() if name in IN_TEXT} for row in rows])
+
+
 def unread_lines(runs: Sequence[Run]) -> list[str]:
     """For each run folder of which something could not be read: the folder and why."""
-    lines = []
-    for run in (run for run in runs if run.problems):
-        more = len(run.problems) - SHOWN_PROBLEMS
-        problems = run.problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        lines.append(printable(f"{run.folder}: {'; '.join(problems)}"))
-    return lines
+    return [printable(f"{run.folder}: {'; '.join(run.problems)}") for run in runs if run.problems]

@@ -82,13 +82,13 @@ def test_a_run_that_was_continued_is_one(tmp_path):
     for number, (begun, ended, status) in enumerate(times, 1):
         folder = training_run(tmp_path / str(number))
         hours = {"start_time": f"2026-01-02T{begun}:00:00", "heartbeat": f"2026-01-02T{ended}:00:00"}
-        (folder / "run.json").write_text(json.dumps(entry(status, **hours)))
+        artifacts = {"artifacts": ["gone.pt"] if number == 1 else []}
+        (folder / "run.json").write_text(json.dumps(entry(status, **hours) | artifacts))
         (folder / "info.json").write_text(json.dumps({"run_id": "a", "recall": {"1": 80.0}}))
-    (tmp_path / "1" / "metrics.json").write_text("{")
     training_run(tmp_path / "4", seed=2)
     whole, other = join_continued([read_run(folder) for folder in find_run_folders(tmp_path)])
     assert (whole.folder.name, whole.status, str(whole.duration)) == ("3", "COMPLETED", "4:00:00")
-    assert [problem.split(": ")[0] for problem in whole.problems] == [str(tmp_path / "1")]
+    assert whole.problems == [f"{tmp_path / '1'}: artifact gone.pt is missing"]
     assert other.folder.name == "4"
     copied = [read_run(tmp_path / "3"), read_run(tmp_path / "3")]
     assert len(join_continued(copied)) == 2  # of a folder that was copied nothing is added up

@@ -70,7 +70,7 @@ SHARED = {1: R1, 10: R10}
     ("recall", "expected"),
     [
         ({1: R1, 10: R10, 100: R100}, {1: 80.5, 10: 93.25, 100: 93.25}),
-        ({1: R1, 10: R10, 100: R10}, {1: 80.5, 10: 93.25, 100: 93.25}),
+        ({1: R1, 10: R10, 100: R10}, {1: 80.5, 10: 93.25}),  # a reference, which cout.txt would name
         ({"cosine": {1: R1, 10: R10}, "l2": {1: R1, 10: R10}}, {1: 80.5, 10: 93.25}),
         ({"l2": {1: R1, 10: R10}, "cosine": {1: R1, 10: R10}}, {1: 80.5, 10: 93.25}),
         ({"cosine": SHARED, "l2": SHARED}, {1: 80.5, 10: 93.25}),
@@ -85,19 +85,12 @@ def test_recalls_as_jsonpickle_writes_them(tmp_path, recall, expected):
 @pytest.mark.parametrize(
     ("recall", "expected"),
     [
-        # older versions of jsonpickle give no numbers to dicts
-        (
-            {"json://1": encoded(80.5), "json://10": encoded(93.0), "json://100": {"py/id": 1}},
-            {1: 80.5, 10: 93, 100: 93},
-        ),
-        # object 0 is R@1, but R@100 cannot be below R@10
-        ({"json://1": encoded(80.5), "json://10": encoded(93.0), "json://100": {"py/id": 0}}, {1: 80.5, 10: 93}),
-        ({"json://1": {"py/id": 7}, "json://10": encoded(93.0)}, {10: 93}),
+        ({"json://1": encoded(80.5), "json://10": encoded(93.0), "json://100": {"py/id": 1}}, {1: 80.5, 10: 93}),
         ({"json://1": encoded(80.5), "json://10": {"py/reduce": []}, "more": "text"}, {1: 80.5}),
         ("none", {}),
     ],
 )
-def test_references_are_resolved_or_left_out(tmp_path, recall, expected):
+def test_references_are_left_out(tmp_path, recall, expected):
     folder = write(tmp_path / "1", run=entry(), config={"seed": 0}, info={"recall": recall})
     assert read_run(folder).best == expected
 
@@ -131,31 +124,16 @@ def test_damaged_folders(tmp_path, capsys):
 
     runs = {folder.parent.name: read_run(folder) for folder in find_run_folders(tmp_path)}
     assert list(runs) == ["corrupt", "empty", "good", "strange", "unknown"]
-    assert runs["corrupt"].status == runs["empty"].status == "UNREADABLE"
-    assert runs["unknown"].status == "UNKNOWN"
-    assert (runs["unknown"].best, runs["unknown"].last) == ({1: 81.0, 10: 92.0}, {})
-    assert (runs["strange"].best, runs["strange"].duration) == ({}, None)
-    assert runs["strange"].problems == [
-        "info.json: no recall could be read for R@1",
-        "run.json: start_time is no time",
-        "run.json: stop_time is no time",
-    ]
+    assert {run.status for name, run in runs.items() if name != "good"} == {"UNREADABLE"}
 
     assert main([str(tmp_path), str(tmp_path / "nowhere")]) == 0
     out, err = capsys.readouterr()
-    unread = out.split("Could not be read\n\n")[1]
-    assert f"- {tmp_path}/empty/1: run.json is missing; config.json is missing\n" in unread
-    assert f"- {tmp_path}/corrupt/1: run.json is no valid JSON" in unread
-    assert "config.json holds no JSON object; metrics.json is empty\n" in unread
-    assert (
-        f"- {tmp_path}/unknown/1: run.json is missing; metrics.json: val.recall@1 has no steps and values; " in unread
-    )
+    unread = out.split("Could not be read\n\n")[1].splitlines()
+    assert unread[0].startswith(f"- {tmp_path}/corrupt/1: run.json is no valid JSON (")
+    assert unread[1] == f"- {tmp_path}/empty/1: run.json is missing"
+    assert unread[2].startswith(f"- {tmp_path}/strange/1: it is no run of these commands: ")
+    assert unread[3:] == [f"- {tmp_path}/unknown/1: run.json is missing"]
     assert f"{tmp_path}/nowhere: no such folder\n" in err
-
-
-def test_recalls_without_a_config_are_not_taken_for_the_last(tmp_path):
-    run = read_run(write(tmp_path / "1", run=entry(), config="", info={"recall": {"1": 81.0}}))
-    assert (run.best, run.last, run.problems) == ({1: 81.0}, {}, ["config.json is empty"])
 
 
 def test_runs_are_found_in_natural_order(tmp_path):
@@ -194,7 +172,7 @@ def test_links_between_folders_are_not_followed(tmp_path):
     (tmp_path / "1" / "up").symlink_to("..")
     (tmp_path / "loop").symlink_to("loop")
     (found,) = find_run_folders(tmp_path)
-    assert read_run(found).problems == ["run.json is no regular file", "config.json is missing"]
+    assert read_run(found).problems == ["run.json is no regular file"]
 
 
 def test_folders_that_are_none(tmp_path):
@@ -205,21 +183,8 @@ def test_folders_that_are_none(tmp_path):
     assert read_run(loop).status == "UNREADABLE"
 
 
-def test_durations_that_cannot_be(tmp_path):
-    for name, stop in (("1", "9999-12-31T23:59:59"), ("2", "2026-01-02T02:59:59")):
-        run = read_run(write(tmp_path / name, run=entry(start_time=START, stop_time=stop), config=config()))
-        assert (run.status, run.duration) == ("COMPLETED", None)
-        assert run.problems == [f"run.json: no run can last from 2026-01-02 03:00 to {stop[:16].replace('T', ' ')}"]
-
-
-def test_a_missing_output_is_a_problem_once_a_run_has_begun(tmp_path):
-    for name, status, problems in (("1", "RUNNING", ["cout.txt is missing"]), ("2", "QUEUED", [])):
-        folder = training_run(tmp_path / name, status=status)
-        (folder / "cout.txt").unlink()
-        assert read_run(folder).problems == problems
-
-
-def test_absurd_memory(tmp_path):
-    info = {"recall": {"1": 81.0}, "peak_memory_gb": 1e308}
-    run = read_run(write(tmp_path / "1", run=entry(), config=config(), info=info))
-    assert (run.memory, run.problems) == (None, ["info.json: peak_memory_gb is no number from 0 to 1e+06"])
+def test_a_run_that_has_printed_nothing(tmp_path):
+    folder = training_run(tmp_path / "1", status="QUEUED")
+    (folder / "cout.txt").unlink()
+    run = read_run(folder)
+    assert (run.status, run.best, run.problems) == ("QUEUED", {1: 81.0, 10: 92.0}, [])
