@@ -1,12 +1,13 @@
 """`python -m report RUN... --out FILE`: a page that shows what runs did."""
 
 import argparse
+import base64
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report.curves import curves, has_curves
 from report.document import document
 from report.evaluated import SCRIPT
 from report.gallery import gallery
@@ -14,7 +15,8 @@ from report.photos import Photos
 from report.tables import tables
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
-from utils.logs.groups import collect_runs, group_runs
+from utils.logs.groups import Group, collect_runs, group_runs
+from utils.logs.plots import curves, has_curves, save
 from utils.logs.runs import Run
 from utils.logs.table import unread_lines
 from utils.runtime.output import unfailing_output
@@ -95,8 +97,15 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "folders": [printable(run.folder) for run in runs],
         "tables": tables(runs, groups),
-        "curves": curves(drawn[:MOST_CURVES], groups),
+        "curves": _svg(drawn[:MOST_CURVES], groups) if drawn else None,
         "galleries": galleries,
         "photos": photos.entries,
         "problems": problems,
     }
+
+
+def _svg(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+    """The curves as SVG, in base64."""
+    file = io.BytesIO()
+    save(curves(runs, groups), file, "svg")
+    return base64.b64encode(file.getvalue()).decode()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = Path(__file__).parent / "page"
-SCRIPTS = ("elements.js", "tables.js", "chart.js", "curves.js", "pair.js", "gallery.js", "page.js")
+SCRIPTS = ("elements.js", "tables.js", "pair.js", "gallery.js", "page.js")
 ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # nothing in the data ends its element; ASCII else
 
 

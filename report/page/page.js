@@ -7,6 +7,15 @@ showCurves(document.getElementById("curves"), data.curves);
 showGallery(document.getElementById("gallery"), data.galleries);
 showSources(document.getElementById("sources"));
 
+function showCurves(section, svg) {
+  if (!svg) return;
+  section.append(
+    element("h2", {}, "Training curves"),
+    element("p", { class: "source" }, "From metrics.json, or where it has no recalls cout.txt, in each run's folder. Faint: the loss of each iteration. Thick: means over seeds, in a band of one sample standard deviation."),
+    element("img", { class: "curves", src: `data:image/svg+xml;base64,${svg}`, alt: "Loss and validation recalls over epochs, a line for each run" }),
+  );
+}
+
 function showSources(section) {
   section.append(
     element("h2", {}, "Sources"),

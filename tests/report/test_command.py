@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import re
@@ -14,7 +15,6 @@ from tests.report.conftest import HOSTILE
 from tests.utils.logs.folders import entry, training_run, write
 from utils import pickle_save
 from utils.evaluation import rank_candidates
-from utils.logs.__main__ import main as logs_main
 from utils.logs.runs import read_run
 from utils.retrieval.measures import first_match_ranks
 from utils.retrieval.ranking import Candidates
@@ -64,8 +64,9 @@ def test_a_page_of_trainings(trainings, tmp_path, capsys):
     page = tmp_path / "new" / "report.html"
     assert main([str(trainings), str(tmp_path / "none"), "--out", str(page)]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"{page} shows 2 runs, in 0.0 MB")
+    assert out.startswith(f"{page} shows 2 runs, in 0.1 MB")
     assert f"{tmp_path}/none: no such folder" in err
+    assert b"<svg" in base64.b64decode(written(page)["curves"])
     (line,) = written(page)["problems"]
     assert line.startswith("No gallery: none of the runs is an evaluation of reranking; eval_rerank.py makes one")
 

@@ -64,25 +64,10 @@ def test_tables_and_curves_name_their_files(opened, made, trainings):
     assert cells.count(str(made.run)) == 5  # four rankings, and the run
     assert "81.50 ± 0.71" in cells
     assert len(all_of(opened, "#tables td svg")) == 3  # intervals of what is not the global ranking
-    assert [text for text in texts(opened, ".legend .source") if "group" not in text] == [
-        *(f"seed {seed}, from {trainings}/{seed}/metrics.json" for seed in (1, 2)),
-        f"seed 1, 2, from {trainings}/1/metrics.json, {trainings}/2/metrics.json",
-    ]
-    assert len(all_of(opened, ".chart .curve")) == 2 * 3 + 2  # two panels of three; two runs' losses by iteration
+    assert opened.execute_script("return document.querySelector('img.curves').naturalWidth") > 500
     sources = texts(opened, "#sources li")
     for name in ("scores.npz", "nn_inds.pkl", "per_query.csv"):
         assert any(line.startswith(f"{made.folder / name}, MD5 ") for line in sources)
-
-
-def test_a_curve_is_hidden_and_read(opened):
-    opened.find_element("css selector", ".legend input").click()
-    assert len(all_of(opened, ".chart .curve")) == 2 * 2 + 1
-    choose(opened, "Recall at", "10")
-    recall = all_of(opened, ".chart")[1]
-    assert recall.find_element("css selector", "figcaption").text == "Validation recall at 10, in %"
-    recall.find_element("css selector", "svg").send_keys("\ue012")  # left
-    assert recall.find_element("css selector", "output").text.startswith("epoch 1: ")
-    assert "group 1: mean of 2 seeds 92.00 ± 0.00 %" in recall.find_element("css selector", "output").text
 
 
 def test_neighbours_before_and_after(opened, made):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.logs.groups import collect_runs
+from utils.logs.groups import collect_runs, group_runs
 from utils.logs.table import as_csv, as_tables, fixed_table, unread_lines
 from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
@@ -56,7 +56,7 @@ def tables(arguments: Sequence[str]) -> int:
         from utils.logs.plots import plot_runs  # matplotlib takes longer to import than everything else here
 
         try:
-            plot_runs(runs, options.plot)
+            plot_runs(runs, group_runs(runs), options.plot)
         except InputError as error:
             print(error, file=sys.stderr)
             return 1

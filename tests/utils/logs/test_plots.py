@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from tests.utils.logs.folders import entry, scalar, training_run, write
 from utils.errors import InputError
-from utils.logs.plots import epoch_means, plot_runs
+from utils.logs.groups import group_runs
+from utils.logs.plots import curves, epoch_means, plot_runs
 from utils.logs.runs import read_run
 
 
@@ -29,18 +30,43 @@ def test_epoch_means():
 
 def test_plot(three_runs, tmp_path):
     for name, start in (("plots/curves.png", b"\x89PNG\r\n\x1a\n"), ("curves.pdf", b"%PDF")):
-        plot_runs(three_runs, tmp_path / name)
+        plot_runs(three_runs, [], tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(start)
         assert (tmp_path / name).stat().st_size > 5000
 
 
 def test_plots_that_cannot_be_drawn(three_runs, tmp_path):
     with pytest.raises(InputError, match=r"curves\.doc was not drawn: its ending"):
-        plot_runs(three_runs, tmp_path / "curves.doc")
+        plot_runs(three_runs, [], tmp_path / "curves.doc")
     evaluation = read_run(write(tmp_path / "4", run=entry(), config={}, info={"recall": {"1": 80.7}}))
     with pytest.raises(InputError, match="none of the runs has logged"):
-        plot_runs([evaluation], tmp_path / "curves.png")
+        plot_runs([evaluation], [], tmp_path / "curves.png")
     assert not list(tmp_path.glob("curves*"))
+
+
+def test_means_over_seeds(three_runs):
+    figure = curves(three_runs, group_runs(three_runs))
+    assert figure.legends[0].get_texts()[-1].get_text() == "group 1: mean of 2 seeds"
+    loss_panel, recall_panel = figure.axes
+    assert loss_panel.get_lines()[-1].get_xydata().tolist() == [[0.5, 3.0], [1.5, 0.75]]
+    *_, first, _ = recall_panel.get_lines()  # R@1, R@10
+    assert first.get_xydata().tolist() == [[0, 50.0], [1, 81.5], [2, 80.5]]
+    (band, _) = recall_panel.collections
+    assert band.get_paths()[0].get_extents().intervaly.tolist() == pytest.approx([50.0, 81.5 + 4.5**0.5])
+    one_seed = curves(three_runs[1:], group_runs(three_runs))
+    assert not one_seed.axes[1].collections
+
+
+def test_the_losses_of_many_iterations_take_little_room(tmp_path):
+    losses = [(i / 50_000, math.sin(i) + 2) for i in range(100_000)]
+    run = replace(read_run(training_run(tmp_path / "1")), losses=losses)
+    plot_runs([run], [], tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").stat().st_size < 200_000
+
+
+def test_texts_of_an_svg_stay_texts(tmp_path):
+    plot_runs([read_run(training_run(tmp_path / "漢字"))], [], tmp_path / "curves.svg")
+    assert "/漢字</text>" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
 def styles(lines):
@@ -49,7 +75,7 @@ def styles(lines):
 
 def test_80_runs_are_told_apart(tmp_path, figures):
     run = read_run(training_run(tmp_path / "1"))
-    plot_runs([replace(run, folder=Path(str(i))) for i in range(85)], tmp_path / "curves.png")
+    plot_runs([replace(run, folder=Path(str(i))) for i in range(85)], [], tmp_path / "curves.png")
     (figure,) = figures
     (legend,) = figure.legends
     assert len(set(styles(legend.get_lines()[:80]))) == 80
@@ -62,7 +88,7 @@ def test_80_runs_are_told_apart(tmp_path, figures):
 def test_the_k_of_most_runs_are_drawn(tmp_path, figures):
     run = read_run(training_run(tmp_path / "1"))
     other = replace(run, validations={0: dict.fromkeys(range(2, 50), 50.0), 1: {1: 60.0}})
-    plot_runs([run, run, other], tmp_path / "curves.png")
+    plot_runs([run, run, other], [], tmp_path / "curves.png")
     texts = figures[0].axes[1].get_legend().get_texts()
     assert [text.get_text() for text in texts] == [f"R@{k}" for k in (1, 2, 3, 4, 5, 6, 7, 10)]
 
@@ -74,7 +100,7 @@ def test_absurd_curves_and_names(tmp_path, figures):
     }
     run = read_run(write(tmp_path / "1", run=entry(), config={}, metrics=json.dumps(metrics)))
     names = ("W" * 4000, "$x$ \\frac{", "caf\udce9\x1b[2J")
-    plot_runs([replace(run, folder=Path(name)) for name in names], tmp_path / "curves.png")
+    plot_runs([replace(run, folder=Path(name)) for name in names], [], tmp_path / "curves.png")
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "W" * 36 + "…" + "W" * 35,
