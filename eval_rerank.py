@@ -106,7 +106,7 @@ def main(
             model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
         )
         labels = Labels.of(loaders.query, loaders.gallery)
-        keep_scores(temp_dir, candidates, labels)
+        _run.info["scores_md5"] = keep_scores(temp_dir, candidates, labels)
         found = rank_candidates(candidates, labels, fusion)
         measures = found.measures(labels, recall_ks)
         written = found.rankings[found.written]

@@ -1,9 +1,7 @@
 """What an evaluation of reranking has left: its rankings, and the photos that they rank, as far as they are its own."""
 
 import contextlib
-import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +12,6 @@ from sop.splits import Split, class_map, read_split
 from utils.errors import InputError
 from utils.evaluation import Rankings, rank_candidates
 from utils.io.disk import md5
-from utils.io.neighbours import INDS, PER_QUERY, pickle_load
-from utils.io.ranking_names import current_names, rank_column
 from utils.logs.json_reader import nested, read_json
 from utils.logs.runs import Run
 from utils.retrieval.measures import first_match_ranks
@@ -24,7 +20,6 @@ from utils.retrieval.results import NAME, Labels, load_scores
 from utils.settings import TEXT, check_settings
 
 SCRIPT = "eval_rerank.py"
-TOLERANCE = 0.011  # of recalls in %, which are rounded to two decimals
 
 
 class Evaluated(NamedTuple):
@@ -55,7 +50,8 @@ def read_evaluated(run: Run) -> Evaluated:
     folders = [*located(run, config["temp_dir"]), run.folder.parent]
     folder = next((folder for folder in folders if (folder / NAME).exists()), Path(config["temp_dir"]))
     candidates, labels = load_scores(folder)
-
+    if md5(folder / NAME) != nested(read_json(run.folder / "info.json"), "scores_md5"):
+        raise InputError(f"{folder / NAME} is not of the run in {run.folder}: run {SCRIPT} in a temp_dir of its own")
     data = first_existing(run, dataset["data_path"])
     names = dataset["test_file"] if isinstance(dataset["test_file"], list) else [dataset["test_file"]]
     splits = [read_split(data, name) for name in names]
@@ -71,17 +67,8 @@ def read_evaluated(run: Run) -> Evaluated:
             found = rank_candidates(candidates, labels, config.get("fusion"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{run.folder / 'config.json'}: fusion={config.get('fusion')!r} is unknown") from error
-    written = folder / INDS
-    if not np.array_equal(pickle_load(written), found.rankings[found.written].positions):
-        raise InputError(
-            f"{written} is not the ranking by {found.titles[found.written]} of {folder / NAME}: it is another run's; "
-            f"run {SCRIPT} again"
-        )
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
-    _check_recalls(run, ranks, folder)
-    _check_per_query(folder / PER_QUERY, queries, ranks)
-    files = [run.folder / "config.json", run.folder / "info.json"]
-    files += [folder / name for name in (NAME, written.name, PER_QUERY)] + [data / name for name in names]
+    files = [run.folder / "config.json", run.folder / "info.json", folder / NAME, *(data / name for name in names)]
     return Evaluated(run, data, queries, gallery, candidates, labels, found, ranks, files)
 
 
@@ -103,45 +90,3 @@ def check_is_noted(run: Run, name: str, path: Path) -> None:
     noted = nested(read_json(run.folder / "info.json"), "md5", name)
     if isinstance(noted, str) and path.exists() and md5(path) != noted:
         raise InputError(f"{path} is not the one that was evaluated: its MD5 sum differs; run {SCRIPT} again")
-
-
-def _check_recalls(run: Run, ranks: dict[str, np.ndarray], folder: Path) -> None:
-    """InputError where recalls in info.json are not those of the ranks."""
-    for name in run.rankings.keys() & ranks.keys():
-        for measure, noted in run.rankings[name].items():
-            k = measure.removeprefix("R@")
-            if k.isdecimal() and isinstance(noted, int | float):
-                recall = 100 * float(np.mean(ranks[name] < int(k)))
-                if abs(recall - noted) > TOLERANCE:
-                    raise InputError(
-                        f"{folder / NAME} has a recall of {recall:.2f} where {run.folder / 'info.json'} notes {noted} "
-                        f"({measure}, {name}): it is of another run; run {SCRIPT} again, with a temp_dir of its own"
-                    )
-
-
-def _check_per_query(path: Path, queries: Split, ranks: dict[str, np.ndarray]) -> None:
-    """InputError unless the table is of these queries and ranks."""
-    expected = [
-        [*row[:2], *("" if np.isinf(rank) else str(int(rank) + 1) for rank in row[2:])]
-        for row in zip(queries.paths, map(str, queries.classes), *ranks.values(), strict=True)
-    ]
-    columns = ["path", "class", *map(rank_column, ranks)]
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(_columns(file, columns))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: run {SCRIPT} with this temp_dir again") from error
-    except (OSError, ValueError, csv.Error, KeyError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}): run {SCRIPT} with this temp_dir again") from error
-    if rows != expected:
-        raise InputError(f"{path} is of other queries or rankings than {NAME} beside it: run {SCRIPT} again")
-
-
-def _columns(file: io.TextIOBase, names: list[str]) -> Iterator[list[str]]:
-    header, *rows = csv.reader(file)
-    is_rank = [column.startswith("rank_") for column in header]
-    today = current_names(column.removeprefix("rank_") for column in header)
-    columns = [rank_column(name) if rank else name for name, rank in zip(today, is_rank, strict=True)]
-    for row in rows:
-        cells = dict(zip(columns, row, strict=True))
-        yield [cells[name] for name in names]

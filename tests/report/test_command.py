@@ -13,12 +13,10 @@ from report.command import main
 from tests.conftest import draw_photo
 from tests.report.conftest import HOSTILE
 from tests.utils.logs.folders import entry, training_run, write
-from utils import pickle_save
-from utils.evaluation import rank_candidates
+from utils.logs.__main__ import main as logs_main
 from utils.logs.runs import read_run
-from utils.retrieval.measures import first_match_ranks
 from utils.retrieval.ranking import Candidates
-from utils.retrieval.results import Labels, save_scores, write_per_query
+from utils.retrieval.results import Labels, keep_scores
 
 
 def written(path) -> dict:
@@ -112,18 +110,18 @@ def test_many_queries_are_sampled(tmp_path, monkeypatch):
     neighbours = (np.arange(n)[:, None] + 1 + np.argsort(rng.random((n, 12)))) % n
     scores = (rng.random((n, 12)).astype(np.float32) for _ in range(3))
     candidates = Candidates(neighbours, *scores)
-    found = rank_candidates(candidates, labels, None)
-    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
-    save_scores(tmp_path, candidates, labels)
-    pickle_save(tmp_path / "nn_inds.pkl", found.rankings["logit"].positions)
-    write_per_query(tmp_path / "per_query.csv", paths, classes, ranks)
     config = {"temp_dir": str(tmp_path), "dataset": {"data_path": str(tmp_path / "data"), "test_file": "test.txt"}}
-    write(tmp_path / "1", run=entry(script="eval_rerank.py"), config=config, info={})
+    write(
+        tmp_path / "1",
+        run=entry(script="eval_rerank.py"),
+        config=config,
+        info={"scores_md5": keep_scores(tmp_path, candidates, labels)},
+    )
     assert main([str(tmp_path / "1"), "--out", str(tmp_path / "a.html")]) == 0
     (gallery,) = written(tmp_path / "a.html")["galleries"]
     assert len(gallery["queries"]) == 200
     assert gallery["sample"].startswith("200 of 1,000 queries, drawn at random (seed 0): in turn one that is gained")
-    assert [sum(counts) for counts in gallery["counts"].values()] == [n] * len(ranks)
+    assert [sum(counts) for counts in gallery["counts"].values()] == [n] * 4
     assert "No attention: resume=None" in gallery["notes"][0]
     monkeypatch.setattr(report.command, "MAX_PHOTO_BYTES", 30_000)
     assert main([str(tmp_path / "1"), "--out", str(tmp_path / "a.html")]) == 0

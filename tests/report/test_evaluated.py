@@ -7,10 +7,11 @@ import pytest
 import eval_rerank
 from report.evaluated import read_evaluated
 from tests.conftest import TINY
-from utils import pickle_load, pickle_save
+from utils import pickle_load
 from utils.errors import InputError
 from utils.experiment.run_folder import RunFolder
 from utils.logs.runs import read_run
+from utils.retrieval.results import load_scores, save_scores
 
 
 def test_rankings_and_ranks(evaluation):
@@ -40,18 +41,10 @@ def test_a_former_run_folder(evaluation):
     for key in ("measures", "gains"):
         info[key] = {FORMER.get(name, name): row for name, row in info[key].items()}
     path.write_text(json.dumps(info))
-    rewrite(
-        "per_query.csv",
-        "rank_logit,rank_chamfer_cosine,rank_logit_cosine_chamfer\n",
-        "rank_published,rank_chamfer,rank_fused\n",
-    )(evaluation)
     former = read_run(evaluation.run)
     assert set(info["measures"]) == {"global", "published", "chamfer", "fused"}
     assert former.rankings == run.rankings and len(run.rankings) == 4
     assert read_evaluated(former).ranks.keys() == run.rankings.keys()
-    rewrite("per_query.csv", "rank_fused", "rank_weighted")(evaluation)
-    with pytest.raises(InputError, match=r"per_query.csv cannot be read"):
-        read_evaluated(former)
 
 
 def remove(name):
@@ -66,32 +59,15 @@ def rewrite(name, old, new):
     return change
 
 
-def other_order(evaluation):
-    path = evaluation.folder / "nn_inds.pkl"
-    pickle_save(path, pickle_load(path)[:, ::-1])
-
-
-def other_queries(evaluation):
-    path = evaluation.folder / "nn_inds.pkl"
-    pickle_save(path, np.roll(pickle_load(path), 1, axis=0))
-
-
-def other_recalls(evaluation):
-    path = evaluation.run / "info.json"
-    info = json.loads(path.read_text())
-    info["measures"]["logit"]["R@1"] = 55.5
-    path.write_text(json.dumps(info))
+def other_scores(evaluation):
+    candidates, labels = load_scores(evaluation.folder)
+    save_scores(evaluation.folder, candidates._replace(cosines=candidates.cosines + 1), labels)
 
 
 CHANGES = {
     "no scores": (remove("scores.npz"), r"scores.npz does not exist: run eval_rerank.py"),
-    "no neighbours": (remove("nn_inds.pkl"), r"nn_inds.pkl could not be read"),
-    "no table": (remove("per_query.csv"), r"per_query.csv does not exist: run eval_rerank.py"),
-    "another ranking": (other_order, r"nn_inds.pkl is not the ranking by logit of"),
-    "another run's neighbours": (other_queries, r"is of other queries or neighbours than"),
-    "another table": (rewrite("per_query.csv", "0_1.JPG", "0_9.JPG"), r"per_query.csv is of other queries"),
-    "a cut table": (rewrite("per_query.csv", "rank_global", "rank"), r"per_query.csv cannot be read"),
-    "other recalls": (other_recalls, r"scores.npz has a recall of .* of another run"),
+    "another run's scores": (other_scores, r"scores.npz is not of the run in .*: run eval_rerank.py in a temp_dir"),
+    "no sum": (rewrite("1/info.json", '"scores_md5"', '"sum"'), r"scores.npz is not of the run in"),
     "no data": (rewrite("1/config.json", '"test.txt"', '"gone.txt"'), r"gone.txt does not exist"),
     "other photos": (rewrite("1/config.json", '"test.txt"', '"four.txt"'), r"scores.npz is of other photos than"),
     "a path of numbers": (

@@ -10,8 +10,8 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
-from utils.io.disk import check_stored_zip, open_regular_file
-from utils.io.neighbours import INDS, PER_QUERY, pickle_load, save_neighbours
+from utils.io.disk import check_stored_zip, md5, open_regular_file
+from utils.io.neighbours import PER_QUERY, save_neighbours
 from utils.io.ranking_names import rank_column
 from utils.retrieval.measures import Measures
 from utils.retrieval.ranking import Candidates, Ranking
@@ -72,18 +72,24 @@ def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> N
         np.savez(file, **arrays)
 
 
-def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> None:
-    """`save_scores`; a file that cannot be written is reported, and the evaluation goes on."""
+def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> str | None:
+    """`save_scores`; returns the file's MD5 sum, by which a run's scores are known as its own.
+
+    None in all processes but the first, and for a file that cannot be written: that is reported, and the evaluation
+    goes on.
+    """
     if not is_main_process():
-        return
+        return None
     try:
         save_scores(folder, candidates, labels)
     except InputError as error:
         print(f"scores are not kept: {error}")
+        return None
+    return md5(Path(folder) / NAME)
 
 
 def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
-    """Read it; InputError where there is none, or one that is not so or of other queries than the files beside it."""
+    """Read it; InputError where there is none, or one that is not so."""
     path = Path(folder) / NAME
     try:
         with open_regular_file(path) as opened:
@@ -116,9 +122,4 @@ def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
         raise InputError(
             f"{path} holds arrays that do not belong together: run eval_rerank.py with this temp_dir again"
         )
-    inds = Path(folder) / INDS
-    if inds.exists():
-        written = pickle_load(inds)
-        if written.shape != candidates.neighbours.shape or (np.sort(written) != np.sort(candidates.neighbours)).any():
-            raise InputError(f"{path} is of other queries or neighbours than {inds}: run eval_rerank.py again")
     return candidates, labels

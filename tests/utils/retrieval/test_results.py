@@ -1,11 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 
 from tests.utils.retrieval.test_fusion import drawn
 from utils.errors import InputError
-from utils.io.neighbours import save_neighbours
-from utils.retrieval.ranking import Weights, ranking_by
-from utils.retrieval.results import NAME, Labels, load_scores, save_scores
+from utils.retrieval.results import NAME, Labels, keep_scores, load_scores, save_scores
 
 
 @pytest.fixture
@@ -19,7 +19,6 @@ def test_scores_come_back(scored, tmp_path, with_logits):
     candidates, labels = scored
     candidates = candidates if with_logits else candidates._replace(logits=None)
     save_scores(tmp_path / "new", candidates, labels)
-    save_neighbours(tmp_path / "new", *ranking_by(candidates, Weights(0, 1, 1, 9)))
     found, found_labels = load_scores(tmp_path / "new")
     for ours, expected in zip((*found, *found_labels), (*candidates, *labels), strict=True):
         assert np.array_equal(ours, expected)
@@ -77,9 +76,9 @@ def test_damaged(scored, tmp_path, damage, message):
         load_scores(tmp_path)
 
 
-def test_of_other_queries_than_the_files_beside_it(scored, tmp_path):
-    save_scores(tmp_path, *scored)
-    other, _, _ = drawn(seed=9)
-    save_neighbours(tmp_path, *ranking_by(other, Weights(1, 0, 0, 9)))
-    with pytest.raises(InputError, match=r"is of other queries or neighbours than .*nn_inds\.pkl"):
-        load_scores(tmp_path)
+def test_kept_scores_are_known_by_their_sum(scored, tmp_path, capsys):
+    digest = keep_scores(tmp_path / "new", *scored)
+    assert digest == hashlib.md5((tmp_path / "new" / NAME).read_bytes()).hexdigest()
+    (tmp_path / "file").write_text("")
+    assert keep_scores(tmp_path / "file", *scored) is None
+    assert "scores are not kept: " in capsys.readouterr().out
