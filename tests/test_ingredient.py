@@ -14,7 +14,7 @@ from sop.ingredient import get_loaders
 from sop.views import EmbeddedViews
 from utils.errors import InputError
 from utils.io.neighbours import save_neighbours
-from utils.retrieval.embedding import _from_image
+from utils.retrieval.embedding import _local_loader
 from utils.retrieval.ranking import Ranking
 from utils.retrieval.results import save_evaluation
 
@@ -246,7 +246,7 @@ def test_no_batch_is_waited_for_longer_than_asked(photos, tmp_path, monkeypatch)
         changes = {"num_workers": workers, "timeout_minutes": 0.5}
         loaders = loaders_of(photos, **changes, image_cache=tmp_path / str(workers))
         EmbeddedViews(loaders.train, 1, lambda views: torch.zeros(24, 1, 1, 1))
-        next(iter(_from_image(loaders.query, 9)))
+        next(iter(_local_loader(loaders.query, 9)))
         assert waits == [(workers, timeout)] * len(waits) and len(waits) == 6  # of the cache's maker, too
         waits.clear()
 

@@ -1,6 +1,6 @@
-"""The two evaluations, the rankings that follow from their scores, and what they leave.
+"""Evaluation of global retrieval and of reranking, and the rankings that follow from the scores.
 
-`dtype` is the number format of matrix products and convolutions.
+`dtype` is that of matrix products and convolutions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosi
 from utils.retrieval.results import Labels
 from utils.text import text_table
 
-# Rank correlation of cosines with places. Two untrained networks, each with the other's neighbours, had 0.76;
-# neighbours of other photos, in lists of the same classes, up to 0.3; by chance it is 0.
-FALLING = 0.5
+# Least rank correlation of cosines with places that is plausible. Two untrained networks, each with the other's
+# neighbours, had 0.76; neighbours of other photos, in lists of the same classes, up to 0.3; by chance it is 0.
+MIN_CORRELATION = 0.5
 
 
 def evaluate_global(
@@ -37,9 +37,9 @@ def evaluate_global(
     knn_index: str = EXACT,
     features: str | None = None,
 ):
-    """`recall_at_ks` of the images' normalised global descriptors; `gallery_loader` None: among themselves.
+    """`recall_at_ks` of normalised global descriptors; without a gallery the queries are searched among themselves.
 
-    With a folder `features`, descriptors are kept there for later evaluations (`utils.store.feature_cache`).
+    With a folder `features`, descriptors are cached there (`utils.store.feature_cache`).
     """
     (descriptors, labels), gallery = _embed_sets(model, query_loader, gallery_loader, [GLOBAL], dtype, features)
     return recall_at_ks(descriptors, labels, recall_ks, gallery[0], gallery[1], True, knn_index)
@@ -54,9 +54,9 @@ def evaluate_rerank(
     dtype=torch.float32,
     features: str | None = None,
 ):
-    """`recall_at_ks_rerank` of the images' local maps; `gallery_loader` and `features` as for `evaluate_global`.
+    """`recall_at_ks_rerank` of the images' feature maps; `gallery_loader` and `features` as for `evaluate_global`.
 
-    InputError where the scores tell no candidates apart.
+    InputError if all candidates of each query have one score.
     """
     (maps, labels), gallery = _embed_sets(model, query_loader, gallery_loader, [LOCAL], dtype, features)
     recalls, logits, positions = recall_at_ks_rerank(
@@ -67,9 +67,9 @@ def evaluate_rerank(
 
 
 def check_scores_differ(scores: np.ndarray, scorer: str) -> None:
-    """Print for how many queries all candidates have one score (n, m); InputError where that is so for all queries.
+    """Print the number of queries whose candidates all have one score (n, m); InputError if these are all queries.
 
-    Such queries keep the order in which the candidates came: its recall would pass for the scorer's.
+    Such queries keep the global ranking's order, whose recall would pass for the scorer's.
     """
     are_equal = (scores == scores[:, :1]).all(axis=1)
     if scores.shape[1] == 1 or not are_equal.any():
@@ -95,10 +95,10 @@ def score_candidates(
     features: str | None = None,
     with_matcher: bool = True,
 ) -> Candidates:
-    """All scores of the first `num_candidates` of each query's neighbours (n, k), of one pass over the photos."""
+    """Compute all scores of the first `num_candidates` neighbours (n, k) of each query, in one pass over the photos."""
     queries, gallery = _embed_sets(model, query_loader, gallery_loader, [GLOBAL, LOCAL], dtype, features)
     descriptors, maps, _ = queries
-    gallery_descriptors, gallery_maps, _ = (descriptors, maps, None) if gallery[0] is None else gallery
+    gallery_descriptors, gallery_maps, _ = queries if gallery[0] is None else gallery
     scored = neighbours[:, :num_candidates]
     scorers: list[Scorer] = [Chamfer(), *([matcher_for(model, gallery_maps.dtype)] if with_matcher else [])]
     chamfer, *logits = (scores.numpy() for scores in pair_scores(model, maps, gallery_maps, scored, scorers))
@@ -109,20 +109,20 @@ def score_candidates(
 def _embed_sets(
     model, query_loader, gallery_loader, outputs: Sequence[int], dtype: torch.dtype, features: str | None
 ) -> tuple[tuple, tuple]:
-    """Features, one of each output, and labels of the queries, and of the gallery: Nones where it is the queries."""
-    parts, labels = embed(model, query_loader, outputs, "query", dtype, features)
+    """Outputs and labels of the queries, and of the gallery: all None if the queries are the gallery."""
+    embedded, labels = embed(model, query_loader, outputs, "query", dtype, features)
     if gallery_loader is None:
-        return (*parts, labels), (None,) * (len(parts) + 1)
-    gallery_parts, gallery_labels = embed(model, gallery_loader, outputs, "gallery", dtype, features)
-    return (*parts, labels), (*gallery_parts, gallery_labels)
+        return (*embedded, labels), (None,) * (len(embedded) + 1)
+    gallery_embedded, gallery_labels = embed(model, gallery_loader, outputs, "gallery", dtype, features)
+    return (*embedded, labels), (*gallery_embedded, gallery_labels)
 
 
 class Rankings(NamedTuple):
-    """The rows of an evaluation's table: rankings, and the titles they have there."""
+    """The rankings of an evaluation's table by name, with their titles."""
 
     rankings: dict[str, Ranking]
     titles: dict[str, str]
-    written: str  # the one that the neighbour files hold
+    written: str  # the name of the ranking in the neighbour files
 
     def measures(self, labels: Labels, ks: Sequence[int]) -> dict[str, Measures]:
         """The measures of each ranking."""
@@ -131,8 +131,8 @@ class Rankings(NamedTuple):
         }
 
 
-def fall_of_cosines(cosines: np.ndarray) -> float:
-    """Spearman's rank correlation of cosines (n, m) with places, the mean over queries: 1 where all fall."""
+def cosine_rank_correlation(cosines: np.ndarray) -> float:
+    """Spearman's rank correlation of falling cosines (n, m) with places, averaged over queries: 1 if all fall."""
     places = np.arange(cosines.shape[1])
     ranks = (-cosines).argsort(axis=1, kind="stable").argsort(axis=1)
     m = max(len(places), 2)
@@ -140,21 +140,20 @@ def fall_of_cosines(cosines: np.ndarray) -> float:
 
 
 def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequence[float] | None) -> Rankings:
-    """The rankings that can be had from the scores; prints which weights were chosen, or why a row is left out.
+    """Rank by each formula for which there are scores; prints the weights chosen, or why a ranking is left out.
 
-    InputError where the scores tell no candidates apart.
-    `fusion` says which is written. None: `logit`, or without a matcher `chamfer`. Numbers (w, v): `weighted`, by
-    `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': the last one with weights chosen on other
-    classes, or where none could be chosen as for None.
+    InputError if all candidates of each query have one score. `fusion` selects the ranking for the neighbour files.
+    None: `logit`, or without a matcher `chamfer`. Numbers (w, v): `weighted`, by `logit + w * cosine + v * chamfer`, or
+    without the logit. 'crossfit': the last ranking with cross-validated weights, or if there is none as for None.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
     if candidates.logits is not None:
         check_scores_differ(candidates.logits, "the matcher")
     else:
         check_scores_differ(candidates.chamfer, "Chamfer similarity")
-    if (falling := fall_of_cosines(candidates.cosines)) < FALLING:
+    if (correlation := cosine_rank_correlation(candidates.cosines)) < MIN_CORRELATION:
         print(
-            f"the candidates' cosines hardly fall from first to last (rank correlation {falling:.2f}, and 1 for "
+            f"the candidates' cosines hardly fall from first to last (rank correlation {correlation:.2f}, and 1 for "
             "neighbours that this network has found): the neighbour file may be of other photos"
         )
     fixed = {"global": Weights(0, np.inf, 0, num_scored)}
@@ -185,27 +184,27 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     return Rankings(rankings, titles, written)
 
 
-def report_rankings(found: Rankings, measures: Mapping[str, Measures], ks: Sequence[int], info: dict) -> None:
-    """Print the table of rankings, and what each changes of the global one.
+def report_rankings(rankings: Rankings, measures: Mapping[str, Measures], ks: Sequence[int], info: dict) -> None:
+    """Print the table of rankings, and the changes from the global ranking to each.
 
-    `info['measures']` has them in % by ranking and name, `info['gains']` the points, and their interval, by ranking and
-    R@K.
+    `info['measures']` gets measures in % by ranking and name, `info['gains']` the change in points with the ends of its
+    interval by ranking and R@K.
     """
     changes = {
         name: changes_of(measures["global"].ranks, measures[name].ranks, ks)
-        for name in found.rankings
+        for name in rankings.rankings
         if name != "global"
     }
     info["measures"] = {name: row.values for name, row in measures.items()}
     info["gains"] = {name: {f"R@{change.k}": change.interval for change in row} for name, row in changes.items()}
-    print(text_table([{"ranking": found.titles[name], **row.values} for name, row in measures.items()]))
-    print_notes(measures["global"], found.rankings["global"].positions.shape[1])
+    print(text_table([{"ranking": rankings.titles[name], **row.values} for name, row in measures.items()]))
+    print_notes(measures["global"], rankings.rankings["global"].positions.shape[1])
     for name, row in changes.items():
-        print(*(f"{found.titles[name]}, {change}" for change in row), sep="\n")
+        print(*(f"{rankings.titles[name]}, {change}" for change in row), sep="\n")
 
 
 def print_notes(measures: Measures, columns: int) -> None:
-    """Say what the measures leave out."""
+    """Print how many queries the measures do not cover."""
     if measures.without_others:
         print(
             f"{measures.without_others} queries have no image of their class in the gallery, themselves left out: "

@@ -25,9 +25,9 @@ def recall_at_ks(
     """Recall@K of search by squared L2 distance over descriptors (n, d) and (m, d), normalised when `cosine`.
 
     Without a gallery the queries are searched among themselves, each leaving itself out. Returns `({K: recall in %},
-    distances, positions)`, two arrays of max(ks) columns, or of as many as there are images. Search is exact unless
+    distances, positions)`; the arrays have max(ks) columns, or fewer if there are fewer images. Search is exact unless
     `knn_index` names another index (`utils.retrieval.knn.make_index`). ValueError when only one of the gallery
-    arguments is given, InputError for an index that faiss does not take.
+    arguments is given, InputError for an index that faiss rejects.
     """
     gallery_labels = _checked_gallery_labels(query_labels, gallery_features, gallery_labels)
     if cosine:
@@ -48,8 +48,8 @@ def recall_at_ks_rerank(
 ) -> tuple[dict[int, float], np.ndarray, np.ndarray]:
     """Recall@K after reranking each query's first 100 neighbours, of `cache_nn_inds` (n, K), by the matcher's logit.
 
-    Features are local maps, (n, d, h, w) and (m, d, h, w); `matcher` is the whole model. Returns `({K: recall in %},
-    logits, positions)`, sorted by falling logit, stably. Where K exceeds the columns, recall counts over what there is.
+    Features are feature maps (n, d, h, w) and (m, d, h, w); `matcher` is the whole model. Returns `({K: recall in %},
+    logits, positions)`, sorted by falling logit, stably. If K exceeds the number of columns, recall counts over these.
     """
     gallery_labels = _checked_gallery_labels(query_labels, gallery_features, gallery_labels)
     gallery_features = query_features if gallery_features is None else gallery_features

@@ -6,12 +6,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.reference import published_model
 from tests.utils.retrieval.test_fusion import drawn
 from utils.errors import InputError
-from utils.evaluation import Ranking, Rankings, evaluate_rerank, fall_of_cosines, rank_candidates, report_rankings
+from utils.evaluation import (
+    Ranking,
+    Rankings,
+    cosine_rank_correlation,
+    evaluate_rerank,
+    rank_candidates,
+    report_rankings,
+)
 from utils.retrieval.measures import changes_of
 from utils.retrieval.results import Labels, write_per_query
 
 
-def test_the_table(tmp_path):
+def test_per_query_table(tmp_path):
     ranks = {"global": np.array([0, 14, np.inf]), "logit + cosine + chamfer": np.array([2, 0, np.inf])}
     write_per_query(tmp_path / "new" / "per_query.csv", ["a, b.JPG", "c.JPG", "d.JPG"], [7, 7, 9], ranks)
     assert (tmp_path / "new" / "per_query.csv").read_text().splitlines() == [
@@ -24,7 +31,7 @@ def test_the_table(tmp_path):
     assert (tmp_path / "new" / "per_query.csv").read_text().splitlines()[1] == "0,a,3,5"
 
 
-def test_changes_against_a_plain_bootstrap():
+def test_changes_equal_plain_bootstrap():
     rng = np.random.default_rng(1)
     before, after = rng.integers(0, 6, 400).astype(float), rng.integers(0, 5, 400).astype(float)
     before[:10] = np.inf
@@ -46,12 +53,12 @@ def test_no_change():
     ]
 
 
-def test_what_the_measures_leave_out_is_said(capsys):
+def test_queries_without_measures_are_printed(capsys):
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     positions = np.array([[(i + j) % 7 for j in (1, 2)] for i in range(7)])
     ranking, info = Ranking(np.zeros((7, 2), np.float32), positions), {}
-    found = Rankings({"global": ranking}, {"global": "global"}, "global")
-    report_rankings(found, found.measures(Labels(labels, labels, True), [1]), [1], info)
+    rankings = Rankings({"global": ranking}, {"global": "global"}, "global")
+    report_rankings(rankings, rankings.measures(Labels(labels, labels, True), [1]), [1], info)
     printed = capsys.readouterr().out
     assert "1 queries have no image of their class in the gallery, themselves left out: mAP@R" in printed
     assert (
@@ -62,7 +69,7 @@ def test_what_the_measures_leave_out_is_said(capsys):
 
 
 @pytest.mark.parametrize("with_logits", [True, False])
-def test_scores_that_tell_no_candidates_apart(with_logits, capsys):
+def test_constant_scores(with_logits, capsys):
     """Their order would be the global ranking's, under another name."""
     candidates, classes, _ = drawn(with_logits=with_logits)
     labels = Labels(classes, classes, True)
@@ -78,20 +85,20 @@ def test_scores_that_tell_no_candidates_apart(with_logits, capsys):
         rank_candidates(candidates, labels, "crossfit")
 
 
-def test_neighbours_of_other_photos_are_said(capsys):
+def test_warns_of_neighbours_of_other_photos(capsys):
     """Against scipy's formula, written out: the correlation of the ranks."""
     candidates, classes, _ = drawn()
     rng, places = np.random.default_rng(0), np.arange(9)
     for noise in (0.0, 0.05, 1.0):
         cosines = candidates.cosines + noise * rng.normal(size=candidates.cosines.shape).astype(np.float32)
         rows = [np.corrcoef([(row > x).sum() for x in row], places)[0, 1] for row in cosines]
-        assert fall_of_cosines(cosines) == pytest.approx(np.mean(rows), abs=1e-6)
+        assert cosine_rank_correlation(cosines) == pytest.approx(np.mean(rows), abs=1e-6)
         rank_candidates(candidates._replace(cosines=cosines), Labels(classes, classes, True), None)
         assert ("cosines hardly fall from first to last" in capsys.readouterr().out) == (np.mean(rows) < 0.5)
-    assert fall_of_cosines(candidates.cosines) == fall_of_cosines(candidates.cosines[:, :1]) == 1
+    assert cosine_rank_correlation(candidates.cosines) == cosine_rank_correlation(candidates.cosines[:, :1]) == 1
 
 
-def test_a_matcher_that_answers_one_number_is_not_validated():
+def test_validation_refuses_a_constant_matcher():
     model = published_model(4, arch="resnet18")
     images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) // 2
     loader = DataLoader(TensorDataset(images, labels, torch.arange(8)), batch_size=8)

@@ -10,7 +10,7 @@ from utils.retrieval.measures import measures_of, recalls_of
 
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("tag", ["self", "gallery"])
-def test_global_published(tag, cosine):
+def test_global_recalls_equal_published(tag, cosine):
     gallery = {"gallery_features": normal("knn.g", 40, 16), "gallery_labels": integers("knn.gl", 12, 40)}
     recalls, distances, positions = recall_at_ks(
         normal("knn.q", 60, 16),
@@ -25,7 +25,7 @@ def test_global_published(tag, cosine):
     assert (positions == ANSWERS[f"{key}.inds"]).mean() > 0.99
 
 
-def test_rerank_published():
+def test_reranked_recalls_equal_published():
     recalls, scores, positions = recall_at_ks_rerank(
         normal("rr.local", 30, 128, 3, 3),
         integers("rr.labels", 6, 30),
@@ -46,13 +46,13 @@ def test_recalls_are_plain_rounded_numbers():
     assert positions.shape == (3, 2)
 
 
-def test_padding_never_counts_as_a_hit():
+def test_padding_is_no_hit():
     features, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 2])
     recalls, _, _ = recall_at_ks(features, labels, [10], features[:2] + 9, torch.tensor([5, 2]))
     assert recalls == {10: 33.33}
 
 
-def test_identical_photos_leave_the_query_out_and_not_its_twin():
+def test_self_match_is_dropped_among_duplicates():
     features = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     recalls, _, positions = recall_at_ks(features, torch.tensor([0, 0, 1]), [1])
     assert positions[:2, 0].tolist() == [1, 0]
@@ -68,7 +68,7 @@ def test_one_gallery_argument_needs_the_other():
             recall_at_ks_rerank(features, labels, [1], torch.nn.Linear(1, 1), torch.zeros(3, 1), **arguments)
 
 
-def test_another_index_is_passed_on(capsys):
+def test_knn_index_is_passed_on(capsys):
     features, labels = torch.randn(200, 8), torch.arange(200) // 4
     exact = recall_at_ks(features, labels, [1, 5], cosine=True)
     found = recall_at_ks(features, labels, [1, 5], cosine=True, knn_index="IVF4,Flat;nprobe=4")
@@ -78,7 +78,7 @@ def test_another_index_is_passed_on(capsys):
 
 
 @pytest.mark.parametrize("block", [4096, 7])
-def test_ranks_against_a_plain_count(monkeypatch, block):
+def test_ranks_equal_plain_count(monkeypatch, block):
     monkeypatch.setattr(measures_module, "BLOCK", block)
     rng = np.random.default_rng(0)
     features, labels = torch.from_numpy(rng.normal(size=(40, 4))).float(), torch.from_numpy(rng.integers(0, 9, 40))
@@ -106,7 +106,7 @@ def plain_measures(positions, query_labels, gallery_labels, is_self_search):
 @pytest.mark.parametrize("is_self_search", [True, False])
 @pytest.mark.parametrize("columns", [1, 6, 25])
 @pytest.mark.parametrize("block", [4096, 28])
-def test_measures_against_a_plain_count(monkeypatch, is_self_search, columns, block):
+def test_measures_equal_plain_count(monkeypatch, is_self_search, columns, block):
     monkeypatch.setattr(measures_module, "BLOCK", block)
     rng = np.random.default_rng(columns)
     query_labels = np.sort(rng.integers(0, 12, 40))
@@ -123,7 +123,7 @@ def test_measures_against_a_plain_count(monkeypatch, is_self_search, columns, bl
     assert measures.cut_short == sum(r > columns for r in relevant)
 
 
-def test_a_perfect_and_a_hopeless_ranking():
+def test_perfect_and_worst_rankings():
     labels = np.array([0, 0, 0, 1, 1, 1])
     perfect = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [4, 5, 0], [3, 5, 0], [3, 4, 0]])
     hopeless = np.array([[3, 4, 5]] * 3 + [[0, 1, 2]] * 3)

@@ -1,4 +1,4 @@
-"""Chamfer similarity of two images' local maps: what they have alike, without training."""
+"""Chamfer similarity of the feature maps of two images; it has no weights."""
 
 import torch
 import torch.nn.functional as F
@@ -8,16 +8,16 @@ from torch import Tensor
 class Chamfer:
     """Scores pairs as the matcher does, by `encode_queries`, `encode_candidates` and `score`.
 
-    Half the sum of each query token's best cosine among the candidate's tokens, averaged, and the same the other way
-    round: 1 for the same map twice. ELViS has it as its baseline.
+    The best cosine of each query token with the candidate's tokens is averaged over the query's tokens, and likewise
+    from candidate to query; the similarity is the mean of both, 1 for equal maps. ELViS uses it as a baseline.
     """
 
     def encode_queries(self, local: Tensor) -> Tensor:
-        """Normalised tokens (B, n, d) of maps (B, d, h, w), in their number format."""
+        """Normalised tokens (B, n, d) of feature maps (B, d, h, w), in their dtype."""
         return self.encode_candidates(local).transpose(1, 2)
 
     def encode_candidates(self, local: Tensor) -> Tensor:
-        """The same, (B, d, m)."""
+        """Normalised tokens (B, d, m) of feature maps (B, d, h, w), in their dtype."""
         return F.normalize(local.flatten(2), dim=1, eps=1e-6)  # float16's smallest numbers are about that
 
     def score(self, query_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:

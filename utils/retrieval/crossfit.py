@@ -1,4 +1,4 @@
-"""Weights of summed scores, chosen on other classes than those they rank."""
+"""Cross-validated weights of summed scores: tuned on four folds of classes, applied to the fifth."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ from utils.retrieval.results import Labels
 
 COSINE_WEIGHTS = (0, 1, 2, 5, 10, 20, 50, 100)  # w beside logits, which lie within some ten of 0
 CHAMFER_WEIGHTS = (0, 5, 10, 20, 50, 100)  # v beside logits
-COSINE_TO_CHAMFER = (0, 0.25, 0.5, 1, 2, 4)  # w beside the Chamfer similarity alone
+COSINE_TO_CHAMFER = (0, 0.25, 0.5, 1, 2, 4)  # w beside the Chamfer similarity, without logits
 NUM_CANDIDATES = (10, 25, 50, 100)
 
 
 def grid(num_scored: int, with_logits: bool) -> list[Weights]:
-    """The choices of weights, the global ranking first."""
+    """The weights to choose from, the global ranking first."""
     counts = sorted({count for count in NUM_CANDIDATES if count < num_scored} | {num_scored})
     choices = [Weights(float(with_logits), math.inf, 0, num_scored)]
     if with_logits:
@@ -37,7 +37,7 @@ def grid(num_scored: int, with_logits: bool) -> list[Weights]:
 
 
 def describe_grid(num_scored: int, with_logits: bool) -> str:
-    """The choices in a line."""
+    """The grid in one line of text."""
     formulas = f"chamfer + w * cosine with w in {COSINE_TO_CHAMFER}"
     if with_logits:
         formulas += f"; logit + w * cosine + v * chamfer with w in {COSINE_WEIGHTS}, v in {CHAMFER_WEIGHTS}"
@@ -46,18 +46,18 @@ def describe_grid(num_scored: int, with_logits: bool) -> str:
 
 
 class Outcomes(NamedTuple):
-    """What each choice of weights does for each query, bool (choices, n)."""
+    """The top-1 result of each choice of weights for each query, bool (choices, n)."""
 
     hits: np.ndarray  # the first candidate is of the query's class
     unchanged: np.ndarray  # the first candidate is the global ranking's
 
 
 def outcomes(candidates: Candidates, matches: np.ndarray, choices: Sequence[Weights]) -> Outcomes:
-    """Of `choices`; `matches` (n, m) tells which candidates are of their query's class."""
+    """The outcomes of `choices`; `matches` (n, m) tells which candidates are of their query's class."""
     rows = np.arange(len(matches))
     hits, unchanged = (np.empty((len(choices), len(matches)), bool) for _ in range(2))
     numbered = enumerate(choices)
-    for _, group in groupby(numbered, key=lambda item: item[1][:3]):  # of the same weights, scored once
+    for _, group in groupby(numbered, key=lambda item: item[1][:3]):  # scores depend on the weights only
         scores = None
         for i, weights in group:
             scores = fused_scores(candidates, weights) if scores is None else scores
@@ -66,24 +66,24 @@ def outcomes(candidates: Candidates, matches: np.ndarray, choices: Sequence[Weig
     return Outcomes(hits, unchanged)
 
 
-def one_standard_error_choice(found: Outcomes, classes: np.ndarray) -> int:
-    """The choice whose R@1 is within one standard error of the best and that leaves most first candidates unchanged.
+def one_standard_error_choice(results: Outcomes, classes: np.ndarray) -> int:
+    """Among the choices within one standard error of the best R@1, the one that changes fewest top-1 results.
 
-    So moving away from the global ranking has to pay. The standard error is that of the paired difference to the best,
-    summed over `classes` (n,), numbers from 0, as a class's queries share their fate.
+    So weights differ from the global ranking only if that pays. The standard error is that of the paired difference to
+    the best choice, clustered by `classes` (n,), numbers from 0: queries of one class are not independent.
 
     With x hits lost in each of c classes, t in all, t is compared with the root of c / (c - 1) * sum((x - t / c)**2).
-    Squared and multiplied out that is t**2 <= sum(x**2): in whole numbers, so that rounding decides nothing.
+    Squared and multiplied out that is t**2 <= sum(x**2): integers, so that rounding decides nothing.
     """
-    best = found.hits.sum(axis=1).argmax()
-    lost = found.hits[best].astype(np.int8) - found.hits
+    best = results.hits.sum(axis=1).argmax()
+    lost = results.hits[best].astype(np.int8) - results.hits
     by_class = np.stack([np.bincount(classes, weights=row) for row in lost])
     near = np.square(by_class.sum(axis=1)) <= np.square(by_class).sum(axis=1)
-    return int(np.where(near, found.unchanged.sum(axis=1), -1).argmax())
+    return int(np.where(near, results.unchanged.sum(axis=1), -1).argmax())
 
 
 class CrossFit(NamedTuple):
-    """A ranking in which no query is scored by weights that were chosen on itself or its class."""
+    """A ranking by cross-validated weights: no query was used to choose its own weights, nor was its class."""
 
     ranking: Ranking
     by_fold: list[Weights]
@@ -91,7 +91,7 @@ class CrossFit(NamedTuple):
 
 
 def folds(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Which queries (n,) each of five folds holds; classes are dealt to them by a fixed seed, a class to one fold."""
+    """Masks (n,) of the queries of each fold; whole classes are dealt to the folds, with a fixed seed."""
     classes = np.unique(labels)
     fold_of = np.empty(labels.max() + 1, np.int64)
     fold_of[np.random.default_rng(FOLD_SEED).permutation(classes)] = np.arange(len(classes)) % FOLDS
@@ -100,34 +100,36 @@ def folds(labels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def crossfit(candidates: Candidates, labels: np.ndarray, matches: np.ndarray, with_logits: bool) -> CrossFit:
-    """Weights for each fold of the query classes, chosen on the other folds by R@1 over `grid`.
+    """Choose weights of `grid` for each fold by R@1 on the other folds, and rank the fold by them.
 
-    `labels` (n,) are the queries' classes, numbers from 0, and `matches` as for `outcomes`. Raises InputError with
-    fewer than five classes, and where no query of a fold has a match.
+    `labels` (n,) are the queries' classes, numbers from 0; `matches` is that of `outcomes`. InputError with fewer than
+    five classes, and if no query of a fold has a match.
     """
     if len(np.unique(labels)) < FOLDS:
         raise InputError(f"weights are chosen over {FOLDS} folds of classes, but the queries have fewer classes")
-    parts = list(folds(labels))
-    if not all(matches[part].any() for part in parts):
+    masks = list(folds(labels))
+    if not all(matches[mask].any() for mask in masks):
         raise InputError("in one of the folds of classes no query has a match among its candidates")
     choices = grid(candidates.cosines.shape[1], with_logits)
-    found = outcomes(candidates, matches, choices)
+    results = outcomes(candidates, matches, choices)
     ranking = Ranking(np.empty(candidates.neighbours.shape, np.float32), candidates.neighbours.copy())
     by_fold = []
-    for part in parts:
-        chosen = choices[one_standard_error_choice(Outcomes(*(outcome[:, ~part] for outcome in found)), labels[~part])]
+    for mask in masks:
+        chosen = choices[
+            one_standard_error_choice(Outcomes(*(outcome[:, ~mask] for outcome in results)), labels[~mask])
+        ]
         by_fold.append(chosen)
-        of_fold = ranking_by(select_queries(candidates, part), chosen)
-        ranking.scores[part], ranking.positions[part] = of_fold
-    return CrossFit(ranking, by_fold, choices[one_standard_error_choice(found, labels)])
+        of_fold = ranking_by(select_queries(candidates, mask), chosen)
+        ranking.scores[mask], ranking.positions[mask] = of_fold
+    return CrossFit(ranking, by_fold, choices[one_standard_error_choice(results, labels)])
 
 
 def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> CrossFit:
-    """`crossfit` of the candidates' scores."""
+    """`crossfit` with the matches that follow from `labels`."""
     return crossfit(candidates, labels.queries, matches_of(candidates, labels), with_logits)
 
 
 def matches_of(candidates: Candidates, labels: Labels) -> np.ndarray:
-    """Which of the rescored candidates (n, m) are of their query's class."""
+    """Whether each rescored candidate (n, m) is of its query's class."""
     scored = candidates.neighbours[:, : candidates.cosines.shape[1]]
     return labels.gallery[scored] == labels.queries[:, None]

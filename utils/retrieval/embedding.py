@@ -1,4 +1,4 @@
-"""Descriptors and local maps of all images of a loader, in one dtype."""
+"""Global descriptors and local feature maps of all images of a loader."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,16 +14,16 @@ from utils.runtime.memory import check_memory
 from utils.store.array_file import StoredRows
 from utils.store.feature_cache import DIMS, kept_features
 
-GLOBAL, LOCAL = range(2)  # what a network answers for an image
+GLOBAL, LOCAL = range(2)  # outputs of the network for an image
 
 
 def embed(
     model, loader, outputs: Sequence[int], title: str, dtype: torch.dtype, folder: str | None
 ) -> tuple[Sequence[Tensor | StoredRows], Tensor]:
-    """The `GLOBAL` descriptors, the `LOCAL` maps or both of a loader's images, and their labels; maps stay on the CPU.
+    """The `GLOBAL` descriptors, the `LOCAL` feature maps or both of a loader's images, and their labels.
 
-    Where they are kept in a folder, both kinds are taken in one pass, and maps stay there. InputError for answers that
-    are not finite.
+    Feature maps are on the CPU. With a cache `folder`, both outputs are computed in one pass and stored there, and
+    feature maps stay in their file. InputError for outputs that are not finite.
     """
     model.eval()
     device = device_of(model)
@@ -33,24 +33,23 @@ def embed(
             return (parts for parts, _ in _embedded(model.embedder(dtype), loader, title, device, start))
 
         names = [list(DIMS)[output] for output in outputs]
-        kept = kept_features(folder, model, loader.dataset, dtype, names, embed_from)
-        if kept is not None:
+        cached = kept_features(folder, model, loader.dataset, dtype, names, embed_from)
+        if cached is not None:
             features = [
-                part.to(device) if output == GLOBAL else part for output, part in zip(outputs, kept, strict=True)
+                part.to(device) if output == GLOBAL else part for output, part in zip(outputs, cached, strict=True)
             ]
             return features, torch.from_numpy(loader.dataset.labels)
     embedder = model.embedder(dtype)
 
     def embed_images(images: Tensor) -> list[Tensor]:
-        answers = embedder(images)
-        return [answers[output] for output in outputs]
+        features = embedder(images)
+        return [features[output] for output in outputs]
 
     return _embed_images(embed_images, loader, title, device)
 
 
 def _check_finite(features: Tensor, start: int, images) -> None:
-    """Raise InputError, naming the first photo, where a network's answers (B, ...) from image `start` on are not
-    finite."""
+    """Raise InputError, naming the first photo, if outputs (B, ...) for images `start` and on are not finite."""
     is_finite = features.flatten(1).isfinite().all(dim=1)
     if not is_finite.all():
         image = start + int(is_finite.int().argmin())
@@ -62,7 +61,7 @@ def _check_finite(features: Tensor, start: int, images) -> None:
 
 
 def embed_views(model, loader, dtype: torch.dtype) -> Tensor:
-    """The `layer4` maps (N, C, h, w) of a loader's N images as evaluation makes them, on the CPU."""
+    """The `layer4` feature maps (N, C, h, w) of a loader's N images as evaluation computes them, on the CPU."""
     embedder = model.embedder(dtype)
     (features,), _ = _embed_images(lambda images: (embedder.layer_features(images),), loader, "view", device_of(model))
     return features
@@ -71,9 +70,10 @@ def embed_views(model, loader, dtype: torch.dtype) -> Tensor:
 def _embed_images(
     embed: Callable[[Tensor], Sequence[Tensor]], loader, title: str, device: torch.device
 ) -> tuple[list[Tensor], Tensor]:
-    """What `embed` makes of all images, maps on the CPU, and their labels. Memory is taken once, with the first batch.
+    """Apply `embed` to all images; returns the outputs, feature maps on the CPU, and the labels.
 
-    Raises InputError for more than the machine's memory, and for answers that are not finite.
+    Memory is allocated once, with the first batch. InputError if it exceeds the machine's, and for outputs that are
+    not finite.
     """
     labels = []
     features: list[Tensor] = []
@@ -85,28 +85,28 @@ def _embed_images(
             for feature, part in zip(features, embedded, strict=True):
                 feature[start : start + len(part)] = part
             start += len(batch_labels)
-            labels.append(batch_labels.clone())  # a worker's own tensor keeps one of this process's files open
+            labels.append(batch_labels.clone())  # a tensor of a worker keeps a file of this process open
     return [feature[:start] for feature in features], torch.cat(labels)
 
 
 def _embedded(
     embed: Callable[[Tensor], Sequence[Tensor]], loader, title: str, device: torch.device, start: int = 0
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """What `embed` makes of a loader's batches, on the device, and their labels, from an image on.
+    """Apply `embed` to a loader's batches from image `start` on; yields outputs, on the device, and labels.
 
-    Of a job of several processes each embeds its share of a batch, and gets all.
+    Each rank embeds its shard of a batch, and yields the whole batch.
     """
     images, in_micro_batches = loader.dataset, MicroBatches(embed, device)
     with (
         device_errors_as_input_errors("dataset.test_batch_size"),
         tqdm(total=len(images), initial=start, desc=f"Extracting {title} features", unit="image") as progress,
     ):
-        for pixels, labels, _ in _from_image(loader, start):
+        for pixels, labels, _ in _local_loader(loader, start):
             embedded = in_micro_batches(pixels.to(device, non_blocking=True))
             if world_size() > 1:
                 rows = shard_slice(min(loader.batch_size, len(images) - start))
-                own = rows.stop - rows.start
-                embedded, labels = [all_gather_rows(part[:own]) for part in embedded], all_gather_rows(labels[:own])
+                m = rows.stop - rows.start
+                embedded, labels = [all_gather_rows(part[:m]) for part in embedded], all_gather_rows(labels[:m])
             for part in embedded:
                 _check_finite(part, start, images)
             yield embedded, labels
@@ -114,15 +114,15 @@ def _embedded(
             progress.update(len(labels))
 
 
-def _from_image(loader, start: int):
-    """A loader that gives the images from one on, and of a job of several processes this one's shares of batches.
+def _local_loader(loader, start: int):
+    """A loader of this rank's shards of the batches from image `start` on.
 
-    Of a share without an image it gives one, so that the process knows what answers are like.
+    An empty shard is replaced by one image, so that the rank knows the shapes of outputs.
     """
     if not start and world_size() == 1:
         return loader
-    whole = range(start, len(loader.dataset))
-    batches = [whole[first : first + loader.batch_size] for first in range(0, len(whole), loader.batch_size)]
+    images = range(start, len(loader.dataset))
+    batches = [images[i : i + loader.batch_size] for i in range(0, len(images), loader.batch_size)]
     return type(loader)(
         loader.dataset,
         batch_sampler=[batch[shard_slice(len(batch))] or batch[:1] for batch in batches],
@@ -136,7 +136,7 @@ def _from_image(loader, start: int):
 
 
 def _allocate(count: int, part: Tensor) -> Tensor:
-    """An empty tensor for `world_size` rows like those of `part`; maps lie on the CPU."""
+    """An empty tensor of `count` rows like those of `part`; feature maps are allocated on the CPU."""
     advice = "set a lower precision, or fewer frozen_views where they are set"
     check_memory(count * part[0].nbytes, f"the features of {count} images", advice)
     return part.new_empty((count, *part.shape[1:]), device="cpu" if part.dim() == 4 else None)

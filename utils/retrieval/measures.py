@@ -1,4 +1,4 @@
-"""Measures of a ranking, and the intervals of what one changes of another."""
+"""Measures of a ranking, and changes between two rankings with confidence intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,21 +6,21 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-BLOCK = 4096  # queries whose neighbours' labels are looked up at a time: of 1,000 neighbours each, 33 MB
-RESAMPLES = 10_000  # of queries: another seed moves an interval's ends by a hundredth of its width
+BLOCK = 4096  # queries processed at a time: of 1,000 neighbours each, 33 MB
+RESAMPLES = 10_000  # of the bootstrap: another seed moves the ends of an interval by a hundredth of its width
 
 
 def recalls_of(
     positions: np.ndarray, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]
 ) -> dict[int, float]:
-    """Recall@K, in % rounded to two decimals, of gallery positions (n, columns): the share of queries with an image of
-    their class among the first K columns."""
+    """Recall@K, in % rounded to two decimals, of gallery positions (n, columns): the proportion of queries with an
+    image of their class in the first K columns."""
     ranks = first_match_ranks(positions, query_labels.cpu().numpy(), gallery_labels.cpu().numpy())
     return {int(k): round(100 * float(np.mean(ranks < k)), 2) for k in ks}
 
 
 def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray) -> np.ndarray:
-    """The first column, counted from 0, of each row that holds an image of the query's class; infinite without one."""
+    """The first column, from 0, of each row that holds an image of the query's class; infinite without one."""
     ranks = np.empty(len(positions))
     for start in range(0, len(positions), BLOCK):
         rows = slice(start, start + BLOCK)
@@ -30,11 +30,11 @@ def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_l
 
 
 class Measures(NamedTuple):
-    """What a ranking is worth, in %, rounded to two decimals, and what was left out or cut short."""
+    """Measures of a ranking in %, rounded to two decimals, and the numbers of queries that they do not cover."""
 
     values: dict[str, float]  # R@K, mAP@R, R-precision and MRR
-    ranks: np.ndarray  # of each query's first match, from 0, infinite without one
-    without_others: int  # queries with no image of their class in the gallery: left out of the latter three
+    ranks: np.ndarray  # of the first match of each query, from 0, infinite without one
+    without_others: int  # queries with no other image of their class in the gallery: left out of the last three
     cut_short: int  # queries with more images of their class than the ranking has columns
 
 
@@ -44,9 +44,9 @@ def measures_of(
     """R@K, mAP@R, R-precision and MRR of gallery positions (n, columns).
 
     Musgrave, Belongie and Lim, *A Metric Learning Reality Check* (2020), section 3.1: R is the number of gallery images
-    of the query's class, itself left out in a self-search; R-precision the share of them among the first R columns;
+    of the query's class, itself left out in a self-search; R-precision the proportion of them in the first R columns;
     mAP@R the mean over i = 1 ... R of the precision at i where column i matches, else 0. MRR is the mean of 1 / rank of
-    the first match, 0 without one. Columns that are not there count as misses.
+    the first match, 0 without one. Missing columns count as misses.
     """
     ranks = first_match_ranks(positions, query_labels, gallery_labels)
     values = {f"R@{k}": float(np.mean(ranks < k)) for k in ks}
@@ -83,10 +83,10 @@ class Change(NamedTuple):
 
 
 def changes_of(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[Change]:
-    """What changed at each K, of the ranks, from 0, of each query's first match.
+    """Changes at each K from ranks `before` to ranks `after` (n,), from 0, of each query's first match.
 
-    The interval is a paired bootstrap's: queries are drawn with replacement, and a query counts with its own change.
-    It takes queries for independent, and weights for given: with few and large classes it is too narrow.
+    The interval is that of a paired bootstrap over queries. It assumes that queries are independent and weights fixed:
+    with few and large classes it is too narrow.
     """
     changes, rng, n = [], np.random.default_rng(0), len(before)
     for k in ks:

@@ -1,4 +1,4 @@
-"""Scores of queries with their candidates: millions of pairs scheduled over the matcher."""
+"""Scores of (query, candidate) pairs: millions of them, in batches that fit into memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -16,15 +16,15 @@ from utils.store.array_file import StoredRows, on_device_if_they_fit, one_ahead
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
 # 400 took 14 % longer. Not tuned on a GPU.
 PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
-BATCHES_PER_SYNC = 100  # of so many pairs each, after which the processes of a job meet
-# Bytes of candidates' maps that are read from a file at a time, while others are scored.
+BATCHES_PER_SYNC = 100  # batches of pairs between two synchronisations of ranks
+# Bytes of candidates' feature maps that are read from a file at a time, while the block before is scored.
 BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 Maps = Tensor | StoredRows
 
 
 class Scorer(Protocol):
-    """What scores pairs of local maps (B, d, h, w): each side is encoded by itself, then they are compared, (B,)."""
+    """Scores pairs of feature maps (B, d, h, w): both sides are encoded separately, then compared; scores are (B,)."""
 
     def encode_queries(self, local: Tensor) -> Tensor: ...
 
@@ -44,7 +44,7 @@ def rerank(model: nn.Module, query_maps: Maps, gallery_maps: Maps, neighbours: T
 
 
 def matcher_for(model, dtype: torch.dtype) -> Scorer:
-    """The model's matcher with its products in the maps' number format."""
+    """The model's matcher, with its matrix products in the feature maps' dtype."""
     return model.matcher.computing_in(dtype)
 
 
@@ -59,24 +59,26 @@ def pair_scores(
 ) -> list[Tensor]:
     """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
 
-    Maps are (n, d, h, w) and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery positions.
-    Pairs are scored query first, candidate second, on the device of the model's parameters. Maps move there as a whole
-    where they fit; those in a file stay there on a CPU, and pass through memory in blocks. Where memory runs out, fewer
-    pairs are scored at a time. Of a job of several processes each scores its share of the queries. InputError when it
-    lacks for one, and for scores that are not finite.
+    Feature maps are (n, d, h, w) and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery
+    positions. The query is the first of a pair, the candidate the second. Pairs are scored on the device of the model's
+    parameters. Feature maps move there as a whole if they fit; on a CPU, those in a file are read in blocks. The number
+    of pairs scored at a time is halved whenever memory runs out. Each rank scores its shard of the queries. InputError
+    if memory lacks for one pair, and for scores that are not finite.
     """
     device = next(model.parameters()).device
     is_self_search = query_maps is gallery_maps
     gallery_maps = on_device_if_they_fit(gallery_maps, device)
     query_maps = gallery_maps if is_self_search else on_device_if_they_fit(query_maps, device)
-    pairs_at_once, columns, own = PAIRS_AT_ONCE[device.type], neighbours.shape[1], shard_slice(len(neighbours))
-    scores = [torch.empty(neighbours[own].numel()) for _ in scorers]
-    total = len(scores[0])
+    pairs_at_once, columns, shard = PAIRS_AT_ONCE[device.type], neighbours.shape[1], shard_slice(len(neighbours))
+    local = neighbours[shard]
+    scores = [torch.empty(local.numel()) for _ in scorers]
     with (
         device_errors_as_input_errors("precision"),
-        tqdm(total=total, desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress) as progress,
+        tqdm(
+            total=len(scores[0]), desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress
+        ) as progress,
     ):
-        for block in synchronised(_blocks(query_maps, own.start, gallery_maps, neighbours[own], pairs_at_once, device)):
+        for block in synchronised(_blocks(query_maps, shard.start, gallery_maps, local, pairs_at_once, device)):
             start = block.start
             while start < block.stop:
                 pairs = slice(start, min(start + pairs_at_once, block.stop))
@@ -108,7 +110,7 @@ def pair_scores(
 
 
 def _check_finite(scores: Tensor, columns: int) -> None:
-    """Raise InputError, naming the first pair, where scores (n * columns,) are not finite."""
+    """Raise InputError, naming the first pair, if scores (n * columns,) are not finite."""
     if not scores.isfinite().all():
         number, candidate = divmod(int(scores.isfinite().int().argmin()), columns)
         raise InputError(
@@ -118,14 +120,14 @@ def _check_finite(scores: Tensor, columns: int) -> None:
 
 
 class _Block(NamedTuple):
-    """Pairs number `start` to `stop` - 1, and maps in memory that hold all of theirs."""
+    """Pairs number `start` to `stop` - 1, and the feature maps that they need, in memory."""
 
     start: int
     stop: int
     query_maps: Tensor
-    query: int  # whose map is the first of `query_maps`
+    query: int  # number of the first query of `query_maps`
     gallery_maps: Tensor
-    candidates: Tensor  # for each pair, the row of `gallery_maps`
+    candidates: Tensor  # the row of `gallery_maps` of each pair
 
 
 def _blocks(
@@ -136,11 +138,11 @@ def _blocks(
     pairs_at_once: int,
     device: torch.device,
 ) -> Iterator[_Block]:
-    """All pairs of queries from the first one on, in order, in blocks that end where a lot of pairs does.
+    """All pairs of queries from `first_query` on, in order, in blocks of whole batches.
 
-    With maps in a file, a block's candidates are read once, by rising position, into one of two buffers, in a thread,
-    while the block before is scored from the other. For a GPU the buffers are pinned, and a block is copied there as a
-    whole.
+    With feature maps in a file, a thread reads each candidate of a block once, by rising position, into one of two
+    buffers, while the block before is scored from the other. For a GPU the buffers are pinned, and a block is copied
+    there as a whole.
     """
     candidates, columns = neighbours.flatten().cpu(), neighbours.shape[1]
     size = BATCHES_PER_SYNC * pairs_at_once
@@ -171,5 +173,5 @@ def _blocks(
 
 
 def _on_device(maps: Tensor, device: torch.device) -> Tensor:
-    """Maps on the device, by way of pinned memory where they come from another."""
+    """Feature maps on the device; copies between devices go through pinned memory."""
     return maps if maps.device.type == device.type else maps.pin_memory().to(device, non_blocking=True)

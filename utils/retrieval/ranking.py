@@ -1,7 +1,7 @@
-"""Rankings of candidates by several scores, and the choice of their weights.
+"""Rankings of candidates by a weighted sum of scores.
 
 A candidate's fused score is `logit + w * cosine + v * chamfer`: the matcher's logit, the cosine of the two global
-descriptors, the Chamfer similarity of the two local maps. AMES and LoCoRe fuse
+descriptors, the Chamfer similarity of the two feature maps. AMES and LoCoRe fuse
 `l * cosine + (1 - l) * sigmoid(g * logit)` instead.
 """
 
@@ -18,7 +18,7 @@ COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a ti
 
 
 class Candidates(NamedTuple):
-    """Each query's candidates, in the order of the neighbour file, and the scores of the first m of them, float32."""
+    """Each query's candidates in the order of the neighbour file, and float32 scores of the first m of them."""
 
     neighbours: np.ndarray  # (n, k) gallery positions
     cosines: np.ndarray  # (n, m)
@@ -27,16 +27,16 @@ class Candidates(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The candidates by falling score; those behind the rescored ones keep their order, at a score of -inf."""
+    """Candidates by falling score; those behind the m rescored ones keep their order, with a score of -inf."""
 
     scores: np.ndarray  # float32 (n, k)
     positions: np.ndarray  # int64 (n, k), in the gallery
 
 
 class Weights(NamedTuple):
-    """`logit * logits + cosine * cosines + chamfer * Chamfer similarities`, of the first `num_candidates`.
+    """Rank the first `num_candidates` by `logit * logits + cosine * cosines + chamfer * Chamfer similarities`.
 
-    An infinite `cosine` is the global ranking itself.
+    An infinite `cosine` stands for the global ranking.
     """
 
     logit: float
@@ -64,7 +64,7 @@ def candidate_cosines(descriptors: Tensor, gallery_descriptors: Tensor, neighbou
 
 
 def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:
-    """Scores (n, m) of the rescored candidates."""
+    """Weighted sums of scores (n, m) of the rescored candidates."""
     if weights[:3] == (1, 0, 0):  # the logits, to the last bit
         assert candidates.logits is not None
         return candidates.logits
@@ -72,20 +72,20 @@ def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:
     if math.isinf(weights.cosine):
         scores -= np.arange(scores.shape[1], dtype=np.float32)
         return scores
-    parts = (
+    terms = (
         (weights.cosine, candidates.cosines),
         (weights.chamfer, candidates.chamfer),
         (weights.logit, candidates.logits),
     )
-    for weight, part in parts:
+    for weight, values in terms:
         if weight:
-            assert part is not None
-            scores += np.float32(weight) * part
+            assert values is not None
+            scores += np.float32(weight) * values
     return scores
 
 
 def ranking_by(candidates: Candidates, weights: Weights) -> Ranking:
-    """The first `weights.num_candidates` by falling score, stably, the others behind them."""
+    """Sort the first `weights.num_candidates` by falling score, stably; the others follow in their order."""
     neighbours, m = candidates.neighbours, min(weights.num_candidates, candidates.cosines.shape[1])
     rescored, order = torch.from_numpy(fused_scores(candidates, weights)[:, :m]).sort(
         dim=1, descending=True, stable=True
@@ -98,6 +98,6 @@ def ranking_by(candidates: Candidates, weights: Weights) -> Ranking:
 
 
 def select_queries(candidates: Candidates, rows: np.ndarray) -> Candidates:
-    """The candidates of some of the queries."""
+    """The candidates of the queries that `rows` selects."""
     neighbours, cosines, chamfer, logits = candidates
     return Candidates(neighbours[rows], cosines[rows], chamfer[rows], None if logits is None else logits[rows])

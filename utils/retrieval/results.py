@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: neighbour files, `per_query.csv` and, of reranking, `scores.npz`."""
+"""The files of an evaluation: neighbour files, `per_query.csv` and, of reranking, `scores.npz`."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from utils.runtime.ranks import is_main_process
 
 
 class Labels(NamedTuple):
-    """The classes of queries (n,) and gallery (m,), numbers from 0; `is_self_search`: they are one set."""
+    """Classes of queries (n,) and gallery (m,), numbers from 0; `is_self_search`: the queries are the gallery."""
 
     queries: np.ndarray
     gallery: np.ndarray
@@ -31,9 +31,9 @@ class Labels(NamedTuple):
 
 
 def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Mapping[str, Measures]) -> None:
-    """Write the neighbour files of the ranking `written`, and `per_query.csv` of all that were measured.
+    """Write the neighbour files of the ranking `written`, and `per_query.csv` of all measured rankings, on rank 0.
 
-    `queries` is their image set, with `paths` and `classes`. Of a job of several processes the first writes.
+    `queries` is their image set, with `paths` and `classes`.
     """
     if not is_main_process():
         return
@@ -45,8 +45,8 @@ def save_evaluation(folder: Path | str, queries, written: Ranking, measures: Map
 def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ranks: Mapping[str, np.ndarray]) -> None:
     """Write a table with a row per query: position, path, class, and the rank of the first match in each ranking.
 
-    Ranks are given from 0, infinite where no neighbour matches; they are written from 1, and left empty, in the columns
-    that `rank_column` names.
+    `ranks` count from 0, infinite without a match. The file counts from 1, empty without a match; `rank_column` names
+    its columns.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
@@ -57,11 +57,11 @@ def write_per_query(path: Path, paths: Sequence[str], classes: Sequence[int], ra
         file.write(text.getvalue().encode())
 
 
-NAME = "scores.npz"
+NAME = "scores.npz"  # of the file
 
 
 def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> None:
-    """Write the file into a folder, whole or not at all."""
+    """Write `scores.npz` into a folder, atomically."""
     arrays = {name: array for name, array in candidates._asdict().items() if array is not None}
     arrays |= {
         "query_labels": labels.queries,
@@ -73,10 +73,9 @@ def save_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> N
 
 
 def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> str | None:
-    """`save_scores`; returns the file's MD5 sum, by which a run's scores are known as its own.
+    """`save_scores` on rank 0; returns the file's MD5 sum, by which a run's scores are known as its own.
 
-    None in all processes but the first, and for a file that cannot be written: that is reported, and the evaluation
-    goes on.
+    None on other ranks, and where the file cannot be written: the error is printed, and the evaluation goes on.
     """
     if not is_main_process():
         return None
@@ -89,7 +88,7 @@ def keep_scores(folder: Path | str, candidates: Candidates, labels: Labels) -> s
 
 
 def load_scores(folder: Path | str) -> tuple[Candidates, Labels]:
-    """Read it; InputError where there is none, or one that is not so."""
+    """Read `scores.npz`; InputError if it is missing or malformed."""
     path = Path(folder) / NAME
     try:
         with open_regular_file(path) as opened:

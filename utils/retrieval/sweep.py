@@ -1,4 +1,4 @@
-"""Weights tried on scores that an evaluation has left: tables, each fold's choice, and a picture."""
+"""Sweep weights over the saved scores of an evaluation: tables, the choice of each fold, and a picture."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels
 from utils.text import text_table
 
-DRAWN_CHAMFER_WEIGHTS = (0, 10, 50, 100)
+DRAWN_CHAMFER_WEIGHTS = (0, 10, 50, 100)  # curves of the picture
 
 
 def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None:
     """Print R@1 over the grid of weights, and the weights chosen for each fold and for new photos; draw R@1 over w.
 
-    All candidates that were scored count in tables and picture, while the choice is also one of their number.
+    Tables and picture rank all scored candidates; the choice is also between numbers of candidates.
     """
     num_scored = candidates.cosines.shape[1]
     matches = matches_of(candidates, labels)

@@ -27,7 +27,7 @@ def plain_chamfer(query, candidate):
 
 @pytest.mark.parametrize("shapes", [((3, 2), (3, 2)), ((1, 1), (1, 1)), ((2, 3), (1, 4))])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_against_token_by_token(shapes, dtype, tolerance, device):
+def test_equals_loop_over_tokens(shapes, dtype, tolerance, device):
     queries, gallery = (torch.randn(5, 16, *shape).to(dtype) for shape in shapes)
     neighbours = torch.stack([torch.randperm(5)[:4] for _ in range(5)])
     (found,) = pair_scores(Model().to(device), queries, gallery, neighbours, [Chamfer()])
@@ -37,14 +37,14 @@ def test_against_token_by_token(shapes, dtype, tolerance, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_map_is_like_itself_and_blank_maps_are_like_nothing(dtype):
+def test_equal_and_blank_feature_maps(dtype):
     maps, chamfer = torch.randn(3, 16, 2, 2).to(dtype), Chamfer()
     maps[2] = 0
     found = chamfer.score(chamfer.encode_queries(maps), chamfer.encode_candidates(maps))
     torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 0.0]), rtol=0, atol=0.01)
 
 
-def test_logits_beside_it_are_those_of_reranking():
+def test_logits_in_one_pass_with_chamfer():
     model, maps = Model(), torch.randn(9, 16, 2, 2)
     neighbours = torch.stack([torch.randperm(9)[:5] for _ in range(9)])
     _, logits = pair_scores(model, maps, maps, neighbours, [Chamfer(), matcher_for(model, torch.float32)])

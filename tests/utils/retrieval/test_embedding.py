@@ -13,7 +13,7 @@ from utils.runtime.device import IMAGES_AT_ONCE, MicroBatches
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("output", [GLOBAL, LOCAL])
-def test_all_images_of_a_loader(output, dtype, monkeypatch, device):
+def test_embeds_all_images(output, dtype, monkeypatch, device):
     monkeypatch.setitem(IMAGES_AT_ONCE, device.type, 1)  # of 224 x 224: 12 of 64 x 64
     model = published_model(9, arch="resnet18").to(device)
     images, labels = torch.randint(0, 256, (21, 3, 64, 64), dtype=torch.uint8), torch.arange(21) * 3
@@ -40,7 +40,7 @@ class Flawed(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("output", [GLOBAL, LOCAL])
-def test_an_answer_that_is_not_finite(output):
+def test_nonfinite_output_names_the_photo(output):
     images = torch.zeros(7, 3, 8, 8)
     images[5] = 255
     data = TensorDataset(images, torch.arange(7), torch.arange(7))
@@ -51,7 +51,7 @@ def test_an_answer_that_is_not_finite(output):
         embed(Flawed(1, 1), DataLoader(data, batch_size=3), [output], "query", torch.float32, None)
 
 
-def test_no_batch_keeps_a_file_open():
+def test_batches_close_their_files():
     numbers = torch.arange(120)
     data = TensorDataset(torch.zeros(len(numbers), 3, 8, 8), numbers, numbers)
     opened: list[int] = []
@@ -82,14 +82,14 @@ class Silent(Dataset):
         time.sleep(60)
 
 
-def test_workers_that_deliver_nothing():
+def test_hanging_workers_time_out():
     loader = DataLoader(Silent(), num_workers=1, timeout=0.3)
     with pytest.raises(InputError, match=r"no batch has come .* timeout_minutes .*0\.3 seconds.*num_workers=0"):
         embed(Flawed(1, 1), loader, [GLOBAL], "query", torch.float32, None)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")])
-def test_fewer_images_at_a_time_where_memory_runs_out(error, monkeypatch):
+def test_micro_batches_shrink_when_out_of_memory(error, monkeypatch):
     monkeypatch.setitem(IMAGES_AT_ONCE, "cpu", 1)  # of 224 x 224: 12 of 64 x 64
     images, sizes = torch.rand(21, 3, 64, 64), []
 

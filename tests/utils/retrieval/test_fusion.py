@@ -27,7 +27,7 @@ def drawn(seed=0, queries=60, columns=12, scored=9, classes=12, useful=2.0, with
 @pytest.mark.parametrize(
     "weights", [Weights(1, 0, 0, 9), Weights(1, 20, 5, 4), Weights(0, 0.5, 1, 1), Weights(1, math.inf, 0, 9)]
 )
-def test_rankings_against_a_plain_loop(weights):
+def test_rankings_equal_plain_loop(weights):
     candidates, _, _ = drawn()
     ranking = ranking_by(candidates, weights)
     for i, row in enumerate(candidates.neighbours):
@@ -47,12 +47,12 @@ def test_rankings_against_a_plain_loop(weights):
     assert (ranking.scores.dtype, ranking.positions.dtype) == (np.float32, np.int64)
 
 
-def test_the_logits_alone_stay_as_they_are():
+def test_logits_alone_are_unchanged():
     candidates, _, _ = drawn()
     assert (fused_scores(candidates, Weights(1, 0, 0, 9)) == candidates.logits).all()
 
 
-def test_nan_and_negative_zero_are_ranked_as_the_published_way_does():
+def test_nan_and_negative_zero_sort_like_torch():
     candidates, _, matches = drawn()
     logits = candidates.logits.copy()
     logits[:, 3], logits[5] = np.nan, -0.0
@@ -86,7 +86,7 @@ def test_outcomes_are_those_of_the_rankings(with_logits):
         assert (unchanged == (place == 0)).all()
 
 
-def test_the_choice_nearest_to_the_global_ranking_within_one_standard_error():
+def test_one_standard_error_choice():
     rng = np.random.default_rng(1)
     for _ in range(20):
         hits, unchanged = rng.random((6, 80)) < np.linspace(0.4, 0.6, 6)[:, None], rng.random((6, 80)) < 0.5
@@ -105,7 +105,7 @@ def test_the_choice_nearest_to_the_global_ranking_within_one_standard_error():
         )
 
 
-def test_folds_part_the_classes_and_are_the_same_every_time():
+def test_folds_are_disjoint_and_deterministic():
     labels = np.random.default_rng(0).integers(0, 23, 300)
     parts = list(folds(labels))
     assert (np.sum(parts, axis=0) == 1).all()
@@ -116,7 +116,7 @@ def test_folds_part_the_classes_and_are_the_same_every_time():
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_no_query_is_scored_by_what_was_chosen_on_its_class():
+def test_weights_are_chosen_on_other_classes():
     """A fold's weights stay the same when its own scores change."""
     candidates, labels, matches = drawn(queries=200, classes=40)
     fitted = crossfit(candidates, labels, matches, True)
@@ -130,7 +130,7 @@ def test_no_query_is_scored_by_what_was_chosen_on_its_class():
         assert (fitted.ranking.scores[rows] == expected.scores[rows]).all()
 
 
-def test_a_useless_matcher_costs_nothing_and_a_useful_one_gains():
+def test_fusion_with_useless_and_useful_matchers():
     def gain(useful):
         candidates, labels, matches = drawn(seed=3, queries=600, classes=60, useful=useful)
         matches[:, 0] |= np.random.default_rng(5).random(600) < 0.4
@@ -144,21 +144,21 @@ def test_a_useless_matcher_costs_nothing_and_a_useful_one_gains():
 
 
 @pytest.mark.parametrize(("classes", "message"), [(4, "the queries have fewer classes"), (5, "no query has a match")])
-def test_what_cannot_be_fitted(classes, message):
+def test_too_few_classes_or_matches(classes, message):
     candidates, labels, matches = drawn(classes=classes)
     matches[labels == 0] = False
     with pytest.raises(InputError, match=message):
         crossfit(candidates, labels, matches, True)
 
 
-def test_weights_in_words():
+def test_weights_as_text():
     assert str(Weights(1, 20, 0.5, 50)) == "logit + 20 * cosine + 0.5 * chamfer, 50 candidates"
     assert str(Weights(0, 0, 1, 9)) == "chamfer, 9 candidates"
     assert str(Weights(1, math.inf, 0, 9)) == "the global ranking"
 
 
 @pytest.mark.parametrize("num_classes", range(5, 40))
-def test_one_hit_more_than_the_global_ranking_is_within_one_standard_error(num_classes):
+def test_one_additional_hit_is_within_one_standard_error(num_classes):
     """Whatever the number of classes: one hit is its own standard error."""
     hits, unchanged = np.zeros((2, num_classes), bool), np.ones((2, num_classes), bool)
     hits[1, 3] = True

@@ -27,7 +27,7 @@ def plain_neighbours(queries, gallery, k):
 
 @pytest.mark.parametrize("with_gallery", [False, True])
 @pytest.mark.parametrize("block", [4096, 7])
-def test_exact(monkeypatch, with_gallery, block, device):
+def test_exact_search(monkeypatch, with_gallery, block, device):
     monkeypatch.setattr(knn, "BLOCK", block)
     queries, gallery = torch.randn(30, 8), torch.randn(20, 8) if with_gallery else None
     distances, positions = nearest_neighbours(queries.to(device), None if gallery is None else gallery.to(device), 5)
@@ -37,7 +37,7 @@ def test_exact(monkeypatch, with_gallery, block, device):
     assert (distances.dtype, positions.dtype) == (np.float32, np.int64)
 
 
-def test_among_identical_images_the_query_is_left_out_and_not_its_twin(device):
+def test_self_match_is_dropped_among_duplicates(device):
     twins = torch.cat((torch.ones(4, 8), torch.randn(3, 8) + 5)).to(device)
     _, positions = nearest_neighbours(twins, None, 3)
     for i in range(4):
@@ -47,7 +47,7 @@ def test_among_identical_images_the_query_is_left_out_and_not_its_twin(device):
 
 
 @pytest.mark.parametrize(("with_gallery", "columns"), [(False, 5), (True, 4)])
-def test_never_more_columns_than_images(with_gallery, columns):
+def test_fewer_images_than_k(with_gallery, columns):
     gallery = torch.randn(4, 8) if with_gallery else None
     _, positions = nearest_neighbours(torch.randn(6, 8), gallery, 1000)
     assert positions.shape == (6, columns)
@@ -57,7 +57,7 @@ def test_never_more_columns_than_images(with_gallery, columns):
 
 @pytest.mark.parametrize("with_gallery", [False, True])
 @pytest.mark.parametrize("index", ["IVF4,Flat;nprobe=4", "HNSW16;efSearch=200", "PCA8,Flat"])
-def test_an_index_that_finds_all_answers_like_exact_search(capsys, with_gallery, index):
+def test_exhaustive_index_equals_exact_search(capsys, with_gallery, index):
     queries, gallery = torch.randn(300, 8), torch.randn(200, 8) if with_gallery else None
     exact, found = nearest_neighbours(queries, gallery, 5), nearest_neighbours(queries, gallery, 5, index)
     np.testing.assert_allclose(found[0], exact[0], atol=1e-4)
@@ -68,7 +68,7 @@ def test_an_index_that_finds_all_answers_like_exact_search(capsys, with_gallery,
 
 
 @pytest.mark.parametrize("sample", [1000, 50])
-def test_the_share_of_exact_neighbours_that_an_index_finds(monkeypatch, capsys, sample):
+def test_recall_of_an_approximate_index(monkeypatch, capsys, sample):
     monkeypatch.setattr(knn, "SAMPLE", sample)
     queries = torch.randn(400, 16)
     _, exact = plain_neighbours(queries, None, 3)
@@ -82,7 +82,7 @@ def test_the_share_of_exact_neighbours_that_an_index_finds(monkeypatch, capsys, 
     assert not (found == np.arange(400)[:, None]).any()
 
 
-def test_an_index_that_does_not_find_the_query_itself():
+def test_approximate_index_that_misses_the_self_match():
     queries = torch.randn(300, 8)
     _, positions = nearest_neighbours(queries, None, 10, "PQ2x4")  # sixteen codes for each half
     assert positions.shape == (300, 10)
@@ -90,7 +90,7 @@ def test_an_index_that_does_not_find_the_query_itself():
     assert all(len(set(row)) == 10 for row in positions.tolist())
 
 
-def test_queries_with_too_few_neighbours_are_searched_exactly(capsys):
+def test_incomplete_results_are_searched_exactly(capsys):
     far = torch.cat((torch.randn(297, 8), torch.randn(3, 8) + 100))  # a list of three images, found alone
     exact, found = nearest_neighbours(far, None, 20), nearest_neighbours(far, None, 20, "IVF2,Flat")
     np.testing.assert_allclose(found[0], exact[0], rtol=1e-3)
@@ -112,14 +112,14 @@ def test_queries_with_too_few_neighbours_are_searched_exactly(capsys):
         ("IVF4,Flat;nprobe=0", "nprobe > 0"),
     ],
 )
-def test_an_index_that_cannot_be_used(index, reason):
+def test_unusable_index(index, reason):
     with pytest.raises(
         InputError, match=rf"knn_index='{index}' cannot be used: [^\n]*{reason}.*'Flat' for exact search$"
     ):
         nearest_neighbours(torch.randn(50, 8), None, 3, index)
 
 
-def test_an_index_that_is_no_text():
+def test_index_is_not_a_string():
     with pytest.raises(InputError, match="knn_index=64 is no text: give 'Flat'"):
         make_index(64, 8)
 
@@ -141,7 +141,7 @@ class FullGPU:
         raise RuntimeError(self.error)
 
 
-def test_a_full_gpu_is_said(monkeypatch):
+def test_gpu_out_of_memory(monkeypatch):
     full = FullGPU()
     monkeypatch.setattr(knn.faiss, "get_num_gpus", lambda: 1, raising=False)
     monkeypatch.setattr(knn.faiss, "StandardGpuResources", FullGPU.StandardGpuResources, raising=False)
@@ -154,7 +154,7 @@ def test_a_full_gpu_is_said(monkeypatch):
         knn.exact_index(torch.randn(9, 4), torch.device("cuda"))
 
 
-def test_several_gpus_have_a_part_of_the_gallery_each(monkeypatch):
+def test_gallery_is_sharded_over_gpus(monkeypatch):
     gallery, queries, calls = torch.randn(31, 8), torch.randn(9, 8), []
     parts = [faiss.IndexFlatL2(8) for _ in range(3)]
 
@@ -175,7 +175,7 @@ def test_several_gpus_have_a_part_of_the_gallery_each(monkeypatch):
     monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu_multiple_py", shards, raising=False)
     index = knn.exact_index(gallery, torch.device("cuda"))
-    assert calls == [([knn.SCRATCH] * 3, 0, True)]
+    assert calls == [([knn.TEMP_MEMORY] * 3, 0, True)]
     assert [part.ntotal for part in parts] == [10, 10, 11]
     distances, positions = knn._search(index, queries, None, 20)  # more than a part has
     expected = plain_neighbours(queries, gallery, 20)
@@ -184,7 +184,7 @@ def test_several_gpus_have_a_part_of_the_gallery_each(monkeypatch):
 
 
 @pytest.mark.skipif(not GPU_SEARCHES, reason="needs a CUDA device, and a faiss that searches on it")
-def test_gpu_answers_like_the_cpu():
+def test_gpu_equals_cpu():
     queries = torch.randn(9000, 32)
     expected, got = nearest_neighbours(queries, None, 1000), nearest_neighbours(queries.cuda(), None, 1000)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-4, atol=1e-4)
@@ -194,7 +194,7 @@ def test_gpu_answers_like_the_cpu():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("index", ["Flat", "HNSW8"])
-def test_descriptors_that_are_not_finite(value, index):
+def test_nonfinite_descriptors(value, index):
     good, bad = torch.rand(9, 4), torch.rand(9, 4)
     bad[6, 2] = value
     with pytest.raises(InputError, match=r"^the descriptor of query image 6 is not finite$"):
@@ -203,13 +203,13 @@ def test_descriptors_that_are_not_finite(value, index):
         nearest_neighbours(good, bad, 3, index)
 
 
-def test_one_image_has_no_neighbours_among_itself():
+def test_self_search_of_one_image():
     with pytest.raises(InputError, match="one image has no neighbours among itself: give a set of two or more"):
         nearest_neighbours(torch.rand(1, 4), None, 3)
     assert nearest_neighbours(torch.rand(1, 4), torch.rand(1, 4), 3)[1].tolist() == [[0]]
 
 
-def test_more_neighbours_than_memory_holds(monkeypatch):
+def test_results_exceed_memory(monkeypatch):
     monkeypatch.setattr("utils.runtime.memory.memory_limit", lambda: 1000)
     with pytest.raises(
         InputError, match=r"^9 neighbours of 10 queries take 1\.2e-06 GB, .* memory: lower dataset\.recalls"

@@ -26,7 +26,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize(("queries", "columns"), [(1, 1), (1, 6), (5, 1), (11, 6)])
 @pytest.mark.parametrize("normalize_before", [False, True])
 @torch.no_grad()
-def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_before, device):
+def test_equals_loop_over_pairs(monkeypatch, pairs, queries, columns, normalize_before, device):
     monkeypatch.setitem(pair_scoring.PAIRS_AT_ONCE, device.type, pairs)
     monkeypatch.setattr(pair_scoring, "BATCHES_PER_SYNC", 3)
     model = Model(normalize_before)
@@ -45,7 +45,7 @@ def test_equals_pair_by_pair(monkeypatch, pairs, queries, columns, normalize_bef
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_maps_that_do_not_fit_on_the_device_stay_where_they_are(monkeypatch, dtype, device):
+def test_feature_maps_beyond_device_memory_stay_in_place(monkeypatch, dtype, device):
     model, neighbours = Model().to(device), torch.randint(0, 9, (7, 5))
     query_maps, gallery_maps = torch.randn(7, 16, 3, 2).to(dtype), torch.randn(9, 16, 3, 2).to(dtype)
     expected = rerank(model, query_maps, gallery_maps, neighbours)
@@ -59,7 +59,7 @@ def test_maps_that_do_not_fit_on_the_device_stay_where_they_are(monkeypatch, dty
 @pytest.mark.parametrize("kept", ["queries", "gallery", "both", "one for both"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("block", "pairs"), [(1, 1), (4000, 7)])  # bytes, and the pairs that are scored at a time then
-def test_maps_in_a_file_are_scored_like_those_in_memory(monkeypatch, tmp_path, kept, dtype, block, pairs, device):
+def test_feature_maps_from_file_equal_memory(monkeypatch, tmp_path, kept, dtype, block, pairs, device):
     monkeypatch.setitem(pair_scoring.PAIRS_AT_ONCE, device.type, pairs)
     monkeypatch.setitem(pair_scoring.BLOCK_BYTES, device.type, block)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1 << 30))  # a GPU reads them block by block
@@ -91,7 +91,7 @@ def stored(folder, maps):
     return store.tensors["maps"]
 
 
-def test_each_map_of_a_block_is_read_once_and_in_order(monkeypatch, tmp_path):
+def test_blocks_read_each_feature_map_once_in_order(monkeypatch, tmp_path):
     monkeypatch.setitem(pair_scoring.PAIRS_AT_ONCE, "cpu", 5)
     monkeypatch.setitem(pair_scoring.BLOCK_BYTES, "cpu", 10 * 16 * 6 * 4)
     maps, read = torch.randn(30, 16, 3, 2), []
@@ -105,7 +105,7 @@ def test_each_map_of_a_block_is_read_once_and_in_order(monkeypatch, tmp_path):
     assert read == [sorted(set(part.tolist())) for part in neighbours.flatten().split(10)]
 
 
-def test_a_file_that_cannot_be_read_ends_scoring(tmp_path):
+def test_unreadable_file_ends_scoring(tmp_path):
     kept = stored(tmp_path / "maps", torch.randn(30, 16, 3, 2))
     os.truncate(kept.path, 200)
     with pytest.raises(InputError, match="has become shorter"):
@@ -119,7 +119,7 @@ def test_equal_logits_keep_their_order(device):
 
 
 @pytest.mark.parametrize("fitting", [1, 7])
-def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting, device):
+def test_batches_shrink_when_out_of_memory(monkeypatch, fitting, device):
     model, maps, neighbours = Model().to(device), torch.randn(6, 16, 2, 2), torch.randint(0, 6, (6, 5))
     expected = rerank(model, maps, maps, neighbours)
     score = Matcher.score
@@ -139,7 +139,7 @@ def test_fewer_pairs_at_a_time_where_memory_runs_out(monkeypatch, fitting, devic
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_score_that_is_not_finite(value):
+def test_nonfinite_score_names_the_pair(value):
     maps = torch.randn(4, 16, 3, 2)
     maps[2, 0, 0, 0] = value
     neighbours = torch.tensor([[1, 3], [0, 3], [0, 1], [1, 2]])

@@ -15,7 +15,7 @@ def scored():
 
 
 @pytest.mark.parametrize("with_logits", [True, False])
-def test_scores_come_back(scored, tmp_path, with_logits):
+def test_scores_round_trip(scored, tmp_path, with_logits):
     candidates, labels = scored
     candidates = candidates if with_logits else candidates._replace(logits=None)
     save_scores(tmp_path / "new", candidates, labels)
@@ -24,7 +24,7 @@ def test_scores_come_back(scored, tmp_path, with_logits):
         assert np.array_equal(ours, expected)
 
 
-def test_none(tmp_path):
+def test_missing_scores(tmp_path):
     with pytest.raises(InputError, match=r"scores\.npz does not exist: run eval_rerank\.py with this temp_dir first"):
         load_scores(tmp_path)
 
@@ -69,7 +69,7 @@ def packed(path):
         (packed, "cannot be read \\(its content is packed"),
     ],
 )
-def test_damaged(scored, tmp_path, damage, message):
+def test_damaged_scores(scored, tmp_path, damage, message):
     save_scores(tmp_path, *scored)
     damage(tmp_path / NAME)
     with pytest.raises(InputError, match=rf"scores\.npz .*{message}"):
