@@ -34,9 +34,9 @@ def kept_features(
 
     `embed(image)` gives descriptors (B, d) and maps (B, d, h, w), batch by batch, from an image on. What was made with
     other weights or settings of the network, photos of other sizes or times, another transform or precision is made
-    anew, and a line says which of them it is. An embedding that was interrupted goes on behind its last chunk, as one
-    does behind the last that is not damaged. None, and a line, where the store cannot be written, as when another
-    process does. Of a job of several processes the first one decides and writes.
+    anew, and a line says which of them it is. An embedding that was interrupted goes on behind its last chunk. None,
+    and a line, where the store cannot be written, as when another process does. Of a job of several processes the first
+    one decides and writes.
     """
     made_with = {
         "network": _digest(_network(model)),
@@ -85,8 +85,8 @@ def _report(store: Store, start: int) -> None:
     """Say why the images from one on are embedded although there is a store."""
     if store.file.exists() and store.changed():
         print(f"{store.folder} does not fit, by its {listing(store.changed())}: the images are embedded again")
-    elif store.chunks and start < store.chunks[-1].end:
-        print(f"{store.folder} is damaged: images are embedded again from number {start} on")
+    elif start < store.rows:
+        print(f"{store.folder} is damaged: the images are embedded again")
     elif start:
         print(f"{store.folder} has the first {start} of {store.count} images: embedding goes on from there")
 

@@ -4,21 +4,19 @@
 
 * `made_with`: what they follow from, by name,
 * `tensors`: number format and shape (images, ...), by name,
-* `chunks`: of each, the row behind its last one, and the CRC-32 of its bytes in each file, by name.
+* `rows`: how many of the first rows are there.
 
-Only rows of these chunks count. A chunk is on the disk before `store.json`, which is replaced whole, tells of it: an
-interrupt, at whatever moment, costs the chunk that is being made. A new file reaches the size that its header calls for
-with its last chunk: until then `numpy.load` refuses it.
+Only these rows count. They are written in chunks, and a chunk is on the disk before `store.json`, which is replaced
+whole, tells of it: an interrupt, at whatever moment, costs the chunk that is being made. A new file reaches the size
+that its header calls for with its last chunk: until then `numpy.load` refuses it.
 """
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -29,13 +27,6 @@ from utils.io.disk import check_disk_space, open_regular_file
 from utils.store.array_file import FORMATS, ROWS_AT_ONCE, Layout, StoredRows, bytes_of
 
 DTYPES = {str(dtype): dtype for dtype in FORMATS}
-
-
-class Chunk(NamedTuple):
-    """Rows that were written together."""
-
-    end: int  # the row behind the last one
-    checks: dict[str, int]  # the CRC-32 of their bytes, by name of tensor
 
 
 class Store:
@@ -52,17 +43,14 @@ class Store:
         """Take what `store.json` says; a damaged one says nothing."""
         self.found: dict[str, str] = {}  # what the rows were made with
         self.layouts: dict[str, Layout] = {}
-        self.chunks: list[Chunk] = []
+        self.rows = 0
         with suppress(Exception):  # whatever is wrong with it, the rows are made anew
             with open_regular_file(self.file) as file:
                 content = json.load(file)
             layouts = {name: self._layout(name, *content["tensors"][name]) for name in self.dims}
-            chunks = [
-                Chunk(int(end), {name: int(checks[name]) for name in self.dims}) for end, checks in content["chunks"]
-            ]
-            ends = [0, *(chunk.end for chunk in chunks)]
-            if ends[-1] <= self.count and all(end < following for end, following in pairwise(ends)):
-                self.found, self.layouts, self.chunks = dict(content["made_with"]), layouts, chunks
+            rows = int(content["rows"])
+            if 0 <= rows <= self.count:
+                self.found, self.layouts, self.rows = dict(content["made_with"]), layouts, rows
 
     def _layout(self, name: str, dtype: str, shape: Sequence[int]) -> Layout:
         layout = Layout(DTYPES[dtype], tuple(map(int, shape)))
@@ -75,17 +63,18 @@ class Store:
         return [name for name, value in self.made_with.items() if self.found.get(name) != value]
 
     def count_valid_rows(self, names: Iterable[str]) -> int:
-        """How many of the first rows of some tensors are as they were written; `tensors` then has these tensors.
+        """How many of the first rows of some tensors are there; `tensors` then has these tensors.
 
-        None of those that were made with something else.
+        None of those that were made with something else, nor where a file is not the one that was written.
         """
-        rows = self.chunks[-1].end if self.chunks and not self.changed() else 0
+        rows = 0 if self.changed() else self.rows
         for name in names if rows else ():
             try:
                 self.tensors[name] = StoredRows(self.paths[name], self.layouts[name])
             except OSError:
                 return 0
-            rows = min(rows, self.tensors[name].count_valid_rows((end, checks[name]) for end, checks in self.chunks))
+            if not self.tensors[name].has_rows(rows):
+                return 0
         return rows
 
     def write(self, start: int, batches: Iterable[Iterable[Tensor]]) -> None:
@@ -93,7 +82,7 @@ class Store:
 
         InputError where there is no room, or a file cannot be written: chunks that were are kept.
         """
-        self.found, self.chunks = self.made_with, [chunk for chunk in self.chunks if chunk.end <= start]
+        self.found, self.rows = self.made_with, start
         with ExitStack() as stack:
             files: list[IO[bytes]] = []
             rows: list[Sequence[Tensor]] = []
@@ -128,20 +117,17 @@ class Store:
 
     def _write_chunk(self, files: Sequence[IO[bytes]], start: int, end: int, tensors: Sequence[Tensor]) -> None:
         """Have rows on the disk, then `store.json` that tells of them."""
-        checks = {}
         with self._writing():
-            for (name, layout), file, tensor in zip(self.layouts.items(), files, tensors, strict=True):
-                rows = bytes_of(tensor.cpu().contiguous())
+            for layout, file, tensor in zip(self.layouts.values(), files, tensors, strict=True):
                 file.seek(layout.place(start))
-                file.write(rows)
+                file.write(bytes_of(tensor.cpu().contiguous()))
                 file.flush()
                 os.fsync(file.fileno())
-                checks[name] = zlib.crc32(rows)
-        self.chunks.append(Chunk(end, checks))
+        self.rows = end
         content = {
             "made_with": self.made_with,
             "tensors": {name: [str(layout.dtype), layout.shape] for name, layout in self.layouts.items()},
-            "chunks": self.chunks,
+            "rows": self.rows,
         }
         with atomic_write(self.file) as file:
             file.write(json.dumps(content).encode())

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,13 +56,10 @@ def test_files_hold_what_is_written(tmp_path, small_chunks, dtype):
     np.testing.assert_array_equal(np.load(tmp_path / "descriptors.npy"), descriptors)
     mapped = np.load(tmp_path / "maps.npy", mmap_mode="c", allow_pickle=False)
     assert torch.equal(torch.from_numpy(mapped).view(dtype), maps)
-    chunks = [slice(start, start + 8) for start in range(0, N, 8)]
     assert json.loads((tmp_path / "store.json").read_text()) == {
         "made_with": MADE_WITH,
         "tensors": {"descriptors": ["torch.float32", [N, 5]], "maps": [str(dtype), [N, 3, 2, 2]]},
-        "chunks": [
-            [min(rows.stop, N), {"descriptors": crc(descriptors[rows]), "maps": crc(maps[rows])}] for rows in chunks
-        ],
+        "rows": N,
     }
     again = store_in(tmp_path)
     assert again.count_valid_rows(DIMS) == N
@@ -76,10 +71,6 @@ def test_files_hold_what_is_written(tmp_path, small_chunks, dtype):
         room = kept.empty_rows(N)
         assert torch.equal(kept.read(np.array(rows), room), maps[list(rows)])
         assert len(room) == N
-
-
-def crc(tensor):
-    return zlib.crc32(tensor.view(torch.uint8).numpy().tobytes())
 
 
 def test_channels_last_answers_are_written_row_by_row(tmp_path):
@@ -138,25 +129,6 @@ def test_what_was_made_with_something_else_is_replaced_and_its_readers_keep_it(f
     assert store_in(folder).changed() == ["photos"]
 
 
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(("name", "row", "whole"), [("maps", 0, 0), ("maps", 20, 16), ("descriptors", 28, 24)])
-def test_a_lost_bit_costs_the_rows_from_its_chunk_on(folder, name, row, whole):
-    path = folder / f"{name}.npy"
-    layout = Layout(torch.float32, (N, 5) if name == "descriptors" else (N, 3, 2, 2))
-    flip(path, layout.place(row) + 3)
-    store = store_in(folder)
-    assert store.count_valid_rows([name]) == store.count_valid_rows(DIMS) == whole
-    assert store.count_valid_rows([other for other in DIMS if other != name]) == N
-    store.write(whole, batches(whole))
-    assert store_in(folder).count_valid_rows(DIMS) == N
-    np.testing.assert_array_equal(np.load(path), tensors()[list(DIMS).index(name)])
-
-
 def damage(name):
     """Ways to damage a file, by name."""
 
@@ -188,17 +160,17 @@ def damage(name):
         "a huge shape": change("tensors", {"descriptors": shape, "maps": ["torch.float32", [N, 1 << 60, 2, 2]]}),
         "too few dimensions": change("tensors", {"descriptors": shape, "maps": shape}),
         "an unknown format": change("tensors", {"descriptors": shape, "maps": ["torch.int8", [N, 3, 2, 2]]}),
-        "no chunks": change("chunks", []),
-        "too many rows": change("chunks", [[N + 1, {"descriptors": 0, "maps": 0}]]),
-        "falling chunks": change("chunks", [[8, {"descriptors": 0, "maps": 0}], [4, {"descriptors": 0, "maps": 0}]]),
-        "another check": change("chunks", [[N, {"descriptors": 0, "maps": 0}]]),
+        "no rows": change("rows", 0),
+        "too many rows": change("rows", N + 1),
+        "fewer than no rows": change("rows", -1),
+        "of an earlier version": change("rows", None),
     }[name]
 
 
 DAMAGES = (
     *("truncated", "empty", "gone", "a pickle", "of objects", "of another shape", "of another format", "a huge header"),
-    *("no JSON", "a list", "deep", "a huge shape", "too few dimensions", "an unknown format", "no chunks"),
-    *("too many rows", "falling chunks", "another check"),
+    *("no JSON", "a list", "deep", "a huge shape", "too few dimensions", "an unknown format", "no rows"),
+    *("too many rows", "fewer than no rows", "of an earlier version"),
 )
 
 
