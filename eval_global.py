@@ -1,7 +1,5 @@
 """Global retrieval: embed the images, search each query's nearest neighbours, report R@K (paper, section 4)."""
 
-import startup
-
 from pathlib import Path
 
 import torch
@@ -19,8 +17,6 @@ from utils.retrieval.measures import measures_of
 from utils.retrieval.ranking import Ranking
 from utils.retrieval.results import Labels, save_evaluation
 from utils.settings import TEXT, one_of
-
-startup.done()
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
 

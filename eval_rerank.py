@@ -1,7 +1,5 @@
 """Reranking: rescore each query's cached neighbours, report R@K (paper, section 4) beside other rankings."""
 
-import startup
-
 from pathlib import Path
 
 import torch
@@ -19,8 +17,6 @@ from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
 from utils.retrieval.results import Labels, keep_scores, load_scores, save_evaluation
 from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_number
-
-startup.done()
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 
