@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from models.resnet import RerankingResNet
+from models.network import RerankingResNet
 
 REACHED = 0.5, 0.85  # of what a data sheet says, by large products and by large copies
 

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import new_process
 from models.matcher import Matcher
-from models.resnet import RerankingResNet
+from models.network import NetworkSettings, RerankingResNet
 from utils.evaluation import rank_candidates, report_rankings, score_candidates
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.knn import nearest_neighbours
@@ -104,7 +104,7 @@ def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES)
     folder, maps are kept in files of it."""
     start = time.perf_counter()
     torch.manual_seed(0)
-    model = OccasionalNetwork(1000, Matcher(), normalize=True)
+    model = OccasionalNetwork(1000, NetworkSettings(pretrained=False, normalize=True))
     model.matcher = OccasionalMatcher()
     neighbours = torch.randint(images, (images, NEIGHBOURS))
     labels = Labels(np.arange(images) // 5, np.arange(images) // 5, True)
@@ -118,7 +118,7 @@ def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES)
 def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     """Peak resident bytes of a process during two steps on `batch` blank images, above what it held before."""
     torch.manual_seed(0)
-    model = RerankingResNet(1000, Matcher(), normalize=True)
+    model = RerankingResNet(1000, NetworkSettings(pretrained=False, normalize=True))
     pixels, labels = torch.full((batch, 3, 224, 224), 128, dtype=torch.uint8), torch.arange(batch) // 2
     train, loss = {
         "global": (train_global, Contrastive()),

@@ -20,8 +20,7 @@ from benchmarks.bounds import bounds_of
 from benchmarks.loading import loading
 from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
 from models.fused import linear
-from models.matcher import Matcher
-from models.resnet import RerankingResNet
+from models.network import NetworkSettings, RerankingResNet
 from sop.samplers import RandomIdentitySampler, TripletSampler
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.knn import exact_index, nearest_neighbours
@@ -59,7 +58,7 @@ def compared(
 
 def build(freeze_backbone: bool = False) -> RerankingResNet:
     torch.manual_seed(0)
-    return RerankingResNet(1000, Matcher(), normalize=True, freeze_backbone=freeze_backbone)
+    return RerankingResNet(1000, NetworkSettings(pretrained=False, normalize=True, freeze_backbone=freeze_backbone))
 
 
 def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from models.matcher import CANDIDATE, CLS, QUERY, SEP, Matcher
+from models.network import RerankingResNet
 from models.position_encoding import sine_position_encoding
-from models.resnet import RerankingResNet
 
 PAIRS_AT_ONCE = 3000  # scored at a time, as published
 

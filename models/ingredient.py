@@ -1,39 +1,28 @@
 """The `model` ingredient: from config to network."""
 
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from sacred import Ingredient
+from sacred.config import ConfigDict
 
-from models.network import ANSWER_SETTINGS, make_network
-from models.resnet import RerankingResNet
+from models.network import NetworkSettings, RerankingResNet
 from utils.io.checkpoint import TrainingInfo, load_weights
 
 model_ingredient = Ingredient("model", save_git_info=False)  # the commands note all modules
 
 
-@model_ingredient.config
-def config():
-    arch = "resnet50"  # resnet18, resnet34, resnet50, resnet101 or resnet152
-    pretrained = True  # start the trunk from torchvision's IMAGENET1K_V1 weights
-    dropout = 0.0  # on the global descriptor, before the classifier
-    norm_layer = None  # after average pooling: 'layer', 'batch' or None
-    remap = False  # a linear layer before the global descriptor even when the sizes are equal
-    detach = False  # the classifier sends no gradient to the trunk
-    normalize = False  # L2-normalise the global descriptor
-    set_bn_eval = True  # keep the trunk's batch norms in eval mode while training
-    normalize_weight = False  # L2-normalise the classifier's rows
-    freeze_backbone = False  # train remap_local and the matcher only
-    num_global_features = 128
-    num_local_features = 128  # also the matcher's width; a multiple of 4
-    ert_seq_len = 102  # recorded only
-    ert_dim_feedforward = 1024
-    ert_nhead = 4
-    ert_num_encoder_layers = 6
-    ert_dropout = 0.0
-    ert_activation = "relu"  # or 'gelu'
-    ert_normalize_before = False  # pre-norm encoder with a final layer norm
+class Defaults(ConfigDict):
+    """The defaults of `NetworkSettings`, with the comments that `print_config` shows."""
+
+    def __call__(self, **given):
+        summary = super().__call__(**given)
+        summary.docs |= {part.name: part.metadata["comment"] for part in fields(NetworkSettings)}
+        return summary
+
+
+model_ingredient.configurations.append(Defaults(asdict(NetworkSettings())))
 
 
 @model_ingredient.named_config
@@ -55,57 +44,11 @@ def demo():
 
 
 @model_ingredient.capture
-def get_model(
-    num_classes,
-    arch,
-    pretrained,
-    dropout,
-    norm_layer,
-    remap,
-    detach,
-    normalize,
-    set_bn_eval,
-    normalize_weight,
-    freeze_backbone,
-    num_global_features,
-    num_local_features,
-    ert_seq_len,
-    ert_dim_feedforward,
-    ert_nhead,
-    ert_num_encoder_layers,
-    ert_dropout,
-    ert_activation,
-    ert_normalize_before,
-) -> RerankingResNet:
-    """`make_network` for `num_classes` training classes; inside a run, Sacred fills in the rest from the config."""
-    return make_network(
-        num_classes,
-        arch=arch,
-        pretrained=pretrained,
-        dropout=dropout,
-        norm_layer=norm_layer,
-        remap=remap,
-        detach=detach,
-        normalize=normalize,
-        set_bn_eval=set_bn_eval,
-        normalize_weight=normalize_weight,
-        freeze_backbone=freeze_backbone,
-        num_global_features=num_global_features,
-        num_local_features=num_local_features,
-        ert_dim_feedforward=ert_dim_feedforward,
-        ert_nhead=ert_nhead,
-        ert_num_encoder_layers=ert_num_encoder_layers,
-        ert_dropout=ert_dropout,
-        ert_activation=ert_activation,
-        ert_normalize_before=ert_normalize_before,
-    )
-
-
-@model_ingredient.capture
-def answer_settings(_config) -> dict[str, Any]:
-    """The settings that a checkpoint's answers depend on."""
-    settings = {name: _config[name] for name in ANSWER_SETTINGS if name in _config}
-    return settings | ({"arch": settings["arch"].lower()} if settings else {})
+def get_model(num_classes: int, _config, **settings) -> RerankingResNet:
+    """The network for `num_classes` training classes, of `NetworkSettings`; inside a run those that are not given are
+    the config's, elsewhere the defaults."""
+    configured = {part.name: _config[part.name] for part in fields(NetworkSettings) if part.name in _config}
+    return RerankingResNet(num_classes, NetworkSettings(**configured | settings))
 
 
 def load_model(
@@ -126,10 +69,10 @@ def load_model(
         model = get_model(num_classes, **changes)
     else:
         model = get_model(num_classes, pretrained=False)
-        origin = load_weights(resume, model, training, answer_settings())
+        origin = load_weights(resume, model, training, model.settings.those("answers"))
         if crop_size is not None and origin.crop_size not in (None, crop_size):
             print(
                 f"checkpoint {resume} was trained with dataset.crop_size={origin.crop_size}, not {crop_size}: its "
                 "answers to images of another size may be worse"
             )
-    return model.to(device, memory_format=torch.channels_last), origin._replace(model=answer_settings())
+    return model.to(device, memory_format=torch.channels_last), origin._replace(model=model.settings.those("answers"))

@@ -1,73 +1,186 @@
-"""The network from plain settings: what these may be, and which of them its answers depend on."""
+"""The network, and the settings that it is made by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
 
 from models.matcher import Matcher
-from models.resnet import BLOCKS, NORM_LAYERS, RerankingResNet
-from utils.errors import InputError
-from utils.settings import FLAG, Rules, number, one_of, whole_number
+from models.resnet import BLOCKS, IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
+from models.trunk import Embedder, convolve_and_normalise, residual_blocks, through_blocks
+from utils.errors import InputError, choose
+from utils.runtime.precision import true_float32
+from utils.settings import FLAG, Rule, Rules, number, one_of, whole_number
 
-MODEL_RULES: Rules = {
-    "arch": one_of(*BLOCKS)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BLOCKS),
-    "pretrained": FLAG,
-    "dropout": number(0, 1),
-    "norm_layer": one_of(*NORM_LAYERS),
-    "remap": FLAG,
-    "detach": FLAG,
-    "normalize": FLAG,
-    "set_bn_eval": FLAG,
-    "normalize_weight": FLAG,
-    "freeze_backbone": FLAG,
-    "num_global_features": whole_number(1, 1_000_000),
-    "num_local_features": whole_number(4, 1_000_000, multiple=4),
-    "ert_dim_feedforward": whole_number(1, 1_000_000),
-    "ert_nhead": whole_number(1, 1_000_000),
-    "ert_num_encoder_layers": whole_number(1, 1000),
-    "ert_dropout": number(0, 1),
-    "ert_activation": one_of("relu", "gelu"),
-    "ert_normalize_before": FLAG,
+NORM_LAYERS = {
+    None: lambda size: nn.Identity(),
+    "layer": lambda size: nn.LayerNorm(size, elementwise_affine=False),
+    "batch": lambda size: nn.BatchNorm1d(size, affine=False),
 }
-
-ANSWER_SETTINGS = (  # those that evaluation depends on
-    "arch",
-    "norm_layer",
-    "remap",
-    "num_global_features",
-    "num_local_features",
-    "ert_dim_feedforward",
-    "ert_nhead",
-    "ert_num_encoder_layers",
-    "ert_activation",
-    "ert_normalize_before",
-)
+ARCH = one_of(*BLOCKS)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BLOCKS)
+SIZE = whole_number(1, 1_000_000)
+TRAINING: tuple[str, ...] = ()  # what depends on a setting: the training alone,
+LOGITS = ("answers",)  # what the matcher answers, too,
+DESCRIPTORS = ("answers", "descriptors")  # or what images are embedded to
 
 
-def make_network(
-    num_classes: int,
-    num_local_features: int = 128,
-    ert_dim_feedforward: int = 1024,
-    ert_nhead: int = 4,
-    ert_num_encoder_layers: int = 6,
-    ert_dropout: float = 0.0,
-    ert_activation: str = "relu",
-    ert_normalize_before: bool = False,
-    **trunk,
-) -> RerankingResNet:
-    """The network for `num_classes` training classes; `trunk` are the settings that `RerankingResNet` takes.
+def setting(default: Any, rule: Rule | None, alters: tuple[str, ...], comment: str = "") -> Any:
+    """A setting's default, what it may be, what depends on it, and what `print_config` says of it."""
+    return field(default=default, metadata={"rule": rule, "alters": alters, "comment": comment})
 
-    Raises InputError for an unknown `arch` or `norm_layer`, for heads that do not divide the matcher's width, and when
-    pretrained weights cannot be fetched.
-    """
-    if num_local_features % ert_nhead:
-        raise InputError(
-            f"model.num_local_features={num_local_features} is no multiple of model.ert_nhead={ert_nhead}: each head "
-            "takes an equal share"
-        )
-    matcher = Matcher(
-        d_model=num_local_features,
-        nhead=ert_nhead,
-        num_encoder_layers=ert_num_encoder_layers,
-        dim_feedforward=ert_dim_feedforward,
-        dropout=ert_dropout,
-        activation=ert_activation,
-        normalize_before=ert_normalize_before,
+
+@dataclass
+class NetworkSettings:
+    """The settings of the `model` ingredient. Those that the answers depend on are told by checkpoints, and must be the
+    same in an evaluation; while those that descriptors depend on are the same, kept ones fit."""
+
+    arch: str = setting("resnet50", ARCH, DESCRIPTORS, "resnet18, resnet34, resnet50, resnet101 or resnet152")
+    pretrained: bool = setting(True, FLAG, TRAINING, "start the trunk from torchvision's IMAGENET1K_V1 weights")
+    dropout: float = setting(0.0, number(0, 1), TRAINING, "on the global descriptor, before the classifier")
+    norm_layer: str | None = setting(
+        None, one_of(*NORM_LAYERS), DESCRIPTORS, "after average pooling: 'layer', 'batch' or None"
     )
-    return RerankingResNet(num_classes, matcher, num_local_features=num_local_features, **trunk)
+    remap: bool = setting(
+        False, FLAG, DESCRIPTORS, "a linear layer before the global descriptor even when the sizes are equal"
+    )
+    detach: bool = setting(False, FLAG, TRAINING, "the classifier sends no gradient to the trunk")
+    # a checkpoint serves both
+    normalize: bool = setting(False, FLAG, ("descriptors",), "L2-normalise the global descriptor")
+    set_bn_eval: bool = setting(True, FLAG, TRAINING, "keep the trunk's batch norms in eval mode while training")
+    normalize_weight: bool = setting(False, FLAG, TRAINING, "L2-normalise the classifier's rows")
+    freeze_backbone: bool = setting(False, FLAG, TRAINING, "train remap_local and the matcher only")
+    num_global_features: int = setting(128, SIZE, DESCRIPTORS)
+    num_local_features: int = setting(
+        128, whole_number(4, 1_000_000, multiple=4), DESCRIPTORS, "also the matcher's width; a multiple of 4"
+    )
+    ert_seq_len: int | None = setting(102, None, TRAINING, "recorded only")
+    ert_dim_feedforward: int = setting(1024, SIZE, LOGITS)
+    ert_nhead: int = setting(4, SIZE, LOGITS)
+    ert_num_encoder_layers: int = setting(6, whole_number(1, 1000), LOGITS)
+    ert_dropout: float = setting(0.0, number(0, 1), TRAINING)
+    ert_activation: str = setting("relu", one_of("relu", "gelu"), LOGITS, "or 'gelu'")
+    ert_normalize_before: bool = setting(False, FLAG, LOGITS, "pre-norm encoder with a final layer norm")
+
+    def __post_init__(self):
+        self.arch = self.arch.lower()
+
+    def those(self, dependent: str) -> dict[str, Any]:
+        """The settings, by name, that 'answers' or 'descriptors' depend on."""
+        return {part.name: getattr(self, part.name) for part in fields(self) if dependent in part.metadata["alters"]}
+
+
+MODEL_RULES: Rules = {part.name: part.metadata["rule"] for part in fields(NetworkSettings) if part.metadata["rule"]}
+ANSWER_SETTINGS = tuple(NetworkSettings().those("answers"))
+
+
+def make_matcher(settings: NetworkSettings) -> Matcher:
+    """The network's matcher; InputError for heads that do not divide its width."""
+    if settings.num_local_features % settings.ert_nhead:
+        raise InputError(
+            f"model.num_local_features={settings.num_local_features} is no multiple of "
+            f"model.ert_nhead={settings.ert_nhead}: each head takes an equal share"
+        )
+    return Matcher(
+        d_model=settings.num_local_features,
+        nhead=settings.ert_nhead,
+        num_encoder_layers=settings.ert_num_encoder_layers,
+        dim_feedforward=settings.ert_dim_feedforward,
+        dropout=settings.ert_dropout,
+        activation=settings.ert_activation,
+        normalize_before=settings.ert_normalize_before,
+    )
+
+
+class RerankingResNet(ResNet):
+    """Images to `(logits, global, local)`: torchvision's ResNet cut after `layer4`, with the paper's two descriptors.
+
+    The state carries torchvision's names for the trunk, `remap`, `remap_local`, `norm_layer` and `classifier` for the
+    heads and `matcher.*` for the reranking transformer; a layer that is absent has no names.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_classes: int, settings: NetworkSettings):
+        """For `num_classes` training classes. InputError for an unknown `arch` or `norm_layer`, for heads that do not
+        divide the matcher's width, and when pretrained weights cannot be fetched."""
+        matcher = make_matcher(settings)
+        super().__init__(*choose(BLOCKS, settings.arch, "model.arch"), num_classes=1, zero_init_residual=True)
+        size = self.fc.in_features
+        del self.fc
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()  # PyTorch's own initialisation, not torchvision's Kaiming fan-out
+        if settings.pretrained:
+            self.load_state_dict(imagenet_weights(settings.arch))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        global_size, local_size = settings.num_global_features, settings.num_local_features
+        self.norm_layer = choose(NORM_LAYERS, settings.norm_layer, "model.norm_layer")(size)
+        self.remap = nn.Linear(size, global_size) if settings.remap or size != global_size else nn.Identity()
+        self.remap_local = nn.Conv2d(size, local_size, 1) if size != local_size else nn.Identity()
+        self.classifier = nn.Linear(global_size, num_classes)
+        nn.init.zeros_(self.classifier.weight)
+        for head in (self.remap, self.remap_local, self.classifier):
+            for bias in (p for name, p in head.named_parameters() if name == "bias"):
+                nn.init.zeros_(bias)
+        self.matcher, self.dropout, self.settings = matcher, nn.Dropout(settings.dropout), settings
+        if self.freeze_backbone:
+            trunk = (self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4)
+            for module in (*trunk, self.norm_layer, self.remap, self.classifier):
+                module.requires_grad_(False)
+
+    @property
+    def freeze_backbone(self) -> bool:
+        """Whether `remap_local` and the matcher alone are trained."""
+        return self.settings.freeze_backbone
+
+    def fingerprint(self) -> Iterator[bytes]:
+        """All that descriptors and local maps depend on: settings and tensors."""
+        yield repr(self.settings.those("descriptors")).encode()
+        for name, tensor in self.state_dict().items():
+            if not name.startswith(("matcher.", "classifier.")):
+                yield f"{name} {tuple(tensor.shape)}".encode()
+                yield tensor.cpu().contiguous().numpy().tobytes()
+
+    def train(self, mode: bool = True):
+        """Train mode, but for the trunk's batch norms when `set_bn_eval` or `freeze_backbone` is set."""
+        super().train(mode)
+        if self.settings.set_bn_eval or self.freeze_backbone:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W), uint8 or floats in [0, 1] -> logits (B, classes), global (B, dg), local (B, dl, H/32, W/32)."""
+        features = self.layer_features(images)
+        descriptors = self.global_descriptors(features)
+        inputs = self.dropout(descriptors.detach() if self.settings.detach else descriptors)
+        weight = self.classifier.weight
+        weight = F.normalize(weight, dim=1) if self.settings.normalize_weight else weight
+        return F.linear(inputs, weight, self.classifier.bias), descriptors, self.remap_local(features)
+
+    def layer_features(self, images: Tensor) -> Tensor:
+        """The `layer4` map (B, C, H/32, W/32) of images as `forward` takes them."""
+        x = self.maxpool(convolve_and_normalise(self.pixels(images), (self.conv1, self.bn1), "relu"))
+        return through_blocks(x, residual_blocks(self), convolve_and_normalise)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised pixels, channels last, of images as `forward` takes them."""
+        values = images.float() / 255 if images.dtype == torch.uint8 else images
+        return ((values - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def embedder(self, dtype: torch.dtype = torch.float32) -> Embedder:
+        """The network as it is now, made ready for evaluation in `dtype`."""
+        return Embedder(self, dtype)
+
+    def global_descriptors(self, features: Tensor) -> Tensor:
+        """Global descriptors (B, dg) of `layer4` maps."""
+        with true_float32():
+            descriptors = self.remap(self.norm_layer(self.avgpool(features).flatten(1)))
+        return F.normalize(descriptors, dim=1) if self.settings.normalize else descriptors

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.ingredient import get_model
-from models.network import MODEL_RULES
-from models.resnet import RerankingResNet
+from models.network import MODEL_RULES, RerankingResNet
 from report.evaluated import Evaluated, check_is_noted, first_existing
 from sop.images.photo import jpeg, opened
 from sop.images.transforms import test_transform

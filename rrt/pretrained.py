@@ -16,8 +16,7 @@ import safetensors.torch
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HOME
 
-from models.network import ANSWER_SETTINGS, MODEL_RULES, make_network
-from models.resnet import RerankingResNet
+from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingResNet
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, in_one_line
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
@@ -28,20 +27,7 @@ from utils.settings import check_settings, plain, whole_number
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CROP_SIZE = 224  # pixels; the published one
 CROP_RULES = {"crop_size": whole_number(32, 4096)}  # the trunk halves it five times
-DEFAULTS: Mapping[str, Any] = MappingProxyType(  # of the published networks
-    {
-        "arch": "resnet50",
-        "norm_layer": None,
-        "remap": False,
-        "num_global_features": 128,
-        "num_local_features": 128,
-        "ert_dim_feedforward": 1024,
-        "ert_nhead": 4,
-        "ert_num_encoder_layers": 6,
-        "ert_activation": "relu",
-        "ert_normalize_before": False,
-    }
-)
+DEFAULTS: Mapping[str, Any] = MappingProxyType(NetworkSettings().those("answers"))  # of the published networks
 PUBLISHED = "published"
 WHERE_FROM = (
     "a checkpoint of experiment_rerank.py, a folder or a repository of the hub with config.json and "
@@ -141,14 +127,15 @@ def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], 
     check_settings({"crop_size": crop_size}, CROP_RULES)
     check_given(said)
     settings = {**DEFAULTS, **said}
+    made_by = NetworkSettings(pretrained=False, normalize=True, **settings)
     state = state_of(content, path)
     if "classifier.bias" not in state:
         raise InputError(f"{path} is no checkpoint of a network: it lacks classifier.bias")
     num_classes = state["classifier.bias"].numel()
     with torch.device("meta"):  # nothing is allocated before the sizes are known to be those of the file
-        check_fits(state, make_network(num_classes, normalize=True, **settings).state_dict(), path)
+        check_fits(state, RerankingResNet(num_classes, made_by).state_dict(), path)
     with torch.random.fork_rng(devices=[]):  # the first weights are the file's: none of the caller's numbers is drawn
-        network = make_network(num_classes, normalize=True, **settings)
+        network = RerankingResNet(num_classes, made_by)
     take_weights(content, path, network, training=False, settings=given)
     return Pretrained(network.eval(), settings, crop_size)
 

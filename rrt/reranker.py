@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from models.resnet import RerankingResNet
+from models.network import RerankingResNet
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.images.transforms import test_transform

@@ -102,11 +102,12 @@ class Reader(NamedTuple):
 class Tiny(torch.nn.Module):
     """The smallest network that a checkpoint can be of."""
 
-    normalize, norm_layer = True, None
-
     def __init__(self):
         super().__init__()
         self.conv1, self.classifier = torch.nn.Conv2d(3, 2, 1), torch.nn.Linear(2, 3)
+
+    def fingerprint(self):
+        return [self.conv1.weight.detach().numpy().tobytes()]
 
 
 def tiny_state() -> TrainingState:

@@ -19,7 +19,6 @@ from utils.store.array_file import StoredRows
 from utils.store.store import Store
 
 DIMS = {"descriptors": 2, "maps": 4}  # what a network answers for an image, and its dimensions for all images
-NOT_IN_DESCRIPTORS = ("matcher.", "classifier.")  # tensors that descriptors do not depend on
 
 
 def kept_features(
@@ -39,7 +38,7 @@ def kept_features(
     one decides and writes.
     """
     made_with = {
-        "network": _digest(_network(model)),
+        "network": _digest(model.fingerprint()),
         **images.fingerprint(),
         "precision": f"{dtype}, TF32 {matmul.fp32_precision == 'tf32'}, {next(model.parameters()).device.type}",
     }
@@ -89,15 +88,6 @@ def _report(store: Store, start: int) -> None:
         print(f"{store.folder} is damaged: the images are embedded again")
     elif start:
         print(f"{store.folder} has the first {start} of {store.count} images: embedding goes on from there")
-
-
-def _network(model) -> Iterable[bytes]:
-    """All that descriptors depend on in a network."""
-    yield f"{model.normalize} {model.norm_layer}".encode()
-    for name, tensor in model.state_dict().items():
-        if not name.startswith(NOT_IN_DESCRIPTORS):
-            yield f"{name} {tuple(tensor.shape)}".encode()
-            yield tensor.cpu().contiguous().numpy().tobytes()
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -16,6 +16,8 @@ from utils.runtime.device import MicroBatches, device_of
 from utils.runtime.precision import autocast, true_float32
 from utils.runtime.ranks import is_main_process
 
+# nn.Dropout's kin and torchvision's StochasticDepth; timm's DropPath; nn.MultiheadAttention; whole networks
+DROP_RATES = ("p", "drop_prob", "dropout", "drop_rate")
 Scale = Callable[[Tensor], Tensor]  # multiplies a loss by the gradient scaler's factor
 Step = Callable[[Tensor, Tensor, Scale], tuple[Tensor, Tensor]]  # images, labels -> loss, accuracy; fills the gradients
 
@@ -142,6 +144,13 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
     return by_trunk
 
 
+def is_stochastic(module: nn.Module) -> bool:
+    """Whether a module itself draws random numbers while training: `DROP_RATES` tell, and RReLU's range."""
+    rates = (getattr(module, name, 0) for name in DROP_RATES)
+    drops = any(isinstance(rate, int | float) and 0 < rate <= 1 for rate in rates)
+    return drops or (isinstance(module, nn.RReLU) and module.upper > module.lower)
+
+
 def _check_micro_batching(model, micro_batch: int | None, batch_size: int | None = None) -> None:
     """InputError where pieces of a batch, or processes' shares, would not answer, while training, as the whole, and
     where batches are of one image, which a batch norm cannot compare with others."""
@@ -152,9 +161,8 @@ def _check_micro_batching(model, micro_batch: int | None, batch_size: int | None
     uses_batch_statistics = any(
         isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training for module in modules
     )
-    is_stochastic = any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules)
     model.train(was_training)
-    if micro_batch is not None and (uses_batch_statistics or is_stochastic):
+    if micro_batch is not None and (uses_batch_statistics or any(map(is_stochastic, modules))):
         raise InputError(
             f"micro_batch={micro_batch} needs each image to be embedded by itself and alike every time: set "
             "model.set_bn_eval=True, and neither model.norm_layer='batch' nor dropout"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from models.matcher import Matcher
-from models.resnet import RerankingResNet
+from models.network import NetworkSettings, RerankingResNet
 from sop.dataset import ImageSet
 from sop.images.image_cache import CachedImageSet, CachedLoader
 from sop.images.transforms import test_transform as transform_of
 from sop.splits import class_map, read_split
+from tests.conftest import TINY
 from tests.faults import exchanged, names
 from tests.narrow import narrow
 from utils.errors import InputError
@@ -39,11 +39,8 @@ def loader_of(folder, crop_size=32):
 
 def network(seed=0, **settings):
     torch.manual_seed(seed)
-    matcher = Matcher(16, 4, 2, 32)
     with narrow():
-        return RerankingResNet(
-            5, matcher, arch="resnet18", num_global_features=16, num_local_features=16, **settings
-        ).eval()
+        return RerankingResNet(5, NetworkSettings(**TINY["model"] | settings)).eval()
 
 
 def test_one_pass_serves_both_evaluations(folder, tmp_path, capsys, device):
@@ -101,11 +98,12 @@ def test_what_does_not_fit_is_made_anew(folder, tmp_path, capsys):
 class Small(torch.nn.Module):
     """A network that answers two of its pixels' means, and maps of one pixel in four; it notes what it is given."""
 
-    normalize, norm_layer = False, None
-
     def __init__(self):
         super().__init__()
         self.weight, self.embedded = torch.nn.Parameter(torch.ones(1)), []
+
+    def fingerprint(self):
+        return [self.weight.detach().numpy().tobytes()]
 
     def embedder(self, dtype):
         def answers(images):

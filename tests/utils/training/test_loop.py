@@ -1,7 +1,10 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
+from torchvision.ops import StochasticDepth
 
 from tests.conftest import CUDA
 from tests.models.test_resnet import new
@@ -12,7 +15,7 @@ from utils.runtime.device import device_errors_as_input_errors
 from utils.training.loop import fit, train_epoch, train_global, train_rerank
 from utils.training.resume import TrainingFiles, random_state, set_random_state
 from utils.training.state import TrainingState, parameter_groups
-from utils.training.steps import backward_with_gradient_cache
+from utils.training.steps import backward_with_gradient_cache, global_step, is_stochastic
 
 
 class Log:
@@ -329,6 +332,27 @@ def test_micro_batches_are_refused_where_images_mix(changes):
     optimizer = SGD(model.parameters(), lr=0.0)
     with pytest.raises(InputError, match=r"micro_batch=6 needs each image .* model\.set_bn_eval=True"):
         train_global(model, [], Contrastive(), optimizer, MultiStepLR(optimizer, [9]), 0, micro_batch=6)
+
+
+class DropPath(torch.nn.Module):
+    """As timm's."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+def test_layers_that_draw_random_numbers():
+    stochastic = [torch.nn.Dropout2d(0.1), torch.nn.AlphaDropout(0.1), torch.nn.RReLU(), StochasticDepth(0.1, "row")]
+    stochastic += [torch.nn.MultiheadAttention(4, 2, dropout=0.1), DropPath(0.1)]
+    assert all(map(is_stochastic, stochastic))
+    others = [torch.nn.Dropout(0.0), DropPath(0.0), torch.nn.MultiheadAttention(4, 2), torch.nn.Linear(2, 2)]
+    assert not any(map(is_stochastic, others))
+    for layer, is_refused in ((DropPath(0.1), True), (DropPath(0.0), False)):
+        model = new(arch="resnet18")
+        model.layer1.append(layer)
+        with pytest.raises(InputError, match="micro_batch=4") if is_refused else nullcontext():
+            global_step(model, Contrastive(), micro_batch=4)
 
 
 def test_micro_batches_keep_triplets_together():
