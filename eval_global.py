@@ -1,4 +1,4 @@
-"""Global retrieval: embed the images, search each query's nearest neighbours, report R@K (paper, section 4)."""
+"""Global retrieval: embed the images, search the nearest neighbours of each query, report R@K (paper, section 4)."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global, print_notes
-from utils.experiment.command import begin_run, note_files, report_recalls
+from utils.experiment import command
+from utils.experiment.command import note_files, report_recalls
 from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.io.disk import check_disk_space
 from utils.retrieval.knn import make_index
@@ -29,11 +30,11 @@ def config():
     resume = None  # checkpoint; None: the initial model
     knn_index = "Flat"  # exact; or another index for galleries of millions: 'IVF1024,Flat;nprobe=16', 'HNSW32', ...
     query_set = "test"  # or 'train': the training images searched against themselves
-    features = None  # folder to keep descriptors and local maps in: the same photos are not embedded again
+    features = None  # folder that caches descriptors and feature maps, so that photos are embedded once
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
+    timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
     seed = 0
 
 
@@ -47,14 +48,14 @@ RULES = {
     "dataset": DATASET_RULES,
     "model": MODEL_RULES,
 }
-begin = ex.capture(begin_run)
+begin_run = ex.capture(command.begin_run)
 
 
 @ex.automain
 @reports_errors
 def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, dataset, seed):
-    with begin(RULES) as (device, dtype):
-        make_index(knn_index, _config["model"]["num_global_features"])  # refused now rather than after embedding
+    with begin_run(RULES) as (device, dtype):
+        make_index(knn_index, _config["model"]["num_global_features"])  # an invalid one raises before embedding
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
@@ -71,7 +72,7 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
         _run.info["measures"] = {"global": measures.values}
         try:
             save_evaluation(temp_dir, query.dataset, Ranking(distances, positions), {"global": measures})
-        finally:  # what could not be written is told
+        finally:  # the result is printed even if it cannot be written
             others = {name: value for name, value in measures.values.items() if not name.startswith("R@")}
             print(", ".join(f"{name} {value:.2f}" for name, value in others.items()))
             print_notes(measures, positions.shape[1])

@@ -1,4 +1,4 @@
-"""Reranking: rescore each query's cached neighbours, report R@K (paper, section 4) beside other rankings."""
+"""Reranking: rescore the cached neighbours of each query, report R@K of several rankings (paper, section 4)."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
 from utils.evaluation import rank_candidates, report_rankings, score_candidates
-from utils.experiment.command import begin_run, note_files, report_recalls
+from utils.experiment import command
+from utils.experiment.command import note_files, report_recalls
 from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.io.disk import check_disk_space
 from utils.io.neighbours import INDS
@@ -29,18 +30,19 @@ def config():
     temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (scores), per_query.csv and scores.npz are written
     resume = None  # checkpoint; needed
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
-    scorer = "matcher"  # or 'chamfer': no matcher at all, the local maps' Chamfer similarity ranks
-    num_candidates = 100  # of each query's neighbours: rescored, the others keep their places behind them
-    fusion = None  # what is written: None, the scorer's ranking; [w, v], (logit +) w * cosine + v * chamfer; 'crossfit'
-    features = None  # folder to keep descriptors and local maps in; the latter are scored from there, not from memory
+    scorer = "matcher"  # or 'chamfer': no matcher, but the Chamfer similarity of feature maps
+    num_candidates = 100  # neighbours of each query that are rescored; the others keep their places behind them
+    fusion = None  # None: the scorer's ranking is written; [w, v]: (logit +) w * cosine + v * chamfer; 'crossfit'
+    features = None  # folder that caches descriptors and feature maps; the maps are scored from their file
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
+    timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
     seed = 0
 
 
 def is_fusion(value: object) -> bool:
+    """Whether a value of `fusion` is valid."""
     if isinstance(value, list | tuple) and len(value) == 2:
         return all(map(number(0, MAX_WEIGHT).accepts, value))
     return value in (None, "crossfit")
@@ -60,13 +62,13 @@ RULES = {
     "dataset": DATASET_RULES,
     "model": MODEL_RULES,
 }
-begin = ex.capture(begin_run)
+begin_run = ex.capture(command.begin_run)
 
 
 @ex.command
 @reports_errors
 def sweep(temp_dir):
-    """Try weights on the scores that an evaluation has left in temp_dir, without scoring again."""
+    """Try weights on the saved scores of an evaluation in temp_dir, without scoring again."""
     from utils.retrieval.sweep import sweep_weights  # imports matplotlib
 
     check_settings({"temp_dir": temp_dir}, {"temp_dir": TEXT})
@@ -80,7 +82,7 @@ def sweep(temp_dir):
 def main(
     _run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, timeout_minutes, dataset, seed
 ):
-    with begin(RULES) as (device, dtype):
+    with begin_run(RULES) as (device, dtype):
         if resume is None:
             raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
         if Path(cache_nn_inds).resolve() == (Path(temp_dir) / INDS).resolve():
@@ -97,19 +99,19 @@ def main(
         note_files(_run, resume, cache_nn_inds, *input_files())
         with_matcher = scorer == "matcher"
         if with_matcher and origin.matcher_trained is False:
-            print(f"checkpoint {resume}: its matcher was never trained, its logits rank by chance (see scorer=chamfer)")
+            print(f"checkpoint {resume}: its matcher was never trained, its logits are random (see scorer=chamfer)")
         candidates = score_candidates(
             model, neighbours, num_candidates, loaders.query, loaders.gallery, dtype, features, with_matcher
         )
         labels = Labels.of(loaders.query, loaders.gallery)
         _run.info["scores_md5"] = keep_scores(temp_dir, candidates, labels)
-        found = rank_candidates(candidates, labels, fusion)
-        measures = found.measures(labels, recall_ks)
-        written = found.rankings[found.written]
-        recalls = {k: measures[found.written].values[f"R@{k}"] for k in recall_ks}
+        rankings = rank_candidates(candidates, labels, fusion)
+        measures = rankings.measures(labels, recall_ks)
+        written = rankings.rankings[rankings.written]
+        recalls = {k: measures[rankings.written].values[f"R@{k}"] for k in recall_ks}
         try:
             save_evaluation(temp_dir, loaders.query.dataset, written, measures)
-        finally:  # what could not be written is told
-            report_rankings(found, measures, recall_ks, _run.info)
+        finally:  # the result is printed even if it cannot be written
+            report_rankings(rankings, measures, recall_ks, _run.info)
             report_recalls(_run, recalls, written.positions.shape[1])
         return recalls[recall_ks[0]]

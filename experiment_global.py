@@ -9,9 +9,10 @@ from models.ingredient import load_model, model_ingredient
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
-from utils.experiment.command import begin_run, note_files
+from utils.experiment import command, training_run
+from utils.experiment.command import note_files
 from utils.experiment.sacred_setup import reports_errors, set_up
-from utils.experiment.training_run import TRAINING_RULES, open_training, run_training
+from utils.experiment.training_run import TRAINING_RULES
 from utils.runtime.ranks import rank
 from utils.settings import FLAG, number
 from utils.training.losses import Contrastive
@@ -35,12 +36,12 @@ def config():
     resume = None  # checkpoint to take the weights from
     micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint and last.pt are written
-    continue_run = None  # True: go on from temp_dir's last.pt; False: start anew; None: refused where one is unfinished
-    save_minutes = 10  # between two last.pt while an epoch lasts
+    continue_run = None  # True: continue from temp_dir's last.pt; False: start anew; None: error if a run is unfinished
+    save_minutes = 10  # between two saves of last.pt within an epoch
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
+    timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
     seed = 364086339
 
 
@@ -49,7 +50,8 @@ RULES = {
     "dataset": DATASET_RULES,
     "model": MODEL_RULES,
 }
-begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_training))
+begin_run = ex.capture(command.begin_run)
+open_training, run_training = map(ex.capture, (training_run.open_training, training_run.run_training))
 
 
 @ex.capture
@@ -77,12 +79,12 @@ def new_state(
 @ex.automain
 @reports_errors
 def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed):
-    with begin(RULES) as (device, dtype):
+    with begin_run(RULES) as (device, dtype):
         torch.manual_seed(seed)
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))
-        training = look_for_run(loaders.photo_sizes)
+        training = open_training(loaders.photo_sizes)
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])
@@ -90,8 +92,8 @@ def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed)
         state = new_state(model, criterion, dtype, origin)
         training.begin(state)
         step = global_step(model, criterion, dtype, micro_batch, dataset["batch_size"])
-        torch.manual_seed(seed + rank())  # another dropout in each process
-        return train(
+        torch.manual_seed(seed + rank())  # another dropout on each rank
+        return run_training(
             training=training,
             state=state,
             step=step,

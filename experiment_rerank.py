@@ -13,9 +13,10 @@ from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_fi
 from sop.views import EmbeddedViews
 from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
-from utils.experiment.command import begin_run, note_files
+from utils.experiment import command, training_run
+from utils.experiment.command import note_files
 from utils.experiment.sacred_setup import reports_errors, set_up
-from utils.experiment.training_run import TRAINING_RULES, open_training, run_training
+from utils.experiment.training_run import TRAINING_RULES
 from utils.retrieval.embedding import embed_views
 from utils.runtime.ranks import rank
 from utils.settings import TEXT, whole_number
@@ -38,15 +39,15 @@ def config():
     scheduler_gamma = 0.1
     resume = None  # checkpoint to take the weights from
     cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"  # neighbour file of the test images, for validation
-    frozen_views = None  # of a frozen backbone: random views of each image, embedded once; None: a new one every time
+    frozen_views = None  # augmented crops of each image, embedded once by a frozen backbone; None: new crops
     micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint and last.pt are written
-    continue_run = None  # True: go on from temp_dir's last.pt; False: start anew; None: refused where one is unfinished
-    save_minutes = 10  # between two last.pt while an epoch lasts
+    continue_run = None  # True: continue from temp_dir's last.pt; False: start anew; None: error if a run is unfinished
+    save_minutes = 10  # between two saves of last.pt within an epoch
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
-    timeout_minutes = 10  # how long a process waits for another one (torchrun), or for a batch of its loader's workers
+    timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
     seed = 459858808
 
 
@@ -55,7 +56,8 @@ RULES = {
     "dataset": DATASET_RULES,
     "model": MODEL_RULES,
 }
-begin, look_for_run, train = map(ex.capture, (begin_run, open_training, run_training))
+begin_run = ex.capture(command.begin_run)
+open_training, run_training = map(ex.capture, (training_run.open_training, training_run.run_training))
 
 
 @ex.capture
@@ -72,7 +74,7 @@ def new_state(
 @ex.automain
 @reports_errors
 def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeout_minutes, seed):
-    with begin(RULES) as (device, dtype):
+    with begin_run(RULES) as (device, dtype):
         if frozen_views is not None and not _config["model"]["freeze_backbone"]:
             raise InputError(f"frozen_views={frozen_views} needs a frozen backbone: set model.freeze_backbone=True")
         if _config["dataset"]["sampler"] != "triplet":
@@ -85,7 +87,7 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeou
         neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))
-        training = look_for_run(loaders.photo_sizes)
+        training = open_training(loaders.photo_sizes)
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])
@@ -97,8 +99,8 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeou
         if frozen_views is not None:
             embed = partial(embed_views, model, dtype=dtype)
             train_loader = EmbeddedViews(train_loader, frozen_views, embed, device)
-        torch.manual_seed(seed + rank())  # another dropout in each process
-        return train(
+        torch.manual_seed(seed + rank())  # another dropout on each rank
+        return run_training(
             training=training,
             state=state,
             step=step,

@@ -17,11 +17,11 @@ from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.io.lock import exclusive_lock
 from utils.settings import check_settings, whole_number
 
-ex = set_up(Experiment("Prepare SOP"), is_job=False)
+ex = set_up(Experiment("Prepare SOP"), is_distributed=False)
 
 
 def make_splits(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
-    """Write the split files, once both lists have proved well-formed."""
+    """Write the split files, after both lists were read without an error."""
     splits = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
     if val_classes:
         splits[train_file], splits[val_file] = hold_out(splits[train_file], val_classes)
@@ -40,7 +40,7 @@ def config():
     sop_md5 = official_md5(sop_url)  # None: not checked
     train_file = "train.txt"  # below sop_dir, or an absolute path
     test_file = "test.txt"
-    val_file = "val.txt"  # written where there are val_classes
+    val_file = "val.txt"  # written if val_classes is not 0
     val_classes = 0  # training classes to hold out, for dataset.val_file
     hub_repository = HUB_REPOSITORY  # the published files
     checkpoint_dir = "rrt_sop_ckpts"

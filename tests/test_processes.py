@@ -183,7 +183,7 @@ def test_rank_0_alone_shows_progress_and_errors_name_other_ranks(tmp_path):
             fail()
         return tqdm(disable=False).disable, getattr(raised.value, "__notes__", [])
 
-    assert in_processes(2, work, tmp_path) == [(False, []), (True, ["process 1 of the job"])]
+    assert in_processes(2, work, tmp_path) == [(False, []), (True, ["on rank 1"])]
 
 
 @pytest.mark.parametrize("other", ["is lost", "has a signal", "is waiting"])
@@ -287,7 +287,7 @@ def test_files_that_differ_between_machines(tmp_path):
             note_files(run, "nn.pkl")
             assert run.info["md5"] == {"nn.pkl": hashlib.md5(b"one").hexdigest()}
             file.write_text(str(rank()))
-            with pytest.raises(InputError, match=rf"nn\.pkl on the machine of process {1 - rank()} is another file"):
+            with pytest.raises(InputError, match=rf"nn\.pkl on the machine of rank {1 - rank()} differs"):
                 note_files(run, "nn.pkl")
 
     in_processes(2, work, tmp_path)

@@ -1,4 +1,4 @@
-"""What the four commands that compute do around their work: checks, the device, notes on the run."""
+"""The frame of the four commands that compute: checked settings, lock, process group, device, notes on the run."""
 
 import os
 import platform
@@ -43,14 +43,14 @@ def begin_run(
     precision: str | None,
     timeout_minutes: float,
 ) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """In the block the run alone writes to `temp_dir`; gives the device and the number format to compute in.
+    """Check settings, lock `temp_dir`, join the process group, and yield the device and the dtype to compute in.
 
-    The device is the GPU of this process's number, or the CPU when asked for or without CUDA. Settings are checked
-    first, those of an ingredient by the `rules` under its name, the command's own by those under "". Notes versions and
-    keeps freed memory. "deterministic" is asked of cuDNN, and on a GPU of all of torch, which raises where it cannot;
-    "benchmark" is for `fit`. InputError for a setting that cannot be used, for a `temp_dir` that cannot be written or
-    that another process writes to, for a GPU that cannot be used, and where its memory is full. DeviceError where it
-    fails. PeerError where another process of the job ends, or is silent for `timeout_minutes`.
+    The settings of an ingredient are checked by the `rules` under its name, the command's own by those under "". The
+    device is the GPU of the local rank, or the CPU if `cpu` is set or there is no CUDA. Versions are noted. With
+    "deterministic", cuDNN is deterministic, and on a GPU all of torch, which raises if an operation is not;
+    "benchmark" is left to `fit`. InputError for an invalid setting, for a `temp_dir` that cannot be written or that
+    another process has locked, and for a GPU that cannot be used or is out of memory. DeviceError if the GPU fails.
+    PeerError if another rank ends, or does not answer for `timeout_minutes`.
     """
     check_settings(_config, RULES | rules[""])
     for name in rules.keys() - {""}:
@@ -85,27 +85,27 @@ def begin_run(
 
 
 def note_cuda_memory(run) -> None:
-    """Note the most memory that tensors held on the GPU, in GB."""
+    """Note the peak memory of tensors on the GPU, in GB."""
     run.info["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
 def note_files(run, *paths: Path | str | None) -> None:
-    """Note the MD5 sums of a run's files under `info['md5']`; InputError where a machine of the job has another one."""
+    """Note the MD5 sums of files under `info['md5']`; InputError if a file differs between machines."""
     sums = {str(path): md5(Path(path)) for path in paths if path is not None and not local_rank()}
-    for other, others in enumerate(all_gather_object(sums)):
-        differing = [path for path in others if others[path] != sums.get(path, others[path])]
+    for other, other_sums in enumerate(all_gather_object(sums)):
+        differing = [path for path, digest in other_sums.items() if digest != sums.get(path, digest)]
         if differing:
             raise InputError(
-                f"{', '.join(differing)} on the machine of process {other} is another file than that of process "
-                f"{rank()}: give all machines the same files"
+                f"{', '.join(differing)} on the machine of rank {other} differs from that of rank {rank()}: give all "
+                "machines the same files"
             )
     run.info.setdefault("md5", {}).update(sums)
 
 
 def report_recalls(run, recalls: dict[int, float], columns: int, title: str = "", best: bool = True) -> None:
-    """Print recalls, saying so where a K exceeds the columns of neighbours; `best` ones go to `info['recall']`."""
+    """Print recalls, with a note if a K exceeds the columns of neighbours; with `best`, set `info['recall']`."""
     beyond = [k for k in recalls if k > columns]
-    note = f" (K = {listing(beyond)} counts over the {columns} neighbours there are)" if beyond else ""
+    note = f" (K = {listing(beyond)} counts over {columns} neighbours)" if beyond else ""
     if best:
         run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
     print(f"{title}{recalls}{note}")

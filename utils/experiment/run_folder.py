@@ -1,4 +1,4 @@
-"""Sacred's run folder (`-F`), each file of it whole, and the error that ends a command with its message alone."""
+"""Sacred's run folder (`-F`), written atomically, and the error that ends a command with its message alone."""
 
 import json
 import os
@@ -27,46 +27,46 @@ class CommandError(SacredError):
 
 
 class RunFolder(FileStorageObserver):
-    """Sacred's run folder (`-F`), each file of it whole: replaced at once, or left as it was.
+    """Sacred's run folder (`-F`), each file written atomically.
 
-    By itself Sacred appends to `cout.txt`, where a bar that has moved on is mixed with what it was, and empties its
-    other files before it writes them. What cannot be written is tried again with the next heartbeat. What is lacking at
-    the end ends the command with an error, after all that it has printed; a folder that cannot be begun does at once.
+    Sacred itself appends to `cout.txt`, which mixes old and new states of a progress bar, and empties its other files
+    before it writes them. A write that fails is repeated with the next heartbeat. If files could not be written at the
+    end, the command prints its results and ends with an error. A folder that cannot be created ends it at once.
     """
 
     def __init__(self, basedir, *args, **kwargs):
         super().__init__(expand_home(basedir), *args, **kwargs)
         self.metrics: dict[str, dict[str, list]] = {}
-        self.unsaved: dict[str, str] = {}  # by file: why it could not be written
-        self.has_begun = False
+        self.unsaved: dict[str, str] = {}  # the error of each file that could not be written
+        self.is_created = False
 
     def queued_event(self, ex_info, **kwargs):
-        folder = ex_info["base_dir"]  # Sacred looks for the sources in the working folder
+        folder = ex_info["base_dir"]  # Sacred expects paths from the working folder
         sources = [(os.path.relpath(Path(folder, name)), digest) for name, digest in ex_info["sources"]]
-        with self._beginning():
+        with self._creating():
             return super().queued_event(ex_info | {"sources": sources}, **kwargs)
 
     def started_event(self, **kwargs):
-        with self._beginning():
+        with self._creating():
             run_id = super().started_event(**kwargs)
             self.save_json(self.metrics, "metrics.json")
             for folder in Path(self.basedir).iterdir():
-                remove_leftovers(folder)  # of runs that were killed
+                remove_leftovers(folder)  # temporary files of killed runs
             return run_id
 
     @contextmanager
-    def _beginning(self) -> Iterator[None]:
-        """The block begins the folder; CommandError where it cannot."""
+    def _creating(self) -> Iterator[None]:
+        """The block creates the folder; CommandError if that fails."""
         try:
             yield
         except (OSError, InputError) as error:
             raise CommandError(f"the run folder {self.basedir} (-F) cannot be written: {error}") from error
         if self.unsaved:
             raise CommandError(f"the run folder (-F) cannot be begun: {next(iter(self.unsaved.values()))}")
-        self.has_begun = True
+        self.is_created = True
 
     def failed_event(self, **kwargs):
-        if self.run_entry is not None:  # else the folder itself has failed
+        if self.run_entry is not None:  # else the folder could not be created
             super().failed_event(**kwargs)
 
     def interrupted_event(self, **kwargs):
@@ -95,10 +95,10 @@ class RunFolder(FileStorageObserver):
             self.save_json(self.metrics, "metrics.json")
 
     def join(self):
-        """Called once the run has ended."""
-        if self.has_begun and self.unsaved:
+        """Sacred calls this after the run."""
+        if self.is_created and self.unsaved:
             raise SystemExit(
-                f"Error: what is printed above is right, but the run folder {self.dir} lacks the last state of "
+                f"Error: the results above are right, but the run folder {self.dir} lacks the last state of "
                 f"{', '.join(self.unsaved)} ({next(iter(self.unsaved.values()))})"
             )
 
@@ -111,14 +111,14 @@ class RunFolder(FileStorageObserver):
             self.unsaved[name] = str(error)
 
 
-def copy_whole(source: Path | str, target: Path | str) -> None:
-    """Copy a file, whole or not at all; one onto itself is left."""
+def copy_atomically(source: Path | str, target: Path | str) -> None:
+    """Copy a file atomically; nothing happens if `target` is `source`."""
     if not (Path(target).exists() and Path(target).samefile(source)):
         with Path(source).open("rb") as content, atomic_write(target) as file:
             shutil.copyfileobj(content, file)
 
 
-file_storage.FileStorageObserver = RunFolder  # type: ignore[misc]  # what -F makes
-file_storage.copyfile = copy_whole  # type: ignore[assignment]
-# what a run prints between its last heartbeat and an error is not lost
+file_storage.FileStorageObserver = RunFolder  # type: ignore[misc]  # of -F
+file_storage.copyfile = copy_atomically  # type: ignore[assignment]
+# keeps what a run prints between its last heartbeat and an error
 CapturedStdout.closed = property(lambda captured: captured.buffer.closed and captured.final is None)  # type: ignore[assignment,method-assign]

@@ -1,4 +1,4 @@
-"""What is Sacred's in the five commands: its settings, its command line, and how errors and signals end a command."""
+"""Sacred in the five commands: its settings, its command line, and the end of a command by an error or a signal."""
 
 import re
 import sys
@@ -21,50 +21,49 @@ from utils.settings import SEED, check_settings, expand_home
 
 SETTINGS.CAPTURE_MODE = "sys"
 SETTINGS.DISCOVER_SOURCES = "sys"  # all modules of the project, not only those that the command itself imports
-# git is asked once a folder, and not once a module, and each module's path is resolved once: it takes seconds
+# git is run once per folder instead of once per module, and paths are resolved once: this saves seconds
 commit_of = cache(dependencies.get_commit_if_possible)
 dependencies.get_commit_if_possible = lambda file, wanted: commit_of(str(Path(file).parent / "any"), wanted)
 dependencies.is_local_source = cache(dependencies.is_local_source)
-# settings come from the command line and from files past this place, before a config hook, which may not change them
+# all settings of command line and files pass here, before config hooks, which may not change them
 distribute_updates = initialize.distribute_config_updates
 initialize.distribute_config_updates = lambda prefixes, scaffolding, updates: distribute_updates(
     prefixes, scaffolding, expand_home(updates)
 )
 
 
-def set_up(ex: Experiment, is_job: bool = True) -> Experiment:
-    """Captured output is kept as a terminal would show it, and the run's memory is noted.
+def set_up(ex: Experiment, is_distributed: bool = True) -> Experiment:
+    """Set up an experiment: output is captured as a terminal shows it, and the run's peak memory is noted.
 
-    `is_job`: its main function is the work of a job of several processes, of which the first observes and prints.
+    `is_distributed`: several ranks may run its main function, of which rank 0 observes and prints.
     """
     ex.run_commandline = partial(run_commandline, ex)  # type: ignore[method-assign]
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
-    ex.config_hook(check_start)
-    if is_job:
-        ex.config_hook(partial(leave_to_first, ex))
+    ex.config_hook(check_seed_and_ranks)
+    if is_distributed:
+        ex.config_hook(partial(silence_ranks, ex))
     ex.post_run_hook(note_memory)
     return ex
 
 
 def run_commandline(ex: Experiment, argv: Sequence[str] | None = None):
-    """Sacred's, but for what becomes of stdout.
+    """Sacred's `run_commandline`, with an stdout that never fails.
 
-    A command whose files are written has ended well, though its reader has gone or its log's disk is full: a batch
-    script goes on by the exit code, and the run folder has all that was said. Those that only print have not.
+    A command that has written its files has succeeded even if its output was lost, since the run folder has the output,
+    and batch scripts go on by the exit code. A command that only prints has failed.
     """
     words = list(sys.argv if argv is None else argv)
     if words[1:2] == ["help"] and words[2:] and words[2] not in dict(ex.gather_commands()):
-        del words[1]  # what Sacred then says is that there is no such command, and which there are
+        del words[1]  # Sacred then lists the commands
     with unfailing_output() as lost:
         run = Experiment.run_commandline(ex, words)
-        if run and run.main_function.unobserved and (code := exit_code(lost())):  # print_config and its like
+        if run and run.main_function.unobserved and (code := exit_code(lost())):  # such as print_config
             sys.exit(code)
         return run
 
 
-def check_start(config: dict, command_name: str, logger) -> dict:
-    """Refuse a seed that Sacred itself, which draws with it before a command begins, cannot use, and numbers of
-    processes that are none."""
+def check_seed_and_ranks(config: dict, command_name: str, logger) -> dict:
+    """CommandError for an invalid seed, with which Sacred draws before the command begins, and for invalid ranks."""
     try:
         check_settings({"seed": 0} | config, {"seed": SEED})
         rank()
@@ -73,8 +72,8 @@ def check_start(config: dict, command_name: str, logger) -> dict:
     return {}
 
 
-def leave_to_first(ex: Experiment, config: dict, command_name: str, logger) -> dict:
-    """Have the first process of a job alone print and observe."""
+def silence_ranks(ex: Experiment, config: dict, command_name: str, logger) -> dict:
+    """Have rank 0 alone print and observe."""
     if command_name == ex.default_command and not is_main_process():
         silence_other_ranks()
         file_storage.FileStorageObserver = lambda *args, **kwargs: RunObserver()  # type: ignore[misc,assignment]
@@ -82,14 +81,14 @@ def leave_to_first(ex: Experiment, config: dict, command_name: str, logger) -> d
 
 
 def note_memory(_run: Run) -> None:
-    """Note the most memory that the process held, in GB; its workers are not counted."""
+    """Note the peak memory of the process, without its workers, in GB."""
     _run.info["peak_memory_gb"] = round(peak_memory() / 1e9, 2)
 
 
 def reports_errors(main: Callable) -> Callable:
-    """Turn an error of ours that ends a command into one message; `--debug` and `--pdb` still show where it arose.
+    """Report a ReportedError that ends a command as its message alone; `--debug` and `--pdb` show the traceback.
 
-    Signals end it without a traceback, too; Sacred then records the run as interrupted.
+    A signal ends the command without a traceback, too; Sacred records the run as interrupted.
     """
 
     @wraps(main)
@@ -99,11 +98,11 @@ def reports_errors(main: Callable) -> Callable:
                 return main(*args, **kwargs)
         except ReportedError as error:
             message = re.split(r"^utils\.errors\.InputError: ", str(error), flags=re.MULTILINE)[-1]
-            process = "" if is_main_process() else f"process {rank()}: "
-            raise CommandError(process + message.strip()) from error  # without the traceback of a loader's worker
+            prefix = "" if is_main_process() else f"rank {rank()}: "
+            raise CommandError(prefix + message.strip()) from error  # without the traceback of a loader's worker
         except Exception as error:
             if not is_main_process():
-                error.add_note(f"process {rank()} of the job")
+                error.add_note(f"on rank {rank()}")
             raise
 
     return reporting

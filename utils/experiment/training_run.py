@@ -1,4 +1,4 @@
-"""What a training does around its epochs: which run it is, whether one is continued, and what it leaves."""
+"""A training run around its epochs: whether it continues an earlier one, its files, and its notes."""
 
 import itertools
 import uuid
@@ -29,7 +29,7 @@ from utils.training.resume import (
 from utils.training.state import TrainingState
 from utils.training.steps import Step
 
-SHOWN = 10  # unreadable photos in the terminal
+MAX_LISTED = 10  # unreadable ones, in the terminal
 TRAINING_RULES: Rules = {
     "epochs": whole_number(0),
     "lr": number(0),
@@ -45,27 +45,27 @@ TRAINING_RULES: Rules = {
 
 
 def rename_previous(file: Path) -> None:
-    """Move a file of an earlier run to `<name>.<number>.pt`, the next that is free."""
+    """Rename a file of an earlier run to `<name>.<number>.pt`, with the first free number."""
     if file.exists():
         names = (file.with_suffix(f".{number}{file.suffix}") for number in itertools.count(1))
-        kept = next(name for name in names if not name.exists())
-        file.rename(kept)
-        print(f"{file} is of an earlier run and was moved to {kept}")
+        target = next(name for name in names if not name.exists())
+        file.rename(target)
+        print(f"{file} is of an earlier run and was moved to {target}")
 
 
 class Training(NamedTuple):
-    """What a training has found in its `temp_dir`, and the files that it writes there."""
+    """The files of a training in its `temp_dir`, and the state of the run that it continues."""
 
     files: TrainingFiles
-    earlier: dict | None  # the content of `last.pt` of the run to continue; None: the run starts anew
-    is_best_lost: bool = False  # the checkpoint of the run to continue is not there any more
+    earlier: dict | None  # the content of `last.pt` of the run to continue; None: a new run
+    is_best_lost: bool = False  # the checkpoint of the run to continue is missing or another file
 
     def initial_weights(self, resume: str | None) -> dict[str, object]:
-        """Where `load_model` takes weights from: nowhere for a run that is continued, which has its own."""
+        """Arguments of `load_model`: no weights for a run that is continued, as `begin` restores its own."""
         return {"resume": resume} if self.earlier is None else {"resume": None, "pretrained": False}
 
     def begin(self, state: TrainingState) -> None:
-        """Take the run up where it was left; InputError where there is no room for what it will write."""
+        """Restore the run to continue, or broadcast the initial weights; InputError if the disk lacks space."""
         size = 3 * sum(tensor.nbytes for tensor in state.modules.state_dict().values())  # with AdamW's two moments
         # the checkpoint and `last.pt`, twice while they are replaced, and the run folder's copy
         folders = {Path(self.files.about["folder"]): size} if self.files.about["folder"] else {}
@@ -78,7 +78,7 @@ class Training(NamedTuple):
             print(f"the run in {self.files.last.parent} is continued after {done}")
 
     def begin_best_anew(self, state: TrainingState) -> None:
-        """Take the state for the best, where its recall is known, else the next one that is validated."""
+        """Start the best checkpoint anew: with this state if it was validated, else with the next validated one."""
         state.best = None
         if state.is_validated and not state.iteration:
             state.best = next(value for name, value, _ in reversed(state.scalars) if name == "val.recall@1")
@@ -98,9 +98,9 @@ def open_training(
 ) -> Training:
     """Look for a run to continue in `temp_dir`, before weights are loaded and after `note_files`.
 
-    `photo_sizes` gives the bytes of all photos, -1 for a missing one. InputError where there is an unfinished run and
-    `continue_run` does not say what to do, or where the one to be continued has other settings, files or photos. Of a
-    job of several processes the first looks, and tells the others.
+    `photo_sizes` returns the bytes of all photos, -1 for a missing one. InputError if there is an unfinished run and
+    `continue_run` is None, or if the run to continue has other settings, files or photos. Rank 0 looks, and
+    broadcasts the result.
     """
     settings = (temp_dir, epochs, continue_run, save_minutes, cpu)
     return broadcast_from_rank0(lambda: _open_training(photo_sizes(), _run, _config, *settings))
@@ -132,11 +132,11 @@ def _open_training(
         if epochs < earlier["epoch"]:
             raise InputError(f"epochs={epochs}, but {earlier['epoch']} are trained already: give as many or more")
         about["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
-        about["checkpoint"] = found = md5(checkpoint) if checkpoint.exists() else ""
-        # an older last.pt does not say which file it is
-        is_best_lost = earlier["best"] is not None and not found == earlier["about"].get("checkpoint", found) != ""
+        about["checkpoint"] = digest = md5(checkpoint) if checkpoint.exists() else ""
+        # older last.pt files do not have the MD5 sum of the checkpoint
+        is_best_lost = earlier["best"] is not None and not digest == earlier["about"].get("checkpoint", digest) != ""
         if is_best_lost:
-            print(f"{checkpoint}, the run's best state, is {'another file' if found else 'missing'}: best starts anew")
+            print(f"{checkpoint}, the run's best state, is {'another file' if digest else 'missing'}: best starts anew")
             rename_previous(checkpoint)
     else:
         if continue_run:
@@ -152,7 +152,7 @@ def _open_training(
 
 
 def best_recalls(state: TrainingState) -> dict[str, float]:
-    """The recalls by K of the last validation that was as good as the best."""
+    """The recalls by K of the best validation, of equal ones the last."""
     validations: dict[float, dict[str, float]] = {}
     for name, value, epoch in state.scalars:
         if name.startswith("val.recall@"):
@@ -161,13 +161,13 @@ def best_recalls(state: TrainingState) -> dict[str, float]:
 
 
 def report_unreadable(run, paths: list[str]) -> None:
-    """Print which photos could not be read, and note all in `info['unreadable']`."""
+    """Print the photos that could not be read, and note all of them in `info['unreadable']`."""
     if paths:
         run.info["unreadable"] = paths
-        more = f" and {len(paths) - SHOWN} more (info.json lists all)" if len(paths) > SHOWN else ""
+        more = f" and {len(paths) - MAX_LISTED} more (info.json lists all)" if len(paths) > MAX_LISTED else ""
         print(
-            f"dataset.skip_unreadable: {len(paths)} training photos could not be read, and others of their classes "
-            f"took their places: {', '.join(paths[:SHOWN])}{more}"
+            f"dataset.skip_unreadable: {len(paths)} training photos could not be read, and were replaced by others of "
+            f"their classes: {', '.join(paths[:MAX_LISTED])}{more}"
         )
 
 
@@ -181,7 +181,7 @@ def run_training(
     loader,
     validate: Callable[[], tuple],
 ) -> float:
-    """`utils.training.loop.fit`, logged to the run; its artifact is the best state."""
+    """Run `utils.training.loop.fit`, logged to Sacred; the best checkpoint is the run's artifact."""
     files = training.files
     if training.earlier is not None:
         restore_random_state(training.earlier)

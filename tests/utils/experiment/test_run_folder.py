@@ -1,4 +1,4 @@
-"""Sacred's run folders on a full disk, and commands that a signal ends."""
+"""Sacred's run folders on a full disk, and commands ended by a signal."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def run(ex: Experiment, folder: Path):
     return ex.run()
 
 
-def test_files_that_cannot_be_written_are_tried_again(tmp_path, ex, monkeypatch, capsys):
+def test_failed_writes_are_repeated(tmp_path, ex, monkeypatch, capsys):
     """The disk is full for the last heartbeat, or also at the end."""
     failing: set[str] = set()
     really_save = RunFolder._save
@@ -112,7 +112,7 @@ def test_files_that_cannot_be_written_are_tried_again(tmp_path, ex, monkeypatch,
         return run_id
 
     monkeypatch.setattr(RunFolder, "started_event", started)
-    with pytest.raises(SystemExit, match=r"is right, but the run folder \S+2 lacks the last state of .*No space left"):
+    with pytest.raises(SystemExit, match=r"are right, but the run folder \S+2 lacks the last state of .*No space left"):
         run(ex, tmp_path)
     assert "right" in capsys.readouterr().out
     assert (tmp_path / "2" / "cout.txt").read_text() == ""
@@ -120,7 +120,7 @@ def test_files_that_cannot_be_written_are_tried_again(tmp_path, ex, monkeypatch,
     assert json.loads((tmp_path / "2" / "run.json").read_text())["status"] == "COMPLETED"
 
 
-def test_an_artifact_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_artifacts_are_atomic(tmp_path, monkeypatch):
     experiment = set_up(Experiment("maker", save_git_info=False))
     (tmp_path / "weights.pt").write_bytes(b"1" * 100_000)
 
@@ -138,7 +138,7 @@ def test_an_artifact_is_whole_or_not_there(tmp_path, monkeypatch):
     assert names(tmp_path / "log" / "1") == ["config.json", "cout.txt", "info.json", "metrics.json", "run.json"]
 
 
-def test_what_killed_runs_have_left_is_deleted(tmp_path, ex):
+def test_leftovers_of_killed_runs_are_deleted(tmp_path, ex):
     run(ex, tmp_path)
     left, young = (tmp_path / "1" / f".{number}.weights.pt.part" for number in ("0f7b9721", "0f7b9722"))
     for path in (left, young):
@@ -148,17 +148,17 @@ def test_what_killed_runs_have_left_is_deleted(tmp_path, ex):
     assert not left.exists() and young.exists()
 
 
-def test_a_run_folder_that_cannot_be_begun(tmp_path, ex, capsys):
+def test_run_folder_cannot_be_created(tmp_path, ex, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(CommandError, match=r"the run folder \S+file \(-F\) cannot be written: "):
         run(ex, tmp_path / "file")
     with pytest.raises(SystemExit):
         ex.run_commandline(["talker", "-F", str(tmp_path / "file")])
-    told = capsys.readouterr().err
-    assert told.count("cannot be written") == 1 and "Traceback" not in told
+    errors = capsys.readouterr().err
+    assert errors.count("cannot be written") == 1 and "Traceback" not in errors
 
 
-def test_a_run_folder_that_is_begun_in_part(tmp_path, ex, monkeypatch):
+def test_run_folder_is_created_in_part(tmp_path, ex, monkeypatch):
     def save(folder, name, text):
         folder.unsaved[name] = f"{name} could not be written: No space left on device"
 
@@ -168,7 +168,7 @@ def test_a_run_folder_that_is_begun_in_part(tmp_path, ex, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [prepare_data.ex, eval_global.ex])
-def test_a_run_that_is_queued(command, tmp_path, monkeypatch):
+def test_queued_run(command, tmp_path, monkeypatch):
     """From another folder, in which Sacred alone does not find the sources."""
     monkeypatch.chdir(tmp_path)
     command.run_commandline(["command", "-q", "-F", str(tmp_path / "ours"), "with", "seed=3"])
@@ -187,7 +187,7 @@ def test_a_run_that_is_queued(command, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "sacred" / "1" / "run.json").read_text()).keys() == written.keys()
 
 
-def test_help_for_a_command_that_there_is_not(ex, capsys):
+def test_help_for_an_unknown_command(ex, capsys):
     with pytest.raises(SystemExit) as ended:
         ex.run_commandline(["talker", "help", "eval"])
     assert ended.value.code == 1
@@ -198,7 +198,7 @@ def test_help_for_a_command_that_there_is_not(ex, capsys):
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"WORLD_SIZE": ""}, None),
         ({"WORLD_SIZE": "1", "RANK": "5"}, None),
@@ -208,28 +208,28 @@ def test_help_for_a_command_that_there_is_not(ex, capsys):
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK='2', .* from 0 to 1 there"),
     ],
 )
-def test_numbers_of_processes(ex, variables, told, monkeypatch):
+def test_rank_and_world_size(ex, variables, message, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with nullcontext() if told is None else pytest.raises(CommandError, match=told):
+    with nullcontext() if message is None else pytest.raises(CommandError, match=message):
         assert ex.run(options={"--unobserved": True}).result == 7
         assert (rank(), local_rank()) == (0, 0)
 
 
-def test_commands_of_one_process_print_in_any(tmp_path):
-    """Of a job's second process, which leaves printing to the first where they share the work."""
+def test_undistributed_commands_print_on_any_rank(tmp_path):
+    """On rank 1, which is silent in distributed commands."""
     command = [sys.executable, ROOT / "prepare_data.py", "demo", "with", "demo_dir=demo", "demo_products=4"]
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "demo/train.txt: 12 images" in done.stdout and "Completed" in done.stderr
 
 
-@pytest.mark.parametrize("is_job", [True, False])
-def test_the_second_process_of_a_job(is_job, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("is_distributed", [True, False])
+def test_rank_1_is_silent(is_distributed, tmp_path, monkeypatch, capsys):
     """It neither prints nor observes, but for commands that are no job's."""
-    experiment = set_up(Experiment("talker", save_git_info=False), is_job)
-    hushed = []
-    monkeypatch.setattr("utils.experiment.sacred_setup.silence_other_ranks", lambda: hushed.append(True))
+    experiment = set_up(Experiment("talker", save_git_info=False), is_distributed)
+    silenced = []
+    monkeypatch.setattr("utils.experiment.sacred_setup.silence_other_ranks", lambda: silenced.append(True))
     monkeypatch.setattr(file_storage, "FileStorageObserver", RunFolder)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -239,13 +239,13 @@ def test_the_second_process_of_a_job(is_job, tmp_path, monkeypatch, capsys):
         pass
 
     experiment.run_commandline(["talker", "print_config"])
-    assert "Configuration" in capsys.readouterr().out and not hushed
+    assert "Configuration" in capsys.readouterr().out and not silenced
     experiment.run_commandline(["talker", "-F", str(tmp_path / "log")])
-    assert bool(hushed) == is_job
-    assert (tmp_path / "log").exists() != is_job
+    assert bool(silenced) == is_distributed
+    assert (tmp_path / "log").exists() != is_distributed
 
 
-def test_paths_below_the_home_folder(tmp_path, monkeypatch, capsys):
+def test_home_is_expanded(tmp_path, monkeypatch, capsys):
     """On the command line, in a file of settings, of an ingredient, in a list, and the run folder's."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -262,7 +262,7 @@ def test_paths_below_the_home_folder(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("seed", ["a", -1, 2**32, None, 1.5])
-def test_a_seed_that_cannot_be_used(tmp_path, ex, seed):
+def test_invalid_seed(tmp_path, ex, seed):
     ex.observers[:] = [RunFolder(tmp_path / "log")]
     with pytest.raises(CommandError, match=r"^seed=.*: give a whole number from 0 to 4,294,967,295$"):
         ex.run(config_updates={"seed": seed})
@@ -278,7 +278,7 @@ print(sorted(file for file in used - kept if file.startswith(sys.argv[1]) and "s
 """
 
 
-def test_the_run_folder_holds_every_module_that_ran(tiny, observed, tmp_path):
+def test_run_folder_has_all_sources(tiny, observed, tmp_path):
     listed = subprocess.run([sys.executable, "-c", SOURCES, f"{ROOT}/"], cwd=ROOT, capture_output=True, text=True)
     missing, number = listed.stdout.strip().rsplit(" ", 1)
     assert missing == "[]" and int(number) > 40, listed.stderr
@@ -289,7 +289,7 @@ def test_the_run_folder_holds_every_module_that_ran(tiny, observed, tmp_path):
 
 
 @pytest.mark.parametrize("is_dirty", [False, True])
-def test_a_dirty_working_tree_is_said(tiny, observed, tmp_path, monkeypatch, is_dirty):
+def test_warns_of_a_dirty_working_tree(tiny, observed, tmp_path, monkeypatch, is_dirty):
     for source in eval_global.ex.sources:
         monkeypatch.setattr(source, "repo", source.repo or "repository")
         monkeypatch.setattr(source, "is_dirty", is_dirty)
