@@ -1,4 +1,4 @@
-"""The image sets that split files name."""
+"""Datasets of the images that split files list."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ IF_MISSING = "run prepare_data.py, or set dataset.data_path"  # advice for a pho
 
 
 class Draw(NamedTuple):
-    """One image to load, and the key of its random transform: (seed, epoch, position in the epoch)."""
+    """An image to load, and the key that seeds its random transform: (seed, epoch, position in the epoch)."""
 
     image: int
     key: tuple[int, int, int]
 
 
-def photo_sum(folder: Path, paths: Sequence[str]) -> str:
-    """A SHA-256 sum, in hexadecimal, of photos' paths and stamps; InputError where one is missing."""
+def photo_digest(folder: Path, paths: Sequence[str]) -> str:
+    """The SHA-256 digest, in hexadecimal, of photos' paths, sizes and times; InputError if a photo is missing."""
     content = hashlib.sha256()
     for path in paths:
         try:
@@ -39,7 +39,7 @@ def photo_sum(folder: Path, paths: Sequence[str]) -> str:
 
 
 def size_of(path: Path) -> int:
-    """A file's bytes, -1 where it is missing."""
+    """The size of a file in bytes, -1 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -47,9 +47,9 @@ def size_of(path: Path) -> int:
 
 
 class ImageSet(Dataset):
-    """The images of a split: `(pixels, label, index)`, pixels being what `transform` makes of the opened photo.
+    """The images of a split as `(pixels, label, index)`; `transform` turns an opened photo into pixels.
 
-    An item is asked for by its index, or by a `Draw`, whose key then decides all that the transform draws.
+    An item is indexed by its number, or by a `Draw`, whose key seeds the random transform.
     """
 
     def __init__(self, folder: Path | str, split: Split, labels: dict[int, int], transform: Transform):
@@ -61,32 +61,32 @@ class ImageSet(Dataset):
         return len(self.paths)
 
     def fingerprint(self) -> dict[str, str]:
-        """What the pixels follow from, in words and sums; InputError where a photo is missing."""
-        return {"photos": photo_sum(self.folder, self.paths), "transform": describe(self.transform)}
+        """All that determines the pixels: photos and transform. InputError if a photo is missing."""
+        return {"photos": photo_digest(self.folder, self.paths), "transform": describe(self.transform)}
 
     def sizes(self) -> list[int]:
-        """The photos' bytes, -1 for one that is missing."""
+        """The sizes of the photos in bytes, -1 for a missing one."""
         return [size_of(self.folder / path) for path in self.paths]
 
     def unreadable(self) -> list[str]:
-        """The paths of photos that were replaced by others."""
+        """The paths of unreadable photos that were replaced."""
         return []
 
     def __getitem__(self, item: int | Draw) -> tuple[Any, int, int]:
         index, key = item if isinstance(item, Draw) else (item, None)
-        with opened(self.folder / self.paths[index], IF_MISSING) as photo, _drawing_by(key):
+        with opened(self.folder / self.paths[index], IF_MISSING) as photo, _seeded_by(key):
             return self.transform(photo), int(self.labels[index]), index
 
 
 class SkippingImageSet(ImageSet):
-    """Training images: one that cannot be read is replaced by another of its class, which the key of the draw chooses.
+    """Training images; an unreadable one is replaced by another image of its class, drawn with the key of the draw.
 
-    InputError where no image of the class can be read.
+    InputError if no image of the class can be read.
     """
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
-        self.is_unreadable = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # the loader's workers write, too
+        self.is_unreadable = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # written by the loader's workers
 
     def __getitem__(self, draw: Draw) -> tuple[Any, int, int]:  # type: ignore[override]
         try:
@@ -104,15 +104,15 @@ class SkippingImageSet(ImageSet):
         return [self.paths[image] for image in self.is_unreadable.nonzero().flatten().tolist()]
 
 
-def collate_share(items: list) -> tuple[Tensor, Tensor, Tensor]:
-    """A process's share of a batch, which may be empty, as tensors."""
-    nothing = torch.empty(0, dtype=torch.int64)
-    return default_collate(items) if items else (torch.empty(0, 3, 1, 1, dtype=torch.uint8), nothing, nothing)
+def collate_shard(items: list) -> tuple[Tensor, Tensor, Tensor]:
+    """Collate a rank's shard of a batch, which may be empty."""
+    empty = torch.empty(0, dtype=torch.int64)
+    return default_collate(items) if items else (torch.empty(0, 3, 1, 1, dtype=torch.uint8), empty, empty)
 
 
 @contextmanager
-def _drawing_by(key: Sequence[int] | None) -> Iterator[None]:
-    """torch's CPU random numbers come from `key` inside the block, and go on as before after it."""
+def _seeded_by(key: Sequence[int] | None) -> Iterator[None]:
+    """In the block torch's CPU generator is seeded by `key`; its state is restored afterwards."""
     if key is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The `dataset` ingredient: from config to loaders."""
+"""The `dataset` ingredient: its settings, and the loaders made from them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from sacred import Ingredient
 from torch.utils.data import DataLoader
 
-from sop.dataset import ImageSet, SkippingImageSet, collate_share
+from sop.dataset import ImageSet, SkippingImageSet, collate_shard
 from sop.images.image_cache import CachedImageSet, CachedLoader
 from sop.images.reading import usable_cores
 from sop.images.transforms import DECODERS, test_transform, train_transform
@@ -33,7 +33,7 @@ DATASET_RULES: Rules = {
     "sampler": one_of("random", "random_id", "triplet"),
     "num_workers": whole_number(0),
     "pin_memory": FLAG,
-    "crop_size": whole_number(32, 4096),  # the trunk halves it five times
+    "crop_size": whole_number(32, 4096),  # the backbone halves it five times
     "decode": one_of(*DECODERS),
     "image_cache": TEXT.or_none(),
     "skip_unreadable": FLAG,
@@ -44,9 +44,10 @@ DATASET_RULES: Rules = {
 }
 
 
-def _quotient(total: object, part: object) -> int | None:
-    """Whole parts in a total; None for settings that `DATASET_RULES` refuse."""
-    return total // part if isinstance(total, int) and isinstance(part, int) and part > 0 else None
+def _quotient(dividend: object, divisor: object) -> int | None:
+    """The integer quotient; None for settings that `DATASET_RULES` refuse."""
+    are_valid = isinstance(dividend, int) and isinstance(divisor, int) and divisor > 0
+    return dividend // divisor if are_valid else None  # type: ignore[operator]
 
 
 @data_ingredient.config
@@ -55,7 +56,7 @@ def config():
     data_path = "data/Stanford_Online_Products"
     train_file = "train.txt"
     test_file = "test.txt"  # or two files: query and gallery
-    val_file = None  # images to choose the best epoch on, searched among themselves; None: the test set
+    val_file = None  # images for validation, searched among themselves; None: the test set
     batch_size = 128  # a multiple of sample_per_id
     sample_per_id = 2
     test_batch_size = 256
@@ -63,9 +64,9 @@ def config():
     num_workers = 8
     pin_memory = True
     crop_size = 224
-    decode = "exact"  # PIL's pixels; nearly the same: 'fast', JPEGs at half their size or less
-    image_cache = None  # folder for resized test images, kept for the next evaluation; SOP's test set takes 12 GB
-    skip_unreadable = False  # True: another of its class for a training photo that cannot be read; these are listed
+    decode = "exact"  # PIL's pixels; or 'fast': nearly the same, of JPEGs decoded at half their size or less
+    image_cache = None  # folder that caches resized test images; SOP's test set takes 12 GB
+    skip_unreadable = False  # True: replace an unreadable training photo by another of its class, and list it
     recalls = [1, 10, 100, 1000]
     num_identities = _quotient(batch_size, sample_per_id)  # classes in a batch of 'random_id'
     num_iterations = _quotient(
@@ -119,23 +120,23 @@ def demo_rerank():
 
 
 class Loaders(NamedTuple):
-    """All yield uint8 images (B, 3, crop, crop), labels (B,) and positions (B,)."""
+    """Loaders of uint8 images (B, 3, crop, crop), labels (B,) and positions (B,)."""
 
-    train: DataLoader | None  # None where training was not asked for
+    train: DataLoader | None  # None without `training`
     num_classes: int  # of the training images
     query: DataLoader  # test images, in order
     query_train: DataLoader  # training images with the test transform, in order
-    gallery: DataLoader | None  # None: the query set is searched against itself
+    gallery: DataLoader | None  # None: the queries are searched among themselves
 
     def neighbours(self, path: Path | str) -> torch.Tensor:
-        """The test images' neighbour file, int64 (queries, K); InputError where it does not belong to them."""
+        """Read the neighbour file of the test images, int64 (queries, K); InputError if it does not fit them."""
         queries, gallery = _size(self.query), _size(self.gallery or self.query)
         other_sets = {"training": _size(self.query_train)}
         paths = self.query.dataset.paths  # type: ignore[attr-defined]
         return torch.from_numpy(load_neighbours(path, queries, gallery, other_sets, self.gallery is None, paths))
 
     def photo_sizes(self) -> list[int]:
-        """The bytes of each photo that a training reads, -1 for one that is missing."""
+        """The size in bytes of each photo that a training reads, -1 for a missing one."""
         loaders = [loader for loader in (self.train, self.query, self.gallery) if loader is not None]
         return [size for loader in loaders for size in loader.dataset.sizes()]  # type: ignore[attr-defined]
 
@@ -164,13 +165,13 @@ def get_loaders(
     device: torch.device | None = None,
     timeout_minutes: float = 0,
 ) -> tuple[Loaders, list[int]]:
-    """The loaders and the recalls' Ks; inside a run, Sacred fills in the arguments from the config.
+    """Make the loaders, and return the Ks of recalls; inside a run, Sacred fills in the arguments from the config.
 
-    Without `training` neither the train loader nor the neighbour file that it draws from is touched. The train loader
-    draws from torch's initial seed. When `training`, the query loader holds the images of `val_file` if there is one.
-    Memory is pinned for a CUDA `device` only; None: where there is one. The workers' next batch is waited for
-    `timeout_minutes`, then torch raises a RuntimeError; 0: for ever. Raises InputError for settings that do not go
-    together and for missing or malformed files.
+    Without `training` there is no train loader, and its neighbour file is not read. The train loader is seeded with
+    torch's initial seed. With `training`, the query loader has the images of `val_file` if that is set. Memory is
+    pinned for a CUDA `device` only; None: if CUDA is available. Torch raises a RuntimeError after waiting for
+    `timeout_minutes` for a batch of the workers; 0: never. InputError for settings that contradict each other, and for
+    missing or malformed files.
     """
     if batch_size % sample_per_id:
         raise InputError(f"dataset.batch_size={batch_size} is no multiple of dataset.sample_per_id={sample_per_id}")
@@ -186,7 +187,7 @@ def get_loaders(
     train_labels, test_labels = class_map(train_split), class_map(*test_splits)
     workers = _usable_workers(num_workers)
     for_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
-    # torch's own random numbers are the network's: a run that is continued draws them as if it had not stopped
+    # torch's default generator is left to the network, so that a continued run draws the same numbers
     options: dict = {
         "num_workers": workers,
         "pin_memory": pin_memory and for_cuda,
@@ -226,7 +227,7 @@ def get_loaders(
             data_path, train_split, train_labels, train_transform(crop_size, decode)
         )
         sampled = {"batch_sampler": make_sampler(images), "persistent_workers": workers > 0}
-        train = DataLoader(images, **options | sampled | {"collate_fn": collate_share})
+        train = DataLoader(images, **options | sampled | {"collate_fn": collate_shard})
     loaders = Loaders(
         train=train,
         num_classes=len(train_labels),
@@ -239,14 +240,14 @@ def get_loaders(
 
 @data_ingredient.capture
 def input_files(data_path, train_file, test_file, train_cache_nn_inds, val_file=None, training=False) -> list[Path]:
-    """The split files, and when `training` the neighbour file, that `get_loaders` reads."""
+    """The files that `get_loaders` reads: split files and, with `training`, the neighbour file."""
     names = [train_file, *_query_files(test_file, val_file, training)]
     caches = [Path(train_cache_nn_inds)] if training and train_cache_nn_inds else []
     return [Path(data_path) / name for name in names] + caches
 
 
 def _query_files(test_file: str | list[str], val_file: str | None, training: bool) -> list[str]:
-    """The split files of queries and, if it is another, gallery."""
+    """The split files of queries and, if it differs, of the gallery."""
     if training and val_file is not None:
         return [val_file]
     return [test_file] if isinstance(test_file, str) else list(test_file)
@@ -257,7 +258,7 @@ def _size(loader: DataLoader) -> int:
 
 
 def _usable_workers(num_workers: int) -> int:
-    """`num_workers`, or as many as there are cores; one line says so."""
+    """`num_workers`, but no more than cores, with a printed note."""
     cores = usable_cores()
     if num_workers > cores:
         print(f"dataset.num_workers={num_workers}, but this process has {cores} cores: {cores} workers are used")

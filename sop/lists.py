@@ -1,4 +1,4 @@
-"""Lists of photos as text files: their lines, or one error that says what is wrong and where."""
+"""Text files that list photos: their lines, or an error with the line number."""
 
 import codecs
 import stat
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from utils.errors import InputError
 
-MAX_LINE = 4200  # bytes; the longest path that Linux takes has 4,095
-MAX_SHOWN = 100  # characters of a line
+MAX_LINE = 4200  # bytes; the longest path on Linux has 4,095
+MAX_QUOTED = 100  # characters of a line in an error
 
 
 def numbered_lines(file: Path, advice: str) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file and their numbers, from 1, whatever ends them; a byte-order mark is passed over.
+    """The lines of a UTF-8 file with their numbers, from 1; any line ending and a byte-order mark are accepted.
 
-    InputError, with some `advice`, for a file that is missing or cannot be read; with the line, for one that is no text
-    or too long.
+    InputError with the `advice` if the file is missing or cannot be read; with the line if that is not text or too
+    long.
     """
     try:
         if not stat.S_ISREG(file.stat().st_mode):
@@ -38,6 +38,6 @@ def numbered_lines(file: Path, advice: str) -> Iterator[tuple[int, str]]:
 
 
 def malformed(file: Path, number: int, expected: str, line: str | bytes) -> InputError:
-    """The error for a line that is not as expected."""
-    more = " and more" if len(line) > MAX_SHOWN else ""
-    return InputError(f"{file}, line {number}: expected {expected}, found {line[:MAX_SHOWN]!r}{more}")
+    """The error for a malformed line."""
+    more = " and more" if len(line) > MAX_QUOTED else ""
+    return InputError(f"{file}, line {number}: expected {expected}, found {line[:MAX_QUOTED]!r}{more}")

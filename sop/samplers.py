@@ -1,4 +1,4 @@
-"""Batch samplers of the train loader. Every draw follows from (seed, epoch, position in the epoch)."""
+"""Batch samplers of the train loader. All draws are determined by (seed, epoch, position in the epoch)."""
 
 from collections.abc import Iterator
 
@@ -15,16 +15,16 @@ HARD_NEIGHBOURS = 100  # negatives come from an anchor's first cached neighbours
 class EpochSampler(Sampler[list[Draw]]):
     """Yields an epoch's batches as lists of `Draw`; `set_epoch` chooses the epoch, as in torch's DistributedSampler.
 
-    Of a job of several processes each draws the same batches, and gets its share of each.
+    All ranks draw the same batches, and each yields its shard of them.
     """
 
-    group = 1  # images that stay together in a share
+    group = 1  # number of consecutive images that one rank gets together
 
     def __init__(self, seed: int):
         self.seed, self.epoch, self.start = seed, 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its batches are left out at its start."""
+        """Choose the epoch, and the number of batches to skip at its start."""
         self.epoch, self.start = epoch, start
 
     def batches(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -32,15 +32,15 @@ class EpochSampler(Sampler[list[Draw]]):
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for batch in self.whole_batches():
-            yield batch[self.share(len(batch))]
+        for batch in self.global_batches():
+            yield batch[self.shard(len(batch))]
 
-    def share(self, images: int) -> slice:
-        """This process's part of a batch of so many images."""
+    def shard(self, images: int) -> slice:
+        """This rank's slice of a batch of `images` images."""
         return shard_slice(images, self.group)
 
-    def whole_batches(self) -> Iterator[list[Draw]]:
-        """The batches that all processes take together."""
+    def global_batches(self) -> Iterator[list[Draw]]:
+        """The batches over all ranks."""
         position = 0
         for number, batch in enumerate(self.batches(np.random.default_rng((self.seed, self.epoch)))):
             if number >= self.start:
@@ -67,7 +67,7 @@ class RandomSampler(EpochSampler):
 class RandomIdentitySampler(EpochSampler):
     """`num_iterations` batches of `num_identities` different classes, `batch_size / num_identities` images each.
 
-    Both are drawn uniformly, without repeats, among the classes with enough images; a class's images stand together.
+    Both are drawn uniformly without replacement, from the classes with enough images; images of a class are adjacent.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, num_identities: int, num_iterations: int, seed: int):
@@ -106,11 +106,11 @@ class RandomIdentitySampler(EpochSampler):
 
 
 class TripletSampler(EpochSampler):
-    """Anchor, positive, negative, anchor, ...: every training image once as anchor, in random order.
+    """Anchor, positive, negative, anchor, ...: every training image is an anchor once, in random order.
 
     The positive is uniform among the other images of the anchor's class, the negative among those of its first 100
-    `neighbours` (n, K) of another class. Anchors that are alone in their class are skipped; those whose neighbours all
-    share their class take a random image of another class. The last, partial batch is kept.
+    `neighbours` (n, K) of another class. Anchors without another image of their class are skipped; anchors
+    whose neighbours are all of their class get a random image of another class. The last, partial batch is kept.
     """
 
     group = 3
@@ -122,7 +122,7 @@ class TripletSampler(EpochSampler):
                 f"dataset.batch_size={batch_size} is no multiple of 3, but the sampler 'triplet' needs one"
             )
         self.images, self.labels = ImagesByClass(labels), labels
-        self.neighbours = neighbours[:, :HARD_NEIGHBOURS].copy()  # lets a wider file's array go
+        self.neighbours = neighbours[:, :HARD_NEIGHBOURS].copy()  # frees the array of a file with more columns
         self.anchors = np.flatnonzero(self.images.counts[labels] > 1)
         self.per_batch = batch_size // 3
         if not len(self.anchors) or len(self.images.counts) < 2:

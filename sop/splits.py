@@ -1,4 +1,4 @@
-"""Split files: which photos a set has, and their classes."""
+"""Split files: the photos of a set and their classes."""
 
 import re
 from collections import Counter, defaultdict
@@ -16,19 +16,19 @@ LINE = re.compile(r"(.+),[ \t]*([0-9]{1,18})[ \t]*", re.DOTALL)
 
 
 class Split(NamedTuple):
-    """What a split file lists: image paths below the dataset's folder, and their class numbers."""
+    """The content of a split file: image paths below the dataset's folder, and their class numbers."""
 
     paths: list[str]
     classes: list[int]
 
 
 def read_split(folder: Path | str, name: str) -> Split:
-    """Read the split file `name` of a dataset folder: in UTF-8, one line an image, `path,class`.
+    """Read the split file `name` of a dataset folder: UTF-8, one line `path,class` per image.
 
-    A path may also be absolute, or lead out of the folder. InputError, with the line, for a file that is not so.
+    A path may be absolute, or lead out of the folder. InputError, with the line, for a malformed file.
     """
     folder = Path(folder)
-    with suppress(OSError):  # it is reported of the file
+    with suppress(OSError):  # reading the file reports it
         if not folder.is_dir():
             raise InputError(f"dataset folder {folder} does not exist: run prepare_data.py, or set dataset.data_path")
     file, split = folder / name, Split([], [])
@@ -44,14 +44,14 @@ def read_split(folder: Path | str, name: str) -> Split:
 
 
 def write_splits(folder: Path, splits: Mapping[str, Split]) -> None:
-    """Write the split files of a dataset folder, by name, all or none, with no newline at the end."""
+    """Write the split files of a dataset folder, all or none, without a newline at the end; keys are file names."""
     with atomic_write_all(*(folder / name for name in splits)) as files:
         for file, split in zip(files, splits.values(), strict=True):
             file.write("\n".join(f"{path},{number}" for path, number in zip(*split, strict=True)).encode())
 
 
 def repeats(*lists: tuple[str, Split]) -> Iterator[str]:
-    """Lines that say how many photos a split file, or two of them, query and gallery, list more than once."""
+    """Lines on photos that are listed more than once in a split file, or in two, query and gallery."""
     if len(lists) == 2 and lists[0] == lists[1]:
         yield f"{lists[0][0]} is both query and gallery: its photos find themselves"
         lists = lists[:1]
@@ -74,9 +74,9 @@ def _photos(count: int) -> str:
 
 
 def hold_out(split: Split, num_classes: int) -> tuple[Split, Split]:
-    """A split without its `num_classes` highest class numbers, and a split of these.
+    """Split off the `num_classes` highest class numbers: the rest, and these.
 
-    InputError unless classes are left on both sides.
+    InputError if either would be empty.
     """
     numbers = sorted(set(split.classes))
     if not 0 < num_classes < len(numbers):
@@ -91,5 +91,5 @@ def hold_out(split: Split, num_classes: int) -> tuple[Split, Split]:
 
 
 def class_map(*splits: Split) -> dict[int, int]:
-    """The class numbers of some splits, sorted, mapped to 0 ... n-1."""
+    """Map the sorted class numbers of some splits to 0 ... n-1."""
     return {number: label for label, number in enumerate(sorted({c for split in splits for c in split.classes}))}

@@ -1,4 +1,4 @@
-"""Random views of the training images, embedded once: what a frozen backbone is trained on with `frozen_views`."""
+"""Augmented crops of the training images, embedded once by a frozen backbone (`frozen_views`)."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class ViewSet(Dataset):
-    """`views` random views of each of n images: item v * n + i is view v of image i, drawn by the key (seed, v, i)."""
+    """`views` augmented crops of each of n images: item v * n + i is crop v of image i, with the key (seed, v, i)."""
 
     def __init__(self, images: ImageSet, views: int, seed: int):
         self.images, self.views, self.seed = images, views, seed
@@ -31,16 +31,17 @@ class ViewSet(Dataset):
 
 
 class EmbeddedViews:
-    """What a train loader yields, with maps (B, C, h, w) in place of images: each draw takes one of its image's views.
+    """A train loader that yields feature maps (B, C, h, w) instead of images, each of a random crop of its image.
 
-    Which ones follows from the key of a batch's first draw: a seed gives one run. The maps of all views lie on
-    `device` where they fit there; else a batch of them is gathered, in pinned memory, while the one before is in use.
+    The crops are drawn with the key of a batch's first draw, so that they are determined by the seed. The feature maps
+    of all crops are on `device` if they fit there; else each batch is gathered in pinned memory while the batch before
+    is in use.
     """
 
     def __init__(
         self, loader: DataLoader, views: int, embed: Callable[[DataLoader], Tensor], device: torch.device = CPU
     ):
-        """`embed` makes maps of the images that a loader yields. InputError for fewer than 1 view."""
+        """`embed` computes feature maps of a loader's images. InputError for fewer than 1 view."""
         if views < 1:
             raise InputError(f"frozen_views={views}: give 1 or more, or None for a new view at every draw")
         self.dataset: ImageSet = loader.dataset  # type: ignore[assignment]
@@ -48,8 +49,8 @@ class EmbeddedViews:
         self.views, self.length = views, len(loader)
         self.labels = torch.from_numpy(self.dataset.labels)
         all_views = ViewSet(self.dataset, views, self.batch_sampler.seed)
-        shared = ("num_workers", "pin_memory", "timeout", "worker_init_fn")
-        options = {name: getattr(loader, name) for name in shared}
+        inherited = ("num_workers", "pin_memory", "timeout", "worker_init_fn")
+        options = {name: getattr(loader, name) for name in inherited}
         maps = embed(DataLoader(all_views, LOADED_AT_ONCE, **options))
         self.maps: Tensor = on_device_if_they_fit(maps, device)  # type: ignore[assignment]
         self.is_pinned = self.maps.device != device
@@ -58,12 +59,12 @@ class EmbeddedViews:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return one_ahead(self._gathered, self.batch_sampler.whole_batches())
+        return one_ahead(self._gathered, self.batch_sampler.global_batches())
 
     def _gathered(self, batch: list[Draw]) -> tuple[Tensor, Tensor, Tensor]:
-        own = self.batch_sampler.share(len(batch))
-        positions = torch.tensor([draw.image for draw in batch[own]], dtype=torch.int64)
-        views = np.random.default_rng(batch[0].key).integers(self.views, size=len(batch))[own]
+        shard = self.batch_sampler.shard(len(batch))
+        positions = torch.tensor([draw.image for draw in batch[shard]], dtype=torch.int64)
+        views = np.random.default_rng(batch[0].key).integers(self.views, size=len(batch))[shard]
         rows = torch.from_numpy(views) * len(self.labels) + positions
         maps = self.maps.new_empty(len(rows), *self.maps.shape[1:], pin_memory=self.is_pinned)
         torch.index_select(self.maps, 0, rows.to(maps.device), out=maps)

@@ -1,4 +1,4 @@
-"""From an opened photo to the uint8 pixels of a view of it, by PIL or with nearly the same pixels in less time."""
+"""Decoding of an opened photo to the uint8 pixels of a view: exactly as PIL, or faster with nearly the same pixels."""
 
 import math
 from contextlib import suppress
@@ -17,16 +17,16 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels 
 
 
 class View(NamedTuple):
-    """What is shown of a photo: a box of it, resized (bilinear) to a square, of which a crop is taken."""
+    """A box of a photo, resized (bilinear) to a square, of which a crop is taken."""
 
     box: Box
     size: int  # of the square, in pixels
-    min_side: int  # pixels that both sides of a photo keep where it is decoded smaller than it is
+    min_side: int  # pixels that both sides of a photo keep if it is decoded at a fraction of its size
     crop: slice = slice(None)  # rows, and columns, of the square
     flipped: bool = False  # left to right
 
     def cropped(self, square: Tensor) -> Tensor:
-        """The view's pixels, of those (3, size, size) of its square."""
+        """The pixels of the view from those of its square (3, size, size)."""
         pixels = square[:, self.crop, self.crop]
         return pixels.flip(2) if self.flipped else pixels
 
@@ -34,7 +34,7 @@ class View(NamedTuple):
 def exact(photo: Image.Image, view: View) -> Tensor:
     """The pixels of PIL's `crop` and `resize`.
 
-    Of a whole photo only what the crop shows is resized, where that gives the same pixels. Of a 640 x 480 photo, rows
+    Of a whole photo only the crop is resized, if that gives the same pixels. Of a 640 x 480 photo, rows
     and columns 16 to 240 of a square of 256 are the box from 40 to 600 across and 30 to 450 down, resized to 224. Its
     corners are exact numbers, as the square's side is a power of 2. And Pillow's two passes come in the same order for
     box and photo: the vertical one first where the height shrinks by more than twice what the width does.
@@ -49,11 +49,11 @@ def exact(photo: Image.Image, view: View) -> Tensor:
 
 
 def fast(photo: Image.Image, view: View) -> Tensor:
-    """A JPEG is decoded at a half, a quarter or an eighth of its size where both sides keep `min_side` pixels.
+    """Decode a JPEG at a half, a quarter or an eighth of its size if both sides keep `min_side` pixels.
 
-    The view's box grows to whole pixels of what was decoded.
+    The view's box grows to whole pixels of the decoded image.
     """
-    pixels = _decoded_smaller(photo, view.min_side)
+    pixels = _decode_reduced(photo, view.min_side)
     _, height, width = pixels.shape
     x_scale, y_scale = width / photo.width, height / photo.height
     rows = slice(math.floor(view.box[1] * y_scale), math.ceil(view.box[3] * y_scale))
@@ -61,8 +61,8 @@ def fast(photo: Image.Image, view: View) -> Tensor:
     return view.cropped(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))
 
 
-def _decoded_smaller(photo: Image.Image, min_side: int) -> Tensor:
-    """RGB (3, h, w) of a photo, at a fraction of its size where that leaves both sides `min_side` pixels or more."""
+def _decode_reduced(photo: Image.Image, min_side: int) -> Tensor:
+    """RGB pixels (3, h, w) of a photo, at a fraction of its size if both sides keep `min_side` pixels."""
     from simplejpeg import decode_jpeg  # only "fast" needs it
 
     if isinstance(photo, JpegImageFile) and photo.fp and photo.mode in ("RGB", "L"):

@@ -1,7 +1,7 @@
-"""Test images kept in a file: decoded and resized once, then read from a memory map (`dataset.image_cache`).
+"""Cache of test images: decoded and resized once, then read from a memory map (`dataset.image_cache`).
 
-The file holds a SHA-256 sum of all that its pixels follow from, uint8 pixels (images, 3, side, side), and a CRC-32 of
-each image's. Its name has the sum's first digits: files of other photos, lists or settings lie beside it.
+The file has a SHA-256 digest of all that determines its pixels, uint8 pixels (images, 3, side, side), and a CRC-32 for
+each image. Its name has the digest's first digits; files of other photos, lists or settings lie beside it.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from sop.dataset import ImageSet, photo_sum
+from sop.dataset import ImageSet, photo_digest
 from sop.images.transforms import centre_crop, square_size, square_transform, test_transform
 from sop.splits import Split
 from utils.distributed.collectives import local_rank0_first
@@ -28,15 +28,15 @@ from utils.io.atomic import atomic_write
 from utils.io.disk import check_disk_space
 from utils.runtime.signals import die_with_parent
 
-SUM_BYTES = hashlib.sha256().digest_size
-MADE_AT_ONCE = 64  # photos that a worker decodes at a time
-DIGITS = 12  # of the sum, in the file's name
+DIGEST_BYTES = hashlib.sha256().digest_size
+BATCH_SIZE = 64  # photos that a worker decodes at a time
+DIGITS = 12  # of the digest, in the file's name
 
 
 class CachedImageSet(ImageSet):
-    """What an `ImageSet` with the test transform yields, from a file: `cache`, a dot, digits of the sum, `.images`.
+    """An `ImageSet` with the test transform, read from the file `<cache>.<digits of the digest>.images`.
 
-    `prepare` comes first.
+    Call `prepare` first.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class CachedImageSet(ImageSet):
         self.photos = ImageSet(folder, split, labels, square_transform(crop_size, decode))
         self.cache, self.decode, self.crop = cache, decode, centre_crop(crop_size)
         self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
-        self.sum = b""
-        self.size = SUM_BYTES + math.prod(self.shape) + 4 * len(self)
+        self.digest = b""
+        self.size = DIGEST_BYTES + math.prod(self.shape) + 4 * len(self)
         self.pixels: np.memmap | None = None  # opened by the process that reads
         self.checks = np.empty(0, np.uint32)  # the CRCs, in little-endian order
 
@@ -61,16 +61,16 @@ class CachedImageSet(ImageSet):
 
     @property
     def file(self) -> Path:
-        """The file of the photos, list and settings that `prepare` has found."""
-        return self.cache.with_name(f"{self.cache.name}.{self.sum.hex()[:DIGITS]}.images")
+        """The file for the photos, list and settings at the time of `prepare`."""
+        return self.cache.with_name(f"{self.cache.name}.{self.digest.hex()[:DIGITS]}.images")
 
     def prepare(self, batch_size: int | None, num_workers: int, timeout: float = 0) -> None:
-        """Make the file, unless there is one of just these photos, list and settings; `timeout` is the loader's, in s.
+        """Make the file, unless there is one for these photos, list and settings; `timeout` is the loader's, in s.
 
         Raises InputError for a photo that is missing or unreadable, or changes meanwhile, and where the file cannot be
         written.
         """
-        self.pixels, self.sum = None, self._sum()
+        self.pixels, self.digest = None, self._digest()
         if self._open():
             return
         check_disk_space({self.file.parent: self.size}, f"image cache {self.file.name}")
@@ -82,27 +82,27 @@ class CachedImageSet(ImageSet):
             atomic_write(self.file) as file,
             tqdm(desc="Caching images", total=len(self), unit="image") as progress,
         ):
-            file.write(bytes(SUM_BYTES))
+            file.write(bytes(DIGEST_BYTES))
             checks: list[int] = []
             for squares, _, _ in loader:
                 file.write(squares.numpy())
                 checks += map(zlib.crc32, squares.numpy())
                 progress.update(len(squares))
             file.write(np.array(checks, "<u4").tobytes())
-            if self._sum() != self.sum:
+            if self._digest() != self.digest:
                 raise InputError(f"photos in {self.folder} have changed while they were cached: run the command again")
             file.seek(0)
-            file.write(self.sum)
+            file.write(self.digest)
         self._report_others()
 
     def _open(self) -> bool:
-        """Open the file, if it is there, whole, and just the one that is meant; InputError if it cannot be read."""
+        """Open the file if it exists, is complete, and has the right digest; InputError if it cannot be read."""
         try:
             with self.file.open("rb") as file:
                 is_whole = os.fstat(file.fileno()).st_size == self.size
-                if is_whole and file.read(SUM_BYTES) == self.sum:
-                    self.pixels = np.memmap(file, np.uint8, "r", SUM_BYTES, self.shape)
-                    file.seek(SUM_BYTES + math.prod(self.shape))
+                if is_whole and file.read(DIGEST_BYTES) == self.digest:
+                    self.pixels = np.memmap(file, np.uint8, "r", DIGEST_BYTES, self.shape)
+                    file.seek(DIGEST_BYTES + math.prod(self.shape))
                     self.checks = np.frombuffer(file.read(4 * len(self)), "<u4")
                     return True
         except FileNotFoundError:
@@ -124,17 +124,17 @@ class CachedImageSet(ImageSet):
                     f"{len(sizes)}, {sum(sizes) / 1e9:.1f} GB; those that no run needs any more can be deleted"
                 )
 
-    def _sum(self) -> bytes:
-        """The sum of the photos' paths, sizes and times, and of what else decides about the pixels."""
-        photos = photo_sum(self.folder, self.paths)
+    def _digest(self) -> bytes:
+        """The digest of the photos' paths, sizes and times, and of all settings that determine the pixels."""
+        photos = photo_digest(self.folder, self.paths)
         settings = ("with CRC-32", self.shape, self.decode, PIL.__version__, torch.__version__)
         return hashlib.sha256(repr((photos, settings)).encode()).digest()
 
 
 class CachedLoader(DataLoader):
-    """A loader of a `CachedImageSet` that has the file made, by as many workers, where a pass does not find it."""
+    """A loader of a `CachedImageSet` that calls `prepare`, with as many workers, before each pass."""
 
     def __iter__(self):
         with local_rank0_first():
-            self.dataset.prepare(self.batch_size or MADE_AT_ONCE, self.num_workers, self.timeout)
+            self.dataset.prepare(self.batch_size or BATCH_SIZE, self.num_workers, self.timeout)
         return super().__iter__()

@@ -1,4 +1,4 @@
-"""Many photos read by several threads, as many at a time as their pixels allow."""
+"""Photos read by a thread per core, with a limit on the pixels in memory."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +13,8 @@ from utils.errors import InputError
 from utils.runtime.memory import release_freed_memory
 
 T = TypeVar("T")
-PIXELS_IN_FLIGHT = 200_000_000  # 16 photos of 12 megapixels, or 4 of 48; 8 bytes each while a photo is turned: 1.6 GB
-LARGE = 10_000_000  # pixels of a photo after which freed memory is given back: else each thread keeps its own
+PIXELS_IN_FLIGHT = 200_000_000  # 16 photos of 12 megapixels, or 4 of 48; up to 8 bytes each: 1.6 GB
+LARGE_PHOTO = 10_000_000  # pixels; after it freed memory is returned to the system: else each thread keeps its own
 
 
 def usable_cores() -> int:
@@ -23,10 +23,10 @@ def usable_cores() -> int:
 
 
 def read_photos(paths: Sequence[Path], read: Callable[[Path], T]) -> Iterator[T | InputError]:
-    """What `read` returns for each photo, in their order, or the InputError that it raises.
+    """Apply `read` to each photo; yields the results, or the InputErrors raised, in order.
 
-    A thread for each core decodes, which lets others run. Photos in work have PIXELS_IN_FLIGHT pixels at most together;
-    one with more is read alone.
+    There is a thread per core, as decoding releases the GIL. Photos being read have at most PIXELS_IN_FLIGHT pixels
+    together; a larger photo is read alone.
     """
     budget = _Budget(PIXELS_IN_FLIGHT)
 
@@ -34,11 +34,11 @@ def read_photos(paths: Sequence[Path], read: Callable[[Path], T]) -> Iterator[T 
         try:
             with opened(path) as photo:  # the header alone
                 pixels = photo.width * photo.height
-            with budget.taken(pixels):
+            with budget.acquired(pixels):
                 try:
                     return read(path)
                 finally:
-                    if pixels > LARGE:
+                    if pixels > LARGE_PHOTO:
                         release_freed_memory()
         except InputError as error:
             return error
@@ -48,14 +48,14 @@ def read_photos(paths: Sequence[Path], read: Callable[[Path], T]) -> Iterator[T 
 
 
 class _Budget:
-    """An amount, of which threads take what they need, and wait until there is as much."""
+    """A semaphore with amounts: threads wait until the amount that they acquire is free."""
 
     def __init__(self, size: int):
         self.size = self.free = size
         self.changed = Condition()
 
     @contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
+    def acquired(self, amount: int) -> Iterator[None]:
         amount = min(amount, self.size)
         with self.changed:
             self.changed.wait_for(lambda: amount <= self.free)

@@ -1,4 +1,4 @@
-"""From an opened photo to the uint8 pixels that a loader yields; `decode` is one of `DECODERS`."""
+"""Transforms from an opened photo to uint8 pixels; `decode` is one of `DECODERS`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from sop.images.decoding import View, exact, fast
 from utils.errors import choose
 
-RESIZE_TO_CROP = 256 / 224  # the test side's ratio of resize to crop
+RESIZE_TO_CROP = 256 / 224  # of the test transform
 
 Decode = Callable[[Image.Image, View], Tensor]
 DECODERS: dict[str, Decode] = {"exact": exact, "fast": fast}
@@ -21,7 +21,7 @@ Transform = Callable[[Image.Image], Tensor]
 def train_transform(crop_size: int, decode: str = "exact") -> Transform:
     """Photo -> uint8 (3, crop_size, crop_size): random resized crop (bilinear), then a flip with p = 0.5.
 
-    Every `decode` draws the same boxes and flips. InputError for an unknown one.
+    The boxes and flips drawn do not depend on `decode`. InputError for an unknown `decode`.
     """
     return partial(_random_crop, choose(DECODERS, decode, "dataset.decode"), RandomResizedCrop(crop_size))
 
@@ -43,18 +43,18 @@ def square_transform(crop_size: int, decode: str = "exact") -> Transform:
 
 
 def describe(transform: Transform) -> str:
-    """A transform's name and settings, by which it is told from others."""
+    """A transform's name and settings as text."""
     assert isinstance(transform, partial)
     return repr((transform.func.__name__, [getattr(setting, "__name__", setting) for setting in transform.args]))
 
 
 def square_size(crop_size: int) -> int:
-    """The side of the test side's square, in pixels."""
+    """The side of the resized square of the test transform, in pixels."""
     return round(crop_size * RESIZE_TO_CROP)
 
 
 def centre_crop(crop_size: int) -> slice:
-    """The rows, and the columns, of the square that the test side shows."""
+    """The rows, and the columns, that the test transform crops from the square."""
     start = round((square_size(crop_size) - crop_size) / 2)
     return slice(start, start + crop_size)
 

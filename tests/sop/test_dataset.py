@@ -22,7 +22,7 @@ def test_an_item(photos):
     assert (pixels.shape, pixels.dtype, label, index) == ((3, 32, 32), torch.uint8, 1, 5)
 
 
-def test_a_draw_follows_from_its_key_alone(photos):
+def test_draws_depend_on_their_key_alone(photos):
     images = image_set(photos)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -34,7 +34,7 @@ def test_a_draw_follows_from_its_key_alone(photos):
     assert index == 4
 
 
-def test_the_same_pixels_with_any_number_of_workers(photos):
+def test_pixels_do_not_depend_on_workers(photos):
     images = image_set(photos)
     epochs = []
     for workers in (0, 2):

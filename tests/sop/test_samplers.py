@@ -42,7 +42,7 @@ def make(kind, seed=0):
 
 
 @pytest.mark.parametrize("kind", ["random", "random_id", "triplet"])
-def test_an_epoch_follows_from_seed_and_number(kind):
+def test_epochs_depend_on_seed_and_number(kind):
     draws = list(make(kind))
     assert draws == list(make(kind))
     keys = [draw.key for batch in draws for draw in batch]
@@ -51,7 +51,7 @@ def test_an_epoch_follows_from_seed_and_number(kind):
     assert epoch(make(kind)) != epoch(make(kind, seed=1))
 
 
-def test_random_visits_each_image_once_and_drops_the_rest():
+def test_random_visits_each_image_once():
     batches = epoch(RandomSampler(11, 4, 0))
     assert [len(batch) for batch in batches] == [4, 4]
     assert len(set(flat(batches))) == 8
@@ -70,7 +70,7 @@ def test_identity_batches():
         assert set(classes[:, 0]) == {0, 2}  # only these have three images
 
 
-def test_an_epoch_of_identities_is_planned_at_once():
+def test_identity_batches_are_planned_quickly():
     labels = np.repeat(np.arange(11_318), 2 + np.arange(11_318) % 8)
     start = time.process_time()
     batches = epoch(RandomIdentitySampler(labels, 800, 400, 74, 0))
@@ -88,7 +88,7 @@ def test_identity_draws_classes_and_images_uniformly():
     assert chi_square_is_plausible(np.array(list(of_class_2.values())), sum(of_class_2.values()) / 12)
 
 
-def test_identity_settings_that_do_not_fit():
+def test_invalid_identity_settings():
     with pytest.raises(InputError, match=r"batch_size=7 is no multiple of dataset\.num_identities=2"):
         RandomIdentitySampler(LABELS, 7, 2, 5, 0)
     with pytest.raises(InputError, match=r"num_identities=4, but only 3 .* have 2 or more .* dataset\.sample_per_id"):
@@ -119,7 +119,7 @@ def test_triplets_are_drawn_uniformly():
             assert chi_square_is_plausible(np.array(list(counts.values())), rounds / len(allowed))
 
 
-def test_anchors_without_a_hard_negative_take_any_of_another_class(capsys):
+def test_random_negatives_without_hard_ones(capsys):
     neighbours = np.array([[1, 2]] * 3 + [[0, 9]] * 7)
     sampler = TripletSampler(LABELS, neighbours, 30, 0)
     assert "1 images alone in their class are no anchors; 3 anchors with no neighbour" in capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_anchors_without_a_hard_negative_take_any_of_another_class(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_first_100_neighbours_give_negatives():
+def test_negatives_are_among_the_first_100_neighbours():
     labels = np.repeat([0, 1], [110, 3])
     neighbours = np.array([[j for j in range(113) if j != i] for i in range(113)])
     sampler = TripletSampler(labels, neighbours, 3, 0)

@@ -31,7 +31,7 @@ def test_split_file(photos):
     ],
     ids=["comma", "blanks", "mark", "windows", "old-mac", "separators", "outside", "digits", "long"],
 )
-def test_lines_are_read_as_they_are_meant(tmp_path, content, paths, classes):
+def test_accepted_lines(tmp_path, content, paths, classes):
     (tmp_path / "list.txt").write_bytes(content)
     assert read_split(tmp_path, "list.txt") == (paths, classes)
 
@@ -57,7 +57,7 @@ def test_a_malformed_line_is_named(tmp_path, line):
     ],
     ids=["null", "latin-1", "huge", "long"],
 )
-def test_a_line_that_is_no_text_or_too_long_is_named(tmp_path, line, found):
+def test_binary_or_long_line_is_named(tmp_path, line, found):
     (tmp_path / "train.txt").write_bytes(b"a.JPG,0\r\n" + line + b"\nb.JPG,1")
     with pytest.raises(InputError, match=rf"train\.txt, line 2: {found}$"):
         read_split(tmp_path, "train.txt")
@@ -84,7 +84,7 @@ def test_missing_files_are_named(tmp_path):
         read_split(tmp_path, "train.txt")
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_a_folder_or_pipe_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_named(tmp_path):
         read_split(tmp_path, "loop")
 
 
-def test_one_map_for_the_classes_of_several_files(tmp_path):
+def test_class_map_of_several_files(tmp_path):
     (tmp_path / "a.txt").write_text("x,7\ny,3")
     (tmp_path / "b.txt").write_text("z,5\nw,7")
     assert class_map(read_split(tmp_path, "a.txt"), read_split(tmp_path, "b.txt")) == {3: 0, 5: 1, 7: 2}
@@ -137,11 +137,11 @@ ONCE = "q.txt", Split(["a", "b", "c"], [0, 0, 1])
     ],
     ids=["once", "apart", "twice", "in-both", "same-list", "two-classes", "two-classes-in-two"],
 )
-def test_photos_listed_more_than_once(lists, lines):
+def test_repeated_photos(lists, lines):
     assert list(repeats(*lists)) == lines
 
 
-def test_loaders_say_what_is_listed_more_than_once(folder, capsys):
+def test_loaders_print_repeated_photos(folder, capsys):
     lines = (folder / "test.txt").read_text().splitlines()
     (folder / "query.txt").write_text("\n".join(lines[:5] + lines[:2]))
     (folder / "gallery.txt").write_text("\n".join(lines[4:]))

@@ -36,7 +36,7 @@ def triplets(images, seed=3):
     return DataLoader(images, batch_sampler=TripletSampler(images.labels, neighbours, 15, seed))
 
 
-def test_each_draw_takes_a_view_of_its_image(images):
+def test_each_draw_uses_a_crop_of_its_image(images):
     loader = DataLoader(images, batch_sampler=RandomSampler(24, 10, seed=3))
     views = EmbeddedViews(loader, 4, pixels_of)
     expected = [[images[Draw(i, (3, view, i))][0].float() for view in range(4)] for i in range(24)]
@@ -56,7 +56,7 @@ def test_each_draw_takes_a_view_of_its_image(images):
         assert torch.equal(maps, again)
 
 
-def test_views_of_one_seed(images):
+def test_crops_depend_on_the_seed(images):
     assert len(ViewSet(images, 3, 5)) == 72
     pixels, label, position = ViewSet(images, 3, 5)[2 * 24 + 7]
     assert torch.equal(pixels, images[Draw(7, (5, 2, 7))][0])
@@ -71,7 +71,7 @@ def train(model, loader, embedded):
     return log.values("train.loss")
 
 
-def test_training_on_views_is_training_on_their_images(images):
+def test_training_on_features_equals_training_on_crops(images):
     loader, model = triplets(images), published_model(6, arch="resnet18", freeze_backbone=True)
     found = train(model, EmbeddedViews(loader, 2, lambda views: embed_views(model, views, torch.float32)), True)
     pictures = list(EmbeddedViews(loader, 2, lambda views: pixels_of(views) / 255))
@@ -82,7 +82,7 @@ def test_training_on_views_is_training_on_their_images(images):
 
 @pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("free", [1 << 30, 0])
-def test_views_on_a_gpu_or_pinned_are_those_on_a_cpu(images, device, free, monkeypatch):
+def test_features_on_gpu_or_pinned_equal_cpu(images, device, free, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", torch.cuda.memory_allocated)
     found = EmbeddedViews(triplets(images), 2, pixels_of, device)
@@ -92,12 +92,12 @@ def test_views_on_a_gpu_or_pinned_are_those_on_a_cpu(images, device, free, monke
         assert all(map(torch.equal, rest, others))
 
 
-def test_refused(images):
+def test_fewer_than_one_view(images):
     with pytest.raises(InputError, match="frozen_views=0: give 1 or more"):
         EmbeddedViews(triplets(images), 0, pixels_of)
 
 
-def test_more_than_the_memory(images, monkeypatch):
+def test_features_exceed_memory(images, monkeypatch):
     monkeypatch.setattr("utils.runtime.memory.memory_limit", lambda: 250_000)
     model = published_model(6, arch="resnet18", freeze_backbone=True)
     with pytest.raises(InputError, match=r"48 images take 0\.000393 GB, but .* 0\.00025 GB of memory.* frozen_views"):

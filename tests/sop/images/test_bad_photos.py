@@ -52,7 +52,7 @@ def test_a_damaged_photo_is_named(tmp_path, load, content):
         verify_images(tmp_path, ["photo"])
 
 
-def test_what_is_no_file_is_named(tmp_path, load):
+def test_a_folder_or_pipe_is_named(tmp_path, load):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
@@ -67,7 +67,7 @@ def test_what_is_no_file_is_named(tmp_path, load):
             verify_images(tmp_path, ["folder", "pipe", "device", "socket"])
 
 
-def test_what_cannot_be_opened_is_named(tmp_path, load):
+def test_unopenable_photo_is_named(tmp_path, load):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("")
     for name, told in {
@@ -80,7 +80,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, load):
             load(name)
 
 
-def test_more_pixels_than_a_photo_has(tmp_path, load, monkeypatch):
+def test_too_many_pixels(tmp_path, load, monkeypatch):
     """PIL warns of more than `MAX_IMAGE_PIXELS`, and refuses more than twice as many."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for side, fine in ((31, True), (32, False), (45, False)):
@@ -92,7 +92,7 @@ def test_more_pixels_than_a_photo_has(tmp_path, load, monkeypatch):
                 load("photo")
 
 
-def test_many_pixels_are_refused_outside_of_tests_too(tmp_path):
+def test_too_many_pixels_in_a_subprocess(tmp_path):
     (tmp_path / "photo").write_bytes(saved(Image.new("1", (10000, 9000)), "PNG"))
     imports = "import sys; from pathlib import Path; from sop.images.photo import opened"
     code = f"{imports}\nwith opened(Path(sys.argv[1])): pass"
@@ -120,7 +120,7 @@ def test_many_pixels_are_refused_outside_of_tests_too(tmp_path):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_whatever_pil_raises_is_named(tmp_path, load, monkeypatch, error):
+def test_any_error_of_pil_names_the_photo(tmp_path, load, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
@@ -133,7 +133,7 @@ def test_whatever_pil_raises_is_named(tmp_path, load, monkeypatch, error):
                 load("photo")
 
 
-def test_a_fault_of_the_transform_is_not_laid_to_the_photo(tmp_path):
+def test_errors_of_the_transform_are_not_translated(tmp_path):
     (tmp_path / "photo").write_bytes(PNG)
     images = ImageSet(tmp_path, Split(["photo"], [0]), {0: 0}, lambda photo: photo.nonsense)
     with pytest.raises(AttributeError, match="nonsense"):
@@ -142,7 +142,7 @@ def test_a_fault_of_the_transform_is_not_laid_to_the_photo(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
-def test_changed_bytes_give_pixels_or_an_error_that_names_the_photo(tmp_path, load, kind):
+def test_random_corruption_gives_pixels_or_an_error(tmp_path, load, kind):
     rng, whole, outcomes = np.random.default_rng(0), saved(PALETTE if kind == "GIF" else PHOTO, kind), set()
     for _ in range(60):
         content = bytearray(whole)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sop.dataset import ImageSet
-from sop.images.image_cache import SUM_BYTES
+from sop.images.image_cache import DIGEST_BYTES
 from tests.faults import limited, names
 from tests.processes import exit_codes
 from tests.sop.images.test_image_cache import batches, cache_in, touch_photo
@@ -26,7 +26,7 @@ def cut(cache: Path) -> None:
 
 def overwrite_sum(cache: Path) -> None:
     with cache.open("r+b") as file:
-        file.write(bytes(SUM_BYTES))
+        file.write(bytes(DIGEST_BYTES))
 
 
 def replace(cache: Path) -> None:
@@ -36,7 +36,7 @@ def replace(cache: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", [cut, overwrite_sum, replace, Path.unlink])
-def test_what_becomes_of_the_file_in_training_is_noticed_at_the_next_pass(photos, tmp_path, capsys, workers, damage):
+def test_a_changed_file_is_replaced_at_the_next_pass(photos, tmp_path, capsys, workers, damage):
     loader = loaders_of(photos, image_cache=tmp_path, num_workers=workers).query
     expected = batches(loader)[0]
     capsys.readouterr()
@@ -50,7 +50,7 @@ def test_a_flipped_bit(photos, tmp_path):
     batches(loaders_of(photos, image_cache=tmp_path).query)
     cache = cache_in(tmp_path)
     content = bytearray(cache.read_bytes())
-    content[SUM_BYTES + 7 * 3 * 37 * 37 + 1] ^= 1
+    content[DIGEST_BYTES + 7 * 3 * 37 * 37 + 1] ^= 1
     cache.write_bytes(content)
     with pytest.raises(InputError, match=rf"image cache {cache} is damaged at photo toy_final/7_3\.JPG: delete it"):
         batches(loaders_of(photos, image_cache=tmp_path).query)
@@ -58,7 +58,7 @@ def test_a_flipped_bit(photos, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", [cut, overwrite_sum, replace, Path.unlink])
-def test_who_opens_another_file_than_was_prepared_says_so(photos, tmp_path, workers, damage):
+def test_opening_another_file_than_prepared(photos, tmp_path, workers, damage):
     images = loaders_of(photos, image_cache=tmp_path).query.dataset
     images.prepare(8, 0)
     damage(images.file)
@@ -68,7 +68,7 @@ def test_who_opens_another_file_than_was_prepared_says_so(photos, tmp_path, work
         next(iter(DataLoader(images, 8, num_workers=workers)))
 
 
-def test_a_file_that_cannot_be_read_or_made(photos, tmp_path):
+def test_unreadable_or_unwritable_file(photos, tmp_path):
     images = loaders_of(photos, image_cache=tmp_path).query.dataset
     images.prepare(8, 0)
     images.file.unlink()
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_read_or_made(photos, tmp_path):
         batches(loaders_of(photos, image_cache=tmp_path / "file").query)
 
 
-def test_a_bad_photo_leaves_the_old_cache(folder, tmp_path):
+def test_unreadable_photo_keeps_the_old_file(folder, tmp_path):
     cache = tmp_path / "cache"
     batches(loaders_of(folder, image_cache=cache).query)
     before = cache_in(cache).read_bytes()
@@ -95,7 +95,7 @@ def test_a_bad_photo_leaves_the_old_cache(folder, tmp_path):
     assert cache_in(cache).read_bytes() == before
 
 
-def test_photos_that_change_while_they_are_cached(folder, tmp_path, monkeypatch):
+def test_photos_change_during_prepare(folder, tmp_path, monkeypatch):
     get = ImageSet.__getitem__
     monkeypatch.setattr(ImageSet, "__getitem__", lambda images, item: touch_photo(folder) or get(images, item))
     with pytest.raises(InputError, match=r"photos in \S+ have changed while they were cached: run the command again"):
@@ -103,8 +103,8 @@ def test_photos_that_change_while_they_are_cached(folder, tmp_path, monkeypatch)
     assert names(tmp_path / "cache") == []
 
 
-def test_no_room(photos, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=20 * (3 * 37 * 37 + 4) + SUM_BYTES - 1)
+def test_insufficient_disk_space(photos, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=20 * (3 * 37 * 37 + 4) + DIGEST_BYTES - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
         InputError, match=r"image cache test\.txt\.\S+\.images in \S+/cache needs \S+ GB, but \S+ GB are"
@@ -113,14 +113,14 @@ def test_no_room(photos, tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_a_disk_that_fills_up(photos, tmp_path):
+def test_disk_fills_up_during_prepare(photos, tmp_path):
     told = r"test\.txt\.\S+\.images could not be written: File too large"
     with limited(resource.RLIMIT_FSIZE, 60_000), pytest.raises(InputError, match=told):  # the cache has 82,252 bytes
         batches(loaders_of(photos, image_cache=tmp_path).query)
     assert names(tmp_path) == []
 
 
-def test_two_processes_make_one_file_at_once_after_one_that_was_killed(photos, tmp_path, monkeypatch):
+def test_two_processes_prepare_at_once_after_a_killed_one(photos, tmp_path, monkeypatch):
     get = ImageSet.__getitem__
 
     def get_until_killed(images, item):

@@ -33,7 +33,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [(640, 480), (481, 643), (230, 1100), (1601, 1200), (100, 60), (1, 1)])
-def test_nearly_the_same_pixels(size):
+def test_fast_pixels_are_close_to_exact(size):
     photo = smooth(*size)
     assert distance(make_test_transform(224, "fast")(stored(photo)), make_test_transform(224)(stored(photo))) < 1.5
     for seed in range(10):
@@ -47,7 +47,7 @@ def test_nearly_the_same_pixels(size):
 @pytest.mark.parametrize(
     "size", [(640, 480), (400, 300), (447, 900), (701, 750), (901, 897), (2400, 1800), (1792, 1800)]
 )
-def test_decoded_at_a_fraction_as_pil_does(size):
+def test_reduction_equals_pil(size):
     photo, draft = stored(smooth(*size)), stored(smooth(*size))
     draft.draft("RGB", (224, 224))
     expected = torch.from_numpy(np.array(draft)).permute(2, 0, 1)[None]
@@ -56,13 +56,13 @@ def test_decoded_at_a_fraction_as_pil_does(size):
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_other_colours(mode):
+def test_other_colour_modes(mode):
     photo = smooth(640, 480).convert(mode)
     assert distance(make_test_transform(224, "fast")(stored(photo)), make_test_transform(224)(stored(photo))) < 1.5
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_what_is_no_jpeg(mode):
+def test_other_formats_than_jpeg(mode):
     photo = smooth(300, 200).convert(mode)
     assert distance(make_test_transform(112, "fast")(photo), make_test_transform(112)(photo)) < 1.5
 

@@ -11,7 +11,7 @@ import torch
 
 import eval_global
 from sop.dataset import ImageSet
-from sop.images.image_cache import SUM_BYTES
+from sop.images.image_cache import DIGEST_BYTES
 from tests.faults import exchanged, names
 from tests.test_ingredient import loaders_of
 
@@ -43,7 +43,7 @@ def decoded(monkeypatch) -> list:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("crop_size", [28, 32])  # squares of 32 and of 37
-def test_the_same_batches(photos, tmp_path, capsys, workers, decode, crop_size):
+def test_equals_uncached_batches(photos, tmp_path, capsys, workers, decode, crop_size):
     settings = {
         "num_workers": workers,
         "decode": decode,
@@ -67,22 +67,22 @@ def test_photos_are_decoded_once(photos, tmp_path, decoded, capsys):
     assert "Caching images: 100%" in capsys.readouterr().err
 
 
-def test_the_file_begins_with_a_sum_that_is_written_last(photos, tmp_path, monkeypatch):
+def test_digest_is_written_last(photos, tmp_path, monkeypatch):
     begun, get = [], ImageSet.__getitem__
 
     def look(images, item):
         (file,) = tmp_path.iterdir()
-        begun.append(file.read_bytes()[:SUM_BYTES])
+        begun.append(file.read_bytes()[:DIGEST_BYTES])
         return get(images, item)
 
     monkeypatch.setattr(ImageSet, "__getitem__", look)
     loader = loaders_of(photos, image_cache=tmp_path).query
     batches(loader)
-    assert set(begun) <= {b"", bytes(SUM_BYTES)}
+    assert set(begun) <= {b"", bytes(DIGEST_BYTES)}
     content = cache_in(tmp_path).read_bytes()
     assert content[:6].hex() == cache_in(tmp_path).name.split(".")[2]
-    assert content[:SUM_BYTES] == loader.dataset.sum
-    squares = np.frombuffer(content, np.uint8, 20 * 3 * 37 * 37, SUM_BYTES).reshape(20, 3, 37, 37)
+    assert content[:DIGEST_BYTES] == loader.dataset.digest
+    squares = np.frombuffer(content, np.uint8, 20 * 3 * 37 * 37, DIGEST_BYTES).reshape(20, 3, 37, 37)
     assert np.array_equal(squares[4], loader.dataset.photos[4][0])
 
 
@@ -104,7 +104,7 @@ def shorten_list(folder):
 
 
 @pytest.mark.parametrize("change", [change_photo, touch_photo, change_list, shorten_list])
-def test_a_change_of_photos_or_list_is_noticed(folder, tmp_path, change, capsys):
+def test_changed_photos_or_list_make_a_new_file(folder, tmp_path, change, capsys):
     cache = tmp_path / "cache"
     batches(loaders_of(folder, image_cache=cache).query)
     old = cache_in(cache)
@@ -123,14 +123,14 @@ def test_a_change_of_photos_or_list_is_noticed(folder, tmp_path, change, capsys)
     cache_in(cache)
 
 
-def test_photos_that_change_places_are_noticed(folder, tmp_path):
+def test_exchanged_photos_make_a_new_file(folder, tmp_path):
     with exchanged(folder / "toy_final/6_1.JPG", folder / "toy_final/9_3.JPG"):
         before = batches(loaders_of(folder, image_cache=tmp_path / "cache").query)[0]
     after = batches(loaders_of(folder, image_cache=tmp_path / "cache").query)[0]
     assert torch.equal(after, batches(loaders_of(folder).query)[0]) and not torch.equal(after, before)
 
 
-def test_settings_and_data_sets_do_not_disturb_each_other(photos, folder, tmp_path, decoded, capsys):
+def test_files_of_several_settings_and_sets(photos, folder, tmp_path, decoded, capsys):
     change_photo(folder)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "test.txt.images").write_bytes(bytes(3_000_000_000 // 1000))

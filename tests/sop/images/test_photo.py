@@ -41,7 +41,7 @@ BIG_ENDIAN = Image.frombytes("I;16B", PHOTO.size, GREYS_16.astype(">u2").tobytes
     ],
     ids=["png", "tiff", "deflated", "big-endian", "jpeg2000"],
 )
-def test_greys_of_16_bits_are_scaled_to_8(tmp_path, load, content):
+def test_16_bit_greys_are_scaled_to_8(tmp_path, load, content):
     (tmp_path / "16").write_bytes(content)
     (tmp_path / "8").write_bytes(saved(Image.fromarray(GREYS), "PNG"))
     with Image.open(tmp_path / "16") as photo:
@@ -51,7 +51,7 @@ def test_greys_of_16_bits_are_scaled_to_8(tmp_path, load, content):
     assert torch.equal(load("16"), load("8"))
 
 
-def test_every_grey_of_16_bits():
+def test_every_16_bit_grey():
     every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     for mode, order in (("I;16", "<u2"), ("I;16B", ">u2")):
         photo = Image.frombytes(mode, (256, 256), every.astype(order).tobytes())
@@ -69,7 +69,7 @@ def test_every_grey_of_16_bits():
     ],
     ids=["whole-numbers", "floats", "pgm", "white-is-0"],
 )
-def test_greys_whose_white_is_not_known_are_refused(tmp_path, load, content):
+def test_greys_with_unknown_white_are_refused(tmp_path, load, content):
     (tmp_path / "grey").write_bytes(content)
     with pytest.raises(InputError, match=r"photo .*/grey has greys that are not of 8 or 16 bits: save it with 8 bits$"):
         load("grey")
@@ -95,7 +95,7 @@ CLEAR.putalpha(100)
     ],
     ids=["cmyk", "palette", "palette-alpha", "gif", "grey-alpha", "la", "rgba", "webp", "1", "ycbcr"],
 )
-def test_every_mode_has_the_colours_that_pil_gives_it_on_white(tmp_path, load, content, mode):
+def test_modes_equal_pil_on_white(tmp_path, load, content, mode):
     (tmp_path / "photo").write_bytes(content)
     with Image.open(tmp_path / "photo") as photo:
         assert photo.mode == mode
@@ -110,7 +110,7 @@ def test_every_mode_has_the_colours_that_pil_gives_it_on_white(tmp_path, load, c
 
 
 @pytest.mark.parametrize("hidden", ["white", "black", (71, 112, 76), "noise"])
-def test_photos_that_look_alike_have_the_same_pixels_whatever_transparency_hides(tmp_path, load, hidden):
+def test_pixels_hidden_by_transparency_do_not_matter(tmp_path, load, hidden):
     """A product on a transparent ground, which viewers show white: a disc with a soft edge."""
     down, across = np.mgrid[:60, :90]
     alpha = (255 * (25 - np.hypot(down - 30, across - 45))).clip(0, 255).astype(np.uint8)
@@ -127,14 +127,14 @@ def test_photos_that_look_alike_have_the_same_pixels_whatever_transparency_hides
     assert (load("cut_out").int() - load("white").int()).abs().max() <= 1
 
 
-def test_a_transparent_grey_of_16_bits_is_white(tmp_path, load):
+def test_transparent_16_bit_grey_is_white(tmp_path, load):
     (tmp_path / "16").write_bytes(sixteen("PNG", transparency=int(GREYS_16[0, 0])))
     shown = np.where(GREYS_16[0, 0] == GREYS_16, 255, GREYS)
     (tmp_path / "8").write_bytes(saved(Image.fromarray(shown.astype(np.uint8)), "PNG"))
     assert torch.equal(load("16"), load("8"))
 
 
-def test_nothing_that_a_photo_holds_starts_a_program(tmp_path, monkeypatch):
+def test_eps_starts_no_program(tmp_path, monkeypatch):
     """Pillow would have Ghostscript draw EPS, and knows it by its content."""
     saved_as = saved(PHOTO, "EPS")
     (tmp_path / "photo.jpg").write_bytes(saved_as)
@@ -148,7 +148,7 @@ def test_nothing_that_a_photo_holds_starts_a_program(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_turned_upright_is_as_its_exif_says(tmp_path, kind, orientation):
+def test_upright_applies_exif_orientation(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     (tmp_path / "photo").write_bytes(saved(PHOTO, kind, exif=exif))
@@ -163,13 +163,13 @@ def test_a_photo_turned_upright_is_as_its_exif_says(tmp_path, kind, orientation)
         assert np.array_equal(np.asarray(to_rgb(photo, upright=True)), pixels)
 
 
-def test_damaged_exif_turns_nothing(tmp_path):
+def test_damaged_exif_is_ignored(tmp_path):
     (tmp_path / "photo").write_bytes(saved(PHOTO, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
     with opened(tmp_path / "photo") as photo:
         assert np.array_equal(np.asarray(to_rgb(photo, upright=True)), np.asarray(PHOTO))
 
 
-def test_no_warning_of_transparency(tmp_path, recwarn):
+def test_no_transparency_warning(tmp_path, recwarn):
     (tmp_path / "photo").write_bytes(saved(PALETTE, "PNG", transparency=bytes(range(256))))
     with opened(tmp_path / "photo") as photo:
         to_rgb(photo)
@@ -177,7 +177,7 @@ def test_no_warning_of_transparency(tmp_path, recwarn):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_photo_is_not_turned_by_its_exif(tmp_path, load, kind):
+def test_exif_orientation_is_ignored_by_default(tmp_path, load, kind):
     exif = Image.Exif()
     exif[0x0112] = 6  # by a right angle
     (tmp_path / "plain").write_bytes(saved(PHOTO, kind))

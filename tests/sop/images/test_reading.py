@@ -21,7 +21,7 @@ def photos(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1000, 1000), (1, 1000)])  # one with more is read alone
-def test_bounds_the_pixels_in_flight(photos, monkeypatch, most, expected):
+def test_pixels_in_flight_are_limited(photos, monkeypatch, most, expected):
     monkeypatch.setattr(reading, "PIXELS_IN_FLIGHT", most)
     lock = threading.Lock()
     in_flight: list[int] = []
@@ -41,12 +41,12 @@ def test_bounds_the_pixels_in_flight(photos, monkeypatch, most, expected):
     assert (max(map(len, seen)) > 1) == (most > 1)
 
 
-def test_small_photos_take_all_cores(photos):
+def test_small_photos_use_all_cores(photos):
     eight = threading.Barrier(8, timeout=10)  # breaks unless eight are read at once
     assert len(list(read_photos(list(photos), lambda path: eight.wait()))) == len(photos)
 
 
-def test_gives_errors_in_their_places(photos):
+def test_errors_are_yielded_in_order(photos):
     paths = list(photos)
     paths[2].unlink()
     paths[3].write_text("no photo")

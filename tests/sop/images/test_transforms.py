@@ -21,14 +21,14 @@ def resized_and_cropped(photo: Image.Image, size: int, crop: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("crop", "size"), [(224, 256), (112, 128), (96, 110), (64, 73)])
-def test_the_test_side_keeps_the_ratio_of_resize_to_crop(photo, crop, size):
+def test_ratio_of_resize_to_crop(photo, crop, size):
     pixels = make_test_transform(crop)(photo)
     assert pixels.dtype == torch.uint8
     np.testing.assert_array_equal(pixels.numpy(), resized_and_cropped(photo, size, crop))
 
 
 @pytest.mark.parametrize(("crop", "size"), [(224, 256), (14, 16)])
-def test_the_test_side_has_the_same_pixels_at_every_size(crop, size):
+def test_test_transform_at_every_size(crop, size):
     rng = np.random.default_rng(1)
     sizes = [(1, 1), (1, 900), (900, 1), (size, size), (crop, crop), (size, 2 * size), (640, 480), (480, 640)]
     # Pillow changes the order of its passes near a height of twice the width
@@ -46,7 +46,7 @@ def test_every_mode_becomes_rgb(photo, mode):
     np.testing.assert_array_equal(make_test_transform(112)(other).numpy(), resized_and_cropped(other, 128, 112))
 
 
-def test_the_train_side_is_a_random_resized_crop_and_a_flip(photo):
+def test_train_transform_is_random_resized_crop_and_flip(photo):
     plain = transforms.Compose(
         [transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
     )
@@ -57,7 +57,7 @@ def test_the_train_side_is_a_random_resized_crop_and_a_flip(photo):
         assert torch.equal(train_transform(32)(photo), expected)
 
 
-def test_the_train_side_draws_boxes_and_flips(photo):
+def test_train_transform_distribution(photo):
     left = Image.fromarray(np.tile(np.linspace(0, 255, 130, dtype=np.uint8)[None, :, None], (90, 1, 3)))
     slopes, contrasts = [], []
     for seed in range(300):
