@@ -46,7 +46,7 @@ IMAGES, NEIGHBOURS, BATCH = 60_502, 100, 600
 EVERY = 1000
 MAP, MAPS_AT_ONCE = (128, 7, 7), 1000
 ROUNDS = 5
-SCORINGS = (  # number format, photos, queries, whether by the matcher
+SCORINGS = (  # dtype, photos, queries, whether by the matcher
     (torch.float16, 200_000, 1000, False),
     (torch.float32, 100_000, 1000, False),
     (torch.float32, 100_000, 40, True),
@@ -110,8 +110,8 @@ def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES)
     labels = Labels(np.arange(images) // 5, np.arange(images) // 5, True)
     candidates = score_candidates(model, neighbours, NEIGHBOURS, DataLoader(Images(images), BATCH), None, dtype, folder)
     with redirect_stdout(sys.stderr):  # what it says is no row of the table
-        found = rank_candidates(candidates, labels, None)
-        report_rankings(found, found.measures(labels, [1, 10, 100]), [1, 10, 100], {})
+        rankings = rank_candidates(candidates, labels, None)
+        report_rankings(rankings, rankings.measures(labels, [1, 10, 100]), [1, 10, 100], {})
     return images * 128 * 7 * 7 * dtype.itemsize, peak_memory(), time.perf_counter() - start
 
 

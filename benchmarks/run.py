@@ -38,7 +38,7 @@ PRECISIONS = {
 
 
 def in_precision(precision: str, device: torch.device, run: Callable[[torch.dtype], object]) -> Callable[[], object]:
-    """`run` with the number format of a precision."""
+    """`run` with the dtype of a precision."""
     return lambda: run(set_precision(precision, device))
 
 
@@ -167,7 +167,7 @@ def training(task: str, device: torch.device) -> Stage:
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
     floats, loader = pixels.float() / 255, [(pixels, labels, torch.arange(count))]
     contrastive, cross_entropy = Contrastive(), BinaryCrossEntropyWithLogits()
-    plain, model = (build(freeze_backbone=task.endswith("frozen trunk")).to(device).train() for _ in range(2))
+    plain, model = (build(freeze_backbone=task.endswith("frozen backbone")).to(device).train() for _ in range(2))
     model = model.to(memory_format=torch.channels_last)
     optimizers = [
         SGD(network.parameters(), 1e-3, 0.9, fused=fused)
@@ -179,7 +179,7 @@ def training(task: str, device: torch.device) -> Stage:
 
     def plain_loss() -> torch.Tensor:
         images = floats.to(device)
-        maps = straightforward.trunk(plain, images)
+        maps = straightforward.backbone(plain, images)
         if task == "global":
             return contrastive(None, plain.global_descriptors(maps), labels.to(device))
         local = plain.remap_local(maps)
@@ -210,7 +210,7 @@ STAGES: dict[str, Callable[[torch.device], Stage]] = {
     "identities": partial(sampling, "identities"),
     "training": partial(training, "global"),
     "finetuning": partial(training, "rerank"),
-    "frozen": partial(training, "rerank with a frozen trunk"),
+    "frozen": partial(training, "rerank with a frozen backbone"),
 }
 
 

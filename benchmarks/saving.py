@@ -40,7 +40,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def cost(task: str, device: torch.device, folder: Path) -> dict[str, object]:
     """A row of the table."""
     dtype = set_precision(None, device)
-    model = build(freeze_backbone=task == "rerank, frozen trunk").to(device, memory_format=torch.channels_last)
+    model = build(freeze_backbone=task == "rerank, frozen backbone").to(device, memory_format=torch.channels_last)
     optimizer: Optimizer
     if task == "global":
         optimizer, step = SGD(model.parameters(), 1e-3, 0.9), global_step(model, Contrastive(0.5), dtype, None)
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(parser.parse_args().device)
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk of the project, /tmp may be memory
-        tasks = ("global", "rerank", "rerank, frozen trunk")
+        tasks = ("global", "rerank", "rerank, frozen backbone")
         print(markdown_table([cost(task, device, Path(folder)) for task in tasks]))
 
 

@@ -29,7 +29,7 @@ def load(path: Path, crop_size: int) -> Tensor:
     return transforms.Compose(steps)(Image.open(path).convert("RGB"))
 
 
-def trunk(model: RerankingResNet, images: Tensor) -> Tensor:
+def backbone(model: RerankingResNet, images: Tensor) -> Tensor:
     """The `layer4` maps of float images, in the standard memory layout."""
     x = model.maxpool(model.relu(model.bn1(model.conv1((images - model.mean) / model.std))))
     return model.layer4(model.layer3(model.layer2(model.layer1(x))))
@@ -38,7 +38,7 @@ def trunk(model: RerankingResNet, images: Tensor) -> Tensor:
 @torch.no_grad()
 def embed(model: RerankingResNet, images: Tensor) -> Tensor:
     """Global descriptors (B, d) of float images."""
-    return model.global_descriptors(trunk(model, images))
+    return model.global_descriptors(backbone(model, images))
 
 
 def pair_tokens(matcher: Matcher, query_maps: Tensor, candidate_maps: Tensor) -> Tensor:

@@ -172,8 +172,8 @@ def status(folder: Path) -> str:
 
 
 def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
-    """SIGKILL of one of a job's two processes at a random moment: torchrun starts both again, and they go on; without
-    restarts the job ends, and is continued."""
+    """SIGKILL of one of two ranks at a random moment: torchrun restarts both, and they resume; without restarts the run
+    ends, and is continued."""
     rng, kinds = random.Random(1), ("rerank micro_batch", "rerank frozen_views", "global bf16")
     whole: dict[str, tuple] = {}
     lengths: dict[str, float] = {}

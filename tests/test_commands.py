@@ -205,7 +205,7 @@ def test_crossfit_with_too_few_classes(tiny, observed, photos, checkpoint, tmp_p
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_other_precisions_on_a_device(tiny, observed, neighbours, tmp_path, device, precision):
-    """Trained and evaluated with a frozen trunk and micro-batches."""
+    """Trained and evaluated with a frozen backbone and micro-batches."""
     settings = {"cpu": device.type == "cpu", "precision": precision, "cache_nn_inds": str(neighbours / "test.pkl")}
     data = {"sampler": "triplet", "batch_size": 24, "train_cache_nn_inds": str(neighbours / "train.pkl")}
     trained = observed(

@@ -226,7 +226,7 @@ def test_undistributed_commands_print_on_any_rank(tmp_path):
 
 @pytest.mark.parametrize("is_distributed", [True, False])
 def test_rank_1_is_silent(is_distributed, tmp_path, monkeypatch, capsys):
-    """It neither prints nor observes, but for commands that are no job's."""
+    """It neither prints nor observes, except in commands that are not distributed."""
     experiment = set_up(Experiment("talker", save_git_info=False), is_distributed)
     silenced = []
     monkeypatch.setattr("utils.experiment.sacred_setup.silence_other_ranks", lambda: silenced.append(True))

@@ -73,12 +73,12 @@ def test_recall_of_an_approximate_index(monkeypatch, capsys, sample):
     queries = torch.randn(400, 16)
     _, exact = plain_neighbours(queries, None, 3)
     _, found = nearest_neighbours(queries, None, 3, "IVF8,Flat;nprobe=2")
-    share = 100 * np.mean([len(set(a) & set(b)) / 3 for a, b in zip(exact, found, strict=True)])
+    recall = 100 * np.mean([len(set(a) & set(b)) / 3 for a, b in zip(exact, found, strict=True)])
     printed = capsys.readouterr().out
     value = float(printed.split(": finds ")[1].split(" %")[0])
     assert f"(sample of {min(sample, 400)} queries)" in printed
     assert 10 < value < 95
-    assert value == pytest.approx(share, abs=0.05 if sample > 400 else 15)
+    assert value == pytest.approx(recall, abs=0.05 if sample > 400 else 15)
     assert not (found == np.arange(400)[:, None]).any()
 
 

@@ -87,10 +87,10 @@ def test_half_precision_training_follows_float32(dtype, device):
 
 @pytest.mark.parametrize("micro_batch", [None, 6])
 def test_losses_and_gradients_are_exact_under_tf32(micro_batch, device):
-    """With TF32 on, the loss and what it sends back at the descriptors are computed without, the trunk with it."""
-    precisions = {"loss": [], "descriptors": [], "trunk": []}
+    """With TF32 on, the loss and what it sends back at the descriptors are computed without, the backbone with it."""
+    precisions = {"loss": [], "descriptors": [], "backbone": []}
     model = published_model(6, arch="resnet18").to(device)
-    model.conv1.weight.register_hook(lambda gradient: precisions["trunk"].append(matmul.fp32_precision))
+    model.conv1.weight.register_hook(lambda gradient: precisions["backbone"].append(matmul.fp32_precision))
 
     class Noting(Contrastive):
         def forward(self, logits, features, labels):
@@ -105,7 +105,7 @@ def test_losses_and_gradients_are_exact_under_tf32(micro_batch, device):
     assert precisions == {
         "loss": ["ieee"],
         "descriptors": ["ieee"],
-        "trunk": ["tf32"] * (1 if micro_batch is None else 2),
+        "backbone": ["tf32"] * (1 if micro_batch is None else 2),
     }
     assert matmul.fp32_precision == "tf32"
 
