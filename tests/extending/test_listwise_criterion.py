@@ -65,3 +65,15 @@ def test_the_command_on_one_process_and_on_two(tiny, observed, neighbours, tmp_p
     one, two = (torch.load(tmp_path / folder / "last.pt")["criterion"] for folder in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
     assert one["log_temperature"].abs() > 1e-3
+
+
+def test_it_is_computed_without_tf32():
+    seen = []
+
+    def criterion(positive_logits, negative_logits):
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return (negative_logits - positive_logits).mean()
+
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    rerank_step(small_model().train(), criterion)(pixels("listwise", 6, 3, 64, 64), None, lambda loss: loss)
+    assert seen == ["ieee"] and torch.backends.cuda.matmul.fp32_precision == "tf32"

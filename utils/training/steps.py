@@ -115,10 +115,13 @@ def rerank_step(
                 local = model.remap_local(features)
                 anchors, positives, negatives = (local[role::3] for role in range(3))
                 logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
-            positive_logits, negative_logits = logits.chunk(2)
+            judged = logits.detach().requires_grad_()
+            positive_logits, negative_logits = judged.chunk(2)
             share = len(piece) / size
-            piece_loss = criterion(positive_logits, negative_logits) * share
-            scale(piece_loss).backward()
+            with true_float32():
+                piece_loss = criterion(positive_logits, negative_logits) * share
+                scale(piece_loss).backward()
+            logits.backward(judged.grad)
             loss += piece_loss.detach()
             accuracy += torch.cat((positive_logits > 0, negative_logits <= 0)).float().mean() * share
         loss, accuracy = all_reduce_sum(torch.stack((loss, accuracy)))
