@@ -21,10 +21,10 @@ soak: install
 	$(BIN)/python -m tests.soak
 
 bench: install
-	$(BIN)/python -m benchmarks.run
-	$(BIN)/python -m benchmarks.saving
-	$(BIN)/python -m benchmarks.processes
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks saving
+	$(BIN)/python -m benchmarks processes
+	$(BIN)/python -m benchmarks memory
 
 # With the packages of the machine's own python, for one that has a GPU and no network: first, in minutes, what only a GPU
 # can show; then all. Tests run one by one where pytest-xdist is missing.
@@ -38,13 +38,13 @@ test-gpu-first:
 GPU_TESTS = $(PYTHON) -m pytest -q $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 8 --dist worksteal")
 
 bench-gpu:
-	$(PYTHON) -m benchmarks.run --device cuda
-	$(PYTHON) -m benchmarks.saving --device cuda
-	$(PYTHON) -m benchmarks.processes --device cuda
+	$(PYTHON) -m benchmarks run --device cuda
+	$(PYTHON) -m benchmarks saving --device cuda
+	$(PYTHON) -m benchmarks processes --device cuda
 
 # SOP, the published weights and neighbours, the three published evaluations, and one table of both
 reproduce: install
-	$(BIN)/python -m benchmarks.reproduce
+	$(BIN)/python -m benchmarks reproduce
 
 # The real commands on drawn photos, and a page to look at; a step that has ended well is not run again, and a training
 # that was interrupted goes on. The best epoch is chosen on classes held out of training. EPOCHS are those of the global,

@@ -1,26 +1,19 @@
 """Peak memory on a CPU: of an evaluation of reranking at SOP's full size, of galleries beyond it, of training steps.
 
-`python -m benchmarks.memory` prints a table of each, `python -m benchmarks.memory galleries` that one alone; each row
+`python -m benchmarks memory` prints a table of each, `python -m benchmarks memory galleries` that one alone; each row
 is measured in a process of its own. The evaluation's own code runs, on 60,502 blank images with 100 random neighbours
 each, with its maps in memory and in a file (`features=DIR`). The network does one piece in 1,000 of its work, so that
 minutes do instead of hours; for the others stand-ins answer at once, random local maps for embedding, a single product
 for scoring. Chamfer similarities and rankings are all computed. What the network holds in memory while it works is thus
 measured. The loader's workers, processes of their own, are not.
-
-Galleries: random maps of 2.5 GB, in a file and in memory by turns, whose pairs have random candidates, the worst order
-to read in; before each turn the system is told to drop the file from its cache. And random descriptors, searched.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from itertools import product
-from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -33,25 +26,13 @@ from benchmarks.measure import new_process
 from models.matcher import Matcher
 from models.network import NetworkSettings, RerankingResNet
 from utils.evaluation import rank_candidates, report_rankings, score_candidates
-from utils.retrieval.chamfer import Chamfer
-from utils.retrieval.knn import nearest_neighbours
-from utils.retrieval.pair_scoring import matcher_for, pair_scores
 from utils.retrieval.results import Labels
 from utils.runtime.memory import peak_memory
-from utils.store.store import Store
 from utils.training.loop import train_global, train_rerank
 from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
 
 IMAGES, NEIGHBOURS, BATCH = 60_502, 100, 600
 EVERY = 1000
-MAP, MAPS_AT_ONCE = (128, 7, 7), 1000
-ROUNDS = 5
-SCORINGS = (  # dtype, photos, queries, whether by the matcher
-    (torch.float16, 200_000, 1000, False),
-    (torch.float32, 100_000, 1000, False),
-    (torch.float32, 100_000, 40, True),
-)
-SEARCHES = ((1_000_000, 10_000, 1000), (100_000, None, 1000))  # descriptors, queries, K
 
 
 class Images(Dataset):
@@ -131,69 +112,6 @@ def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     return peak_memory() - before
 
 
-class Scoring:
-    """Pairs of random maps with random candidates, in memory or in a file of `folder`, to be scored once and again."""
-
-    def __init__(self, folder: str, dtype: torch.dtype, images: int, queries: int, with_matcher: bool, in_memory: bool):
-        self.file = Path(folder) / "maps.npy"
-        store = Store(Path(folder), {"maps": 4}, images, {"maps": f"{images} of {dtype}"})
-        if store.count_valid_rows(["maps"]) < images:
-            counts = torch.ones(images).split(MAPS_AT_ONCE)
-            store.write(0, ([torch.randn(len(count), *MAP).to(dtype)] for count in counts))
-            store.count_valid_rows(["maps"])
-        kept = store.tensors["maps"]
-        self.maps = kept.to(torch.device("cpu")) if in_memory else kept
-        torch.manual_seed(0)
-        self.neighbours = torch.randint(images, (queries, NEIGHBOURS))
-        self.model = torch.nn.Module()
-        self.model.matcher = Matcher().eval()
-        self.scorer = matcher_for(self.model, dtype) if with_matcher else Chamfer()
-
-    def rate(self) -> float:
-        """Pairs per second, with nothing of the file in the system's cache."""
-        with self.file.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        start = time.perf_counter()
-        pair_scores(self.model, self.maps, self.maps, self.neighbours, [self.scorer])
-        return self.neighbours.numel() / (time.perf_counter() - start)
-
-
-_scoring: dict[str, Scoring] = {}  # of this process
-
-
-def _begin_scoring(*arguments) -> None:
-    _scoring["it"] = Scoring(*arguments)
-
-
-def _rate() -> float:
-    return _scoring["it"].rate()
-
-
-def measure_scoring(
-    dtype: torch.dtype, images: int, queries: int, with_matcher: bool, rounds: int = ROUNDS
-) -> tuple[list[float], list[float], list[int]]:
-    """Pairs per second of rounds in turns, of maps in a file and in memory, and the peak resident bytes of both."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        writer = stack.enter_context(new_process())
-        writer.submit(_begin_scoring, folder, dtype, images, queries, with_matcher, False).result()
-        processes = [stack.enter_context(new_process(keeping=True)) for _ in range(2)]
-        for in_memory, process in enumerate(processes):
-            process.submit(_begin_scoring, folder, dtype, images, queries, with_matcher, bool(in_memory)).result()
-        rates = [[process.submit(_rate).result() for process in processes] for _ in range(1 + rounds)][1:]
-        peaks = [process.submit(peak_memory).result() for process in processes]
-    from_file, from_memory = map(list, zip(*rates, strict=True))
-    return from_file, from_memory, peaks
-
-
-def measure_search(gallery: int, queries: int | None, k: int) -> tuple[int, float]:
-    """Peak resident bytes and queries per second of exact search of 128 random numbers each; None: among themselves."""
-    rows = torch.randn(gallery, 128)
-    of_queries = rows if queries is None else torch.randn(queries, 128)
-    start = time.perf_counter()
-    nearest_neighbours(of_queries, None if queries is None else rows, k)
-    return peak_memory(), len(of_queries) / (time.perf_counter() - start)
-
-
 def apart(measured: Callable, *arguments):
     """What a function returns in a new process."""
     with new_process(keeping=True) as process:
@@ -211,26 +129,6 @@ def print_evaluations() -> None:
         print(f"| {name} | {maps / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {besides} | {seconds:.0f} s |", flush=True)
 
 
-def print_galleries() -> None:
-    print(
-        "\n| maps | scored by | in a file | in memory | ratio | peak, in a file | peak, in memory |"
-        "\n|---|---|---|---|---|---|---|"
-    )
-    for dtype, images, queries, with_matcher in SCORINGS:
-        from_file, from_memory, peaks = measure_scoring(dtype, images, queries, with_matcher)
-        ratio = median(a / b for a, b in zip(from_file, from_memory, strict=True))
-        rates = " | ".join(f"{median(rates):,.0f} pairs/s" for rates in (from_file, from_memory))
-        sizes = " | ".join(f"{peak / 1e9:.2f} GB" for peak in peaks)
-        name = f"{images:,}, {str(dtype).removeprefix('torch.')}"
-        scorer = "matcher" if with_matcher else "Chamfer"
-        print(f"| {name} | {scorer} | {rates} | {100 * ratio:.0f} % | {sizes} |", flush=True)
-    print("\n| gallery | queries | K | peak memory | rate |\n|---|---|---|---|---|")
-    for gallery, searching, k in SEARCHES:
-        peak, rate = apart(measure_search, gallery, searching, k)
-        name = f"{searching:,}" if searching else "itself"
-        print(f"| {gallery:,} | {name} | {k:,} | {peak / 1e9:.2f} GB | {rate:,.0f} queries/s |", flush=True)
-
-
 def print_trainings() -> None:
     print("\n| training | batch | micro_batch | memory of a step |\n|---|---|---|---|")
     for task, (batch, micro_batch) in product(("global", "rerank"), ((12, None), (48, None), (48, 12), (96, 12))):
@@ -238,15 +136,6 @@ def print_trainings() -> None:
         print(f"| {task} | {batch} | {micro_batch} | {memory / 1e9:.2f} GB |", flush=True)
 
 
-TABLES = {"evaluations": print_evaluations, "galleries": print_galleries, "trainings": print_trainings}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("tables", nargs="*", metavar="|".join(TABLES), help="those to print; by default all")
-    for name in parser.parse_args().tables or TABLES:
-        TABLES[name]()
-
-
-if __name__ == "__main__":
-    main()
+    print_evaluations()
+    print_trainings()

@@ -1,4 +1,4 @@
-"""A job of several processes beside one of one: `python -m benchmarks.processes`.
+"""A job of several processes beside one of one: `python -m benchmarks processes`.
 
 First what they come to, on CPUs, then their rates: two processes of one thread each beside one of two threads, or as
 many as there are GPUs. Rates are medians of rounds that take turns, each in processes of its own.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from benchmarks.run import build
 from tests.soak import Workshop, of_several, result, run
 from utils import pickle_load
 from utils.distributed.collectives import shard_slice
-from utils.distributed.group import process_group, world_size
+from utils.distributed.group import process_group
 from utils.retrieval.pair_scoring import matcher_for, pair_scores
 from utils.runtime.device import own_gpu
 from utils.runtime.precision import set_precision
@@ -34,15 +35,8 @@ from utils.training.losses import BinaryCrossEntropyWithLogits, MeanOverPairs
 from utils.training.state import TrainingState
 from utils.training.steps import rerank_step
 
-KINDS = (
-    "global fp32",
-    "rerank fp32",
-    "rerank micro_batch",
-    "rerank frozen_views",
-    "rerank fp16",
-    "rerank fp16 micro_batch",
-    "global bf16",
-)
+RERANKINGS = ("fp32", "micro_batch", "frozen_views", "fp16", "fp16 micro_batch")
+KINDS = ("global fp32", "global bf16", *(f"rerank {kind}" for kind in RERANKINGS))
 ROUNDS, REPETITIONS = 3, 3
 IMAGES = {"cpu": 24, "cuda": 300}  # of a training step
 QUERIES = {"cpu": 8, "cuda": 600}  # of 100 candidates each
@@ -59,32 +53,33 @@ def comparisons() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder), [sys.executable])
-        for kind in KINDS:
-            found = []
-            for number in (1, 2, 3):
-                place = workshop.new_folder()
-                command = workshop.training(kind, place, "epochs=3")
-                run_in(number, command)
-                found.append(result(place)[1])
-            losses = [np.array(scalars["train.loss"][1]) for scalars in found]
-            for number in (2, 3):
-                difference = f"{abs(losses[number - 1] - losses[0]).max():.1e}"
-                rows.append({"run": kind, "processes": number, "largest difference": f"losses {difference}"})
-        weights = place / "out" / "resnet18_sop.pt"
-        for script, scores, settings in (
-            ("eval_global.py", "squared distances", ()),
-            ("eval_rerank.py", "logits", (f"cache_nn_inds={workshop.folder / 'test.pkl'}",)),
-        ):
-            found = []
-            for number in (1, 2, 3):
-                place = workshop.new_folder()
-                command = workshop.command(script, place, f"resume={weights}", *settings)
-                run_in(number, command)
-                found.append(pickle_load(place / "out" / "nn_dists.pkl"))
-            for number in (2, 3):
-                difference = f"{(abs(found[number - 1] - found[0]) / abs(found[0]).max()).max():.1e} of the largest"
-                rows.append({"run": script, "processes": number, "largest difference": f"{scores} {difference}"})
+
+        def compare(command: Callable, name: str, what: str, outcome: Callable, *settings: str) -> Path:
+            """Add rows; returns the folder of the run by one process."""
+            places = [workshop.new_folder() for _ in range(3)]
+            for number, place in enumerate(places, 1):
+                run_in(number, command(name, place, *settings))
+            alone, *others = map(outcome, places)
+            for number, found in enumerate(others, 2):
+                difference = f"{what} {abs(found - alone).max():.1e}"
+                rows.append({"run": name, "processes": number, "largest difference": difference})
+            return places[0]
+
+        trained = [compare(workshop.training, kind, "losses", losses_of, "epochs=3") for kind in KINDS]
+        settings = f"resume={trained[-1] / 'out' / 'resnet18_sop.pt'}", f"cache_nn_inds={workshop.folder / 'test.pkl'}"
+        compare(workshop.command, "eval_global.py", "squared distances, of the largest,", scores_of, settings[0])
+        compare(workshop.command, "eval_rerank.py", "logits, of the largest,", scores_of, *settings)
     return rows
+
+
+def losses_of(place: Path) -> np.ndarray:
+    return np.array(result(place)[1]["train.loss"][1])
+
+
+def scores_of(place: Path) -> np.ndarray:
+    """The scores of an evaluation's neighbours, as shares of the largest."""
+    scores = pickle_load(place / "out" / "nn_dists.pkl")
+    return scores / abs(scores).max()
 
 
 def rates(device: str) -> dict[str, float]:
@@ -115,11 +110,11 @@ def rates(device: str) -> dict[str, float]:
         scored = neighbours.numel() / seconds(
             lambda: pair_scores(model, maps[: len(neighbours)], maps, neighbours, scorers)
         )
-        return {"processes": world_size(), "training, images/s": trained, "scoring, pairs/s": scored}
+        return {"training, images/s": trained, "scoring, pairs/s": scored}
 
 
 def measured(processes: int, threads: int, device: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.processes", "--rates", "--device", device]
+    command = [sys.executable, "-m", "benchmarks", "processes", "--rates", "--device", device]
     launch = ("--standalone", f"--nproc_per_node={processes}")
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(of_several(command, *launch), env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -133,14 +128,13 @@ def scaling(device: str) -> list[dict[str, object]]:
     else:
         variants = [(number, 1) for number in (1, 2, 4, 8) if number <= torch.cuda.device_count()]
     rounds = [[measured(*variant, device) for variant in variants] for _ in range(ROUNDS)]
-    rows: list[dict[str, object]] = []
+    rows = []
     for place, (processes, threads) in enumerate(variants):
         row: dict[str, object] = {"processes": processes, "threads of each": threads}
         for name in rounds[0][0]:
-            if name != "processes":
-                row[name] = f"{statistics.median(found[place][name] for found in rounds):.1f}"
-                ratio = statistics.median(found[place][name] / found[0][name] for found in rounds)
-                row[f"ratio, {name.partition(',')[0]}"] = f"{ratio:.2f}"
+            row[name] = f"{statistics.median(found[place][name] for found in rounds):.1f}"
+            ratio = statistics.median(found[place][name] / found[0][name] for found in rounds)
+            row[f"ratio, {name.partition(',')[0]}"] = f"{ratio:.2f}"
         rows.append(row)
     return rows
 
@@ -158,7 +152,3 @@ def main() -> None:
     if arguments.device == "cpu":
         print(markdown_table(comparisons()))
     print(markdown_table(scaling(arguments.device)))
-
-
-if __name__ == "__main__":
-    main()

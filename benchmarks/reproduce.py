@@ -1,4 +1,4 @@
-"""The published evaluations, from the network to one table: `make reproduce`, or `python -m benchmarks.reproduce`.
+"""The published evaluations, from the network to one table: `make reproduce`, or `python -m benchmarks reproduce`.
 
 Fetches SOP, the published checkpoints and neighbour files, evaluates, and compares the recalls with the published ones.
 What is there already is not done again: downloads go on where they stopped, and an evaluation with these settings and
@@ -117,7 +117,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nOther rankings of the same weights:\n\n{text_table(rankings)}")
     print("\nA recall differs by more than 0.1" if differs else "\nEvery recall is the published one, within 0.1")
     return int(differs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

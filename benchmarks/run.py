@@ -1,4 +1,4 @@
-"""Every stage beside its straightforward counterpart and the machine's limit: `python -m benchmarks.run`.
+"""Every stage beside its straightforward counterpart and the machine's limit: `python -m benchmarks run`.
 
 Times, and ratios, are medians of repetitions in which the variants take turns: ratios hold on a machine whose speed
 drifts.
@@ -231,7 +231,3 @@ def main() -> None:
         with torch.device("meta"):
             network = build()
         print("", *bounds_of(name, network.eval()), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What `last.pt` costs a training of ResNet-50: `python -m benchmarks.saving`.
+"""What `last.pt` costs a training of ResNet-50: `python -m benchmarks saving`.
 
 Steps and saves take turns, and medians count. It is saved every ten minutes, and after each epoch: the shares are of
 ten minutes, and of an epoch of SOP's training images.
@@ -74,7 +74,3 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on the disk of the project, /tmp may be memory
         tasks = ("global", "rerank", "rerank, frozen backbone")
         print(markdown_table([cost(task, device, Path(folder)) for task in tasks]))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ import random
 import re
 import sys
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure, memory, run, straightforward
+from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.bounds import bounds_of, embedding_kernels, scoring_kernels
 from models.matcher import Matcher
 from models.position_encoding import sine_position_encoding
@@ -117,23 +119,6 @@ def test_maps_in_a_file_are_no_memory_of_the_evaluation(tmp_path, monkeypatch):
     assert printed == [f"descriptors of 30 images are taken from {store}"]
 
 
-@pytest.mark.parametrize("with_matcher", [False, True])
-def test_scoring_in_turns_from_a_file_and_from_memory(tmp_path, with_matcher):
-    from_file, from_memory = (
-        memory.Scoring(str(tmp_path), torch.float32, 30, 2, with_matcher, in_memory) for in_memory in (False, True)
-    )
-    assert torch.equal(from_file.maps[:], from_memory.maps)
-    assert from_memory.maps.shape == (30, 128, 7, 7)
-    assert torch.equal(from_file.neighbours, from_memory.neighbours)
-    assert from_file.rate() > 0 < from_memory.rate()
-
-
-def test_search_of_a_gallery():
-    for queries in (5, None):
-        peak, rate = memory.measure_search(50, queries, 7)
-        assert peak > 0 < rate
-
-
 def noting(path, device):
     def note(name):
         with path.open("a") as file:
@@ -159,10 +144,19 @@ def test_variants_take_turns_each_in_a_process_of_its_own(tmp_path, monkeypatch,
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["run", "--device", "cuda"])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run", "--device", "cuda"])
     with pytest.raises(SystemExit):
-        run.main()
+        main()
     assert "there is no CUDA device" in capsys.readouterr().err
+
+
+def test_the_entry_point(monkeypatch, capsys):
+    for arguments, code in (([], 2), (["walk"], 2), (["--help"], 0)):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+        assert main() == code
+        assert "usage: python -m benchmarks NAME" in capsys.readouterr().out
+    for name in BENCHMARKS:
+        assert callable(import_module(f"benchmarks.{name}").main)
 
 
 def test_bounds_of_a_card_follow_from_its_bytes_and_flops():

@@ -27,7 +27,7 @@ ABOVE = {  # packages of the project that each may import; below `utils` the roo
     "report": {"report", "models", "sop", "utils"},
     "rrt": {"rrt", "models", "sop", "utils"},
 }
-OURS = {"utils", "models", "sop", "rrt", "report", "benchmarks", "tests", "docs"}
+OURS = {"utils", "models", "sop", "rrt", "report", "benchmarks", "tests", "docs", "tools"}
 WITH_SACRED = {"models.ingredient", "sop.ingredient"}
 
 

@@ -64,7 +64,7 @@ def test_from_the_network_to_one_table(tmp_path):
     for folder in ("rrt_sop_ckpts", "rrt_sop_caches"):
         (tmp_path / folder).mkdir()
     with serving(behave) as server:
-        words = [sys.executable, "-m", "benchmarks.reproduce", "--prepare", f"sop_url={server.url}/sop.zip"]
+        words = [sys.executable, "-m", "benchmarks", "reproduce", "--prepare", f"sop_url={server.url}/sop.zip"]
         environment = os.environ | {"HF_ENDPOINT": server.url, "PYTHONPATH": str(ROOT)}
         outputs = []
         for _ in range(2):

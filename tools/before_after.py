@@ -1,4 +1,4 @@
-"""A picture of reranking: `python -m docs.before_after data/demo logs/demo/1/eval_frozen docs/reranking.jpg`.
+"""A picture of reranking: `python -m tools.before_after data/demo logs/demo/1/eval_frozen docs/reranking.jpg`.
 
 Reads what `eval_rerank.py` has left in its temp_dir, of the test photos of a data set folder.
 """

@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from docs.contact_sheet import contact_sheet
 from sop.demo.photos import draw_demo
+from tools.contact_sheet import contact_sheet
 from utils.errors import InputError
 
 

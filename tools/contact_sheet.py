@@ -1,4 +1,4 @@
-"""The README's picture of the drawn products: `python -m docs.contact_sheet data/demo docs/demo.jpg`."""
+"""The README's picture of the drawn products: `python -m tools.contact_sheet data/demo docs/demo.jpg`."""
 
 import sys
 from pathlib import Path

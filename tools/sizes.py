@@ -1,4 +1,4 @@
-"""How many pairs, and images, are best computed at a time: `python -m benchmarks.sizes [--device cuda]`.
+"""How many pairs, and images, are best computed at a time: `python -m tools.sizes [--device cuda]`.
 
 Prints the time of scoring and of embedding with other sizes than the ones in use, relative to these: medians of the
 rounds' ratios, the sizes taking turns.
