@@ -1,5 +1,7 @@
 """Global retrieval: embed the images, search the nearest neighbours of each query, report R@K (paper, section 4)."""
 
+import startup
+
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ from utils.retrieval.measures import measures_of
 from utils.retrieval.ranking import Ranking
 from utils.retrieval.results import Labels, save_evaluation
 from utils.settings import TEXT, one_of
+
+startup.done()
 
 ex = set_up(Experiment("Global (eval)", ingredients=[data_ingredient, model_ingredient]))
 

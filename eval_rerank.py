@@ -1,5 +1,7 @@
 """Reranking: rescore the cached neighbours of each query, report R@K of several rankings (paper, section 4)."""
 
+import startup
+
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
 from utils.retrieval.results import Labels, keep_scores, load_scores, save_evaluation
 from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_number
+
+startup.done()
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 

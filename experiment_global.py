@@ -1,5 +1,7 @@
 """Train the global descriptor with the contrastive loss (paper, section 3.1)."""
 
+import startup
+
 import torch
 from sacred import Experiment
 from torch.optim import SGD
@@ -18,6 +20,8 @@ from utils.settings import FLAG, number
 from utils.training.losses import Contrastive
 from utils.training.state import TrainingState, parameter_groups
 from utils.training.steps import global_step
+
+startup.done()
 
 ex = set_up(Experiment("Global (train)", ingredients=[data_ingredient, model_ingredient]))
 

@@ -1,5 +1,7 @@
 """Train the matcher on triplets, with a frozen or a finetuned backbone (paper, section 3.3)."""
 
+import startup
+
 from functools import partial
 
 import torch
@@ -23,6 +25,8 @@ from utils.settings import TEXT, whole_number
 from utils.training.losses import BinaryCrossEntropyWithLogits, MeanOverPairs
 from utils.training.state import TrainingState, parameter_groups
 from utils.training.steps import rerank_step
+
+startup.done()
 
 ex = set_up(Experiment("Rerank (train)", ingredients=[data_ingredient, model_ingredient]))
 

@@ -9,6 +9,7 @@ from sop.demo.photos import draw_demo
 from sop.demo.shapes import COLOURWAYS, SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST, read_list
 from sop.splits import read_split, write_splits
+from tests.faults import names
 from utils.errors import InputError
 
 SMALL = {"num_products": 9, "views": 3, "seed": 5, "size": 48, "processes": 1}
@@ -131,7 +132,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch, error):
     monkeypatch.setattr(photos, "_write_lists", interrupted)
     with pytest.raises((KeyboardInterrupt, InputError), match=r"^$|could not be written: No space left"):
         draw_demo(tmp_path / "sop", **SMALL)
-    assert not list(tmp_path.iterdir())
+    assert names(tmp_path) == []
 
 
 def test_what_a_killed_drawing_left_is_started_over(folder, tmp_path):
@@ -139,7 +140,7 @@ def test_what_a_killed_drawing_left_is_started_over(folder, tmp_path):
     (tmp_path / ".sop.drawing" / "bag_final" / "000000000009_7.JPG").write_bytes(b"half a photo")
     draw_demo(tmp_path / "sop", **SMALL)
     assert contents(tmp_path / "sop") == contents(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["sop"]
+    assert names(tmp_path) == ["sop"]
 
 
 def test_an_empty_folder_is_filled(folder, tmp_path):
