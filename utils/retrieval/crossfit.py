@@ -9,8 +9,6 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.retrieval.ranking import (
-    FOLD_SEED,
-    FOLDS,
     Candidates,
     Ranking,
     Weights,
@@ -20,6 +18,7 @@ from utils.retrieval.ranking import (
 )
 from utils.retrieval.results import Labels
 
+FOLDS, FOLD_SEED = 5, 0
 COSINE_WEIGHTS = (0, 1, 2, 5, 10, 20, 50, 100)  # w beside logits, which lie within some ten of 0
 CHAMFER_WEIGHTS = (0, 5, 10, 20, 50, 100)  # v beside logits
 COSINE_TO_CHAMFER = (0, 0.25, 0.5, 1, 2, 4)  # w beside the Chamfer similarity, without logits
