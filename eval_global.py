@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
-from models.ingredient import load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global, print_notes
@@ -61,7 +61,8 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
     with begin_run(RULES) as (device, dtype):
         make_index(knn_index, _config["model"]["num_global_features"])  # an invalid one raises before embedding
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)
+        resized = resizing(dataset["crop_size"])
+        loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
         neighbours = len(query.dataset) * min(max(recall_ks), len((gallery or query).dataset))
         check_disk_space({Path(temp_dir): neighbours * BYTES_A_NEIGHBOUR}, "the result")

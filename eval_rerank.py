@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
-from models.ingredient import load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
@@ -92,7 +92,8 @@ def main(
         if Path(cache_nn_inds).resolve() == (Path(temp_dir) / INDS).resolve():
             raise InputError(f"cache_nn_inds={cache_nn_inds} would be overwritten by the result: set another temp_dir")
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes)
+        resized = resizing(dataset["crop_size"])
+        loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
         neighbours = loaders.neighbours(cache_nn_inds)
         if num_candidates > neighbours.shape[1]:
             print(f"num_candidates={num_candidates}, but there are {neighbours.shape[1]} neighbours: all are rescored")

@@ -7,7 +7,7 @@ from sacred import Experiment
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
-from models.ingredient import load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
@@ -85,7 +85,8 @@ def new_state(
 def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed):
     with begin_run(RULES) as (device, dtype):
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
+        resized = resizing(dataset["crop_size"])
+        loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **resized)
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))
         training = open_training(loaders.photo_sizes)

@@ -9,7 +9,7 @@ from sacred import Experiment
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from models.ingredient import load_model, model_ingredient
+from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
@@ -87,7 +87,8 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeou
                 "dataset.sampler=triplet"
             )
         torch.manual_seed(seed)
-        loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes)
+        resized = resizing(_config["dataset"]["crop_size"])
+        loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **resized)
         neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))

@@ -1,11 +1,11 @@
 """What a GPU could do at most: of each kernel the larger of its FLOPs and its bytes, at the card's rates, added up."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from models.network import RerankingResNet
+from models.network import RerankingNetwork
 
 REACHED = 0.5, 0.85  # of what a data sheet says, by large products and by large copies
 
@@ -22,20 +22,21 @@ CARDS = {"H200": Card(989, 4.8), "H100": Card(989, 3.35), "A100": Card(312, 2.04
 Kernel = tuple[float, float]  # FLOPs and bytes
 
 
-def embedding_kernels(network: RerankingResNet, size: int) -> Iterator[Kernel]:
+def embedding_kernels(network: RerankingNetwork, size: int) -> Iterator[Kernel]:
     """Those of an image of 224 x 224, its numbers of `size` bytes, where each convolution takes bias, shortcut and ReLU
     along. `network` lies on the meta device."""
     pixels = 3 * 224 * 224
     yield 0, pixels * (1 + size + 4 * 8)  # to float, divided, less the mean, divided, in channels' order
     embedder, kernels = network.embedder(), []
-    with_shortcut = {id(convolutions[-1]) for convolutions, _ in embedder.blocks}
+    backbone: Any = embedder.backbone
+    with_shortcut = {id(convolutions[-1]) for convolutions, _ in backbone.blocks}
 
     def note(conv, inputs, output):
         maps = inputs[0].numel() + output.numel() * (2 if id(conv) in with_shortcut else 1)
         kernels.append((2 * output.numel() * conv.weight[0].numel(), size * maps))
 
-    convolutions = [embedder.stem, embedder.remap_local]
-    for of_block, shortcut in embedder.blocks:
+    convolutions = [backbone.stem, embedder.remap_local]
+    for of_block, shortcut in backbone.blocks:
         convolutions += [*of_block, *([shortcut] if shortcut else [])]
     for conv in convolutions:
         conv.register_forward_hook(note)
@@ -72,7 +73,7 @@ def seconds(kernels: list[Kernel], card: Card, size: int) -> float:
     return sum(max(flops / rate, moved / (REACHED[1] * card.bandwidth * 1e12)) for flops, moved in kernels)
 
 
-def bounds_of(name: str, network: RerankingResNet) -> list[str]:
+def bounds_of(name: str, network: RerankingNetwork) -> list[str]:
     """Lines on what the card called `name` could do at most; none for one whose rates are not known here."""
     lines = []
     for card in (CARDS[known] for known in CARDS if known in name):

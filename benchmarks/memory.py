@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import new_process
 from models.matcher import Matcher
-from models.network import NetworkSettings, RerankingResNet
+from models.network import NetworkSettings, RerankingNetwork
 from utils.evaluation import rank_candidates, report_rankings, score_candidates
 from utils.retrieval.results import Labels
 from utils.runtime.memory import peak_memory
@@ -64,7 +64,7 @@ class OccasionalMatcher(Matcher):
         return query_tokens[:, 0, 0].float() * candidate_tokens[:, 0, 0].float()
 
 
-class OccasionalNetwork(RerankingResNet):
+class OccasionalNetwork(RerankingNetwork):
     """Embeds every 1,000th lot of images; the others get random descriptors and maps."""
 
     def embedder(self, dtype: torch.dtype = torch.float32):
@@ -99,7 +99,7 @@ def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES)
 def measure_training(task: str, batch: int, micro_batch: int | None) -> int:
     """Peak resident bytes of a process during two steps on `batch` blank images, above what it held before."""
     torch.manual_seed(0)
-    model = RerankingResNet(1000, NetworkSettings(pretrained=False, normalize=True))
+    model = RerankingNetwork(1000, NetworkSettings(pretrained=False, normalize=True))
     pixels, labels = torch.full((batch, 3, 224, 224), 128, dtype=torch.uint8), torch.arange(batch) // 2
     train, loss = {
         "global": (train_global, Contrastive()),

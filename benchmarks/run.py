@@ -20,7 +20,7 @@ from benchmarks.bounds import bounds_of
 from benchmarks.loading import loading
 from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
 from models.fused import linear
-from models.network import NetworkSettings, RerankingResNet
+from models.network import NetworkSettings, RerankingNetwork
 from sop.samplers import RandomIdentitySampler, TripletSampler
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.knn import exact_index, nearest_neighbours
@@ -56,9 +56,9 @@ def compared(
     return {PLAIN: in_precision("fp32", device, lambda dtype: straight()), **in_each_precision(device, ours)}
 
 
-def build(freeze_backbone: bool = False) -> RerankingResNet:
+def build(freeze_backbone: bool = False) -> RerankingNetwork:
     torch.manual_seed(0)
-    return RerankingResNet(1000, NetworkSettings(pretrained=False, normalize=True, freeze_backbone=freeze_backbone))
+    return RerankingNetwork(1000, NetworkSettings(pretrained=False, normalize=True, freeze_backbone=freeze_backbone))
 
 
 def matcher_products(pairs: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

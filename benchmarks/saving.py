@@ -40,7 +40,8 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def cost(task: str, device: torch.device, folder: Path) -> dict[str, object]:
     """A row of the table."""
     dtype = set_precision(None, device)
-    model = build(freeze_backbone=task == "rerank, frozen backbone").to(device, memory_format=torch.channels_last)
+    model = build(freeze_backbone=task == "rerank, frozen backbone")
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer: Optimizer
     if task == "global":
         optimizer, step = SGD(model.parameters(), 1e-3, 0.9), global_step(model, Contrastive(0.5), dtype, None)

@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from models.matcher import CANDIDATE, CLS, QUERY, SEP, Matcher
-from models.network import RerankingResNet
+from models.network import RerankingNetwork
 from models.position_encoding import sine_position_encoding
 
 PAIRS_AT_ONCE = 3000  # scored at a time, as published
@@ -29,14 +30,15 @@ def load(path: Path, crop_size: int) -> Tensor:
     return transforms.Compose(steps)(Image.open(path).convert("RGB"))
 
 
-def backbone(model: RerankingResNet, images: Tensor) -> Tensor:
+def backbone(model: RerankingNetwork, images: Tensor) -> Tensor:
     """The `layer4` maps of float images, in the standard memory layout."""
-    x = model.maxpool(model.relu(model.bn1(model.conv1((images - model.mean) / model.std))))
-    return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+    resnet: Any = model.backbone
+    x = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1((images - model.mean) / model.std))))
+    return resnet.layer4(resnet.layer3(resnet.layer2(resnet.layer1(x))))
 
 
 @torch.no_grad()
-def embed(model: RerankingResNet, images: Tensor) -> Tensor:
+def embed(model: RerankingNetwork, images: Tensor) -> Tensor:
     """Global descriptors (B, d) of float images."""
     return model.global_descriptors(backbone(model, images))
 
@@ -80,7 +82,7 @@ def encoder_layer(layer, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rerank(
-    model: RerankingResNet, query_maps: Tensor, gallery_maps: Tensor, neighbours: Tensor
+    model: RerankingNetwork, query_maps: Tensor, gallery_maps: Tensor, neighbours: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and gallery positions (n, k), sorted by falling logit, of CPU maps (n, d, h, w) and (m, d, h, w)."""
     device, scores = next(model.parameters()).device, []

@@ -2,12 +2,14 @@
 
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from sacred import Ingredient
 from sacred.config import ConfigDict
 
-from models.network import NetworkSettings, RerankingResNet
+from models.backbones import make_backbone
+from models.network import NetworkSettings, RerankingNetwork
 from utils.io.checkpoint import TrainingInfo, load_weights
 
 model_ingredient = Ingredient("model", save_git_info=False)  # the commands note all modules
@@ -44,11 +46,20 @@ def demo():
 
 
 @model_ingredient.capture
-def get_model(num_classes: int, _config, **settings) -> RerankingResNet:
+def resizing(crop_size: int, arch: str) -> dict[str, Any]:
+    """How the backbone wants photos resized, as arguments of `get_loaders`; InputError for crops it does not take."""
+    with torch.device("meta"):  # no weights are needed
+        backbone = make_backbone(arch.lower(), pretrained=False)
+    backbone.check_crop_size(crop_size)
+    return backbone.resizing
+
+
+@model_ingredient.capture
+def get_model(num_classes: int, _config, **settings) -> RerankingNetwork:
     """The network for `num_classes` training classes, of `NetworkSettings`; inside a run those that are not given are
     the config's, elsewhere the defaults."""
     configured = {part.name: _config[part.name] for part in fields(NetworkSettings) if part.name in _config}
-    return RerankingResNet(num_classes, NetworkSettings(**configured | settings))
+    return RerankingNetwork(num_classes, NetworkSettings(**configured | settings))
 
 
 def load_model(
@@ -58,7 +69,7 @@ def load_model(
     training: bool = False,
     crop_size: int | None = None,
     **changes,
-) -> tuple[RerankingResNet, TrainingInfo]:
+) -> tuple[RerankingNetwork, TrainingInfo]:
     """The configured network on `device`, with the weights of the checkpoint `resume` when there is one.
 
     Without one, settings of `get_model` may be changed. The origin is that of the checkpoint, with the settings that

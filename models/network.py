@@ -1,5 +1,6 @@
 """The network, and the settings that it is made by."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -7,11 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
+from models.backbones import BACKBONES, make_backbone
 from models.matcher import Matcher
-from models.resnet import BLOCKS, IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
-from models.trunk import Embedder, convolve_and_normalise, residual_blocks, through_blocks
 from utils.errors import InputError, choose
 from utils.runtime.precision import true_float32
 from utils.settings import FLAG, Rule, Rules, number, one_of, whole_number
@@ -21,7 +20,7 @@ NORM_LAYERS = {
     "layer": lambda size: nn.LayerNorm(size, elementwise_affine=False),
     "batch": lambda size: nn.BatchNorm1d(size, affine=False),
 }
-ARCH = one_of(*BLOCKS)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BLOCKS)
+ARCH = one_of(*BACKBONES)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BACKBONES)
 SIZE = whole_number(1, 1_000_000)
 TRAINING: tuple[str, ...] = ()  # what depends on a setting: the training alone,
 LOGITS = ("answers",)  # what the matcher answers, too,
@@ -39,7 +38,7 @@ class NetworkSettings:
     same in an evaluation; while those that descriptors depend on are the same, kept ones fit."""
 
     arch: str = setting("resnet50", ARCH, DESCRIPTORS, "resnet18, resnet34, resnet50, resnet101 or resnet152")
-    pretrained: bool = setting(True, FLAG, TRAINING, "start the trunk from torchvision's IMAGENET1K_V1 weights")
+    pretrained: bool = setting(True, FLAG, TRAINING, "start the backbone from torchvision's IMAGENET1K_V1 weights")
     dropout: float = setting(0.0, number(0, 1), TRAINING, "on the global descriptor, before the classifier")
     norm_layer: str | None = setting(
         None, one_of(*NORM_LAYERS), DESCRIPTORS, "after average pooling: 'layer', 'batch' or None"
@@ -47,10 +46,10 @@ class NetworkSettings:
     remap: bool = setting(
         False, FLAG, DESCRIPTORS, "a linear layer before the global descriptor even when the sizes are equal"
     )
-    detach: bool = setting(False, FLAG, TRAINING, "the classifier sends no gradient to the trunk")
+    detach: bool = setting(False, FLAG, TRAINING, "the classifier sends no gradient to the backbone")
     # a checkpoint serves both
     normalize: bool = setting(False, FLAG, ("descriptors",), "L2-normalise the global descriptor")
-    set_bn_eval: bool = setting(True, FLAG, TRAINING, "keep the trunk's batch norms in eval mode while training")
+    set_bn_eval: bool = setting(True, FLAG, TRAINING, "keep the backbone's batch norms in eval mode while training")
     normalize_weight: bool = setting(False, FLAG, TRAINING, "L2-normalise the classifier's rows")
     freeze_backbone: bool = setting(False, FLAG, TRAINING, "train remap_local and the matcher only")
     num_global_features: int = setting(128, SIZE, DESCRIPTORS)
@@ -74,6 +73,16 @@ class NetworkSettings:
 
 
 MODEL_RULES: Rules = {part.name: part.metadata["rule"] for part in fields(NetworkSettings) if part.metadata["rule"]}
+TENSOR_SETTINGS = {  # which setting decides whether a tensor exists, and its shape
+    r"remap_local\.": "model.num_local_features",
+    r"remap\.": "model.num_global_features and model.remap",
+    r"norm_layer\.": "model.norm_layer",
+    r"matcher\.encoder\.norm\.": "model.ert_normalize_before",
+    r"matcher\.encoder\.layers\.\d+\.linear[12]\.": "model.ert_dim_feedforward and model.ert_num_encoder_layers",
+    r"matcher\.encoder\.": "model.ert_num_encoder_layers and model.num_local_features",
+    r"matcher\.": "model.num_local_features",
+    r"(conv1|bn1|layer\d|backbone)\.": "model.arch",
+}
 ANSWER_SETTINGS = tuple(NetworkSettings().those("answers"))
 
 
@@ -95,30 +104,26 @@ def make_matcher(settings: NetworkSettings) -> Matcher:
     )
 
 
-class RerankingResNet(ResNet):
-    """Images to `(logits, global, local)`: torchvision's ResNet cut after `layer4`, with the paper's two descriptors.
+class RerankingNetwork(nn.Module):
+    """Images to `(logits, global, local)`: a backbone, with the paper's two descriptors.
 
-    The state carries torchvision's names for the trunk, `remap`, `remap_local`, `norm_layer` and `classifier` for the
-    heads and `matcher.*` for the reranking transformer; a layer that is absent has no names.
+    In its state the heads are `remap`, `remap_local`, `norm_layer` and `classifier`, the reranking transformer is
+    `matcher`, and the backbone's tensors stand behind its `state_prefix`; a layer that is absent has no names.
     """
 
     mean: Tensor
     std: Tensor
+    tensor_settings = TENSOR_SETTINGS
 
     def __init__(self, num_classes: int, settings: NetworkSettings):
         """For `num_classes` training classes. InputError for an unknown `arch` or `norm_layer`, for heads that do not
         divide the matcher's width, and when pretrained weights cannot be fetched."""
         matcher = make_matcher(settings)
-        super().__init__(*choose(BLOCKS, settings.arch, "model.arch"), num_classes=1, zero_init_residual=True)
-        size = self.fc.in_features
-        del self.fc
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.reset_parameters()  # PyTorch's own initialisation, not torchvision's Kaiming fan-out
-        if settings.pretrained:
-            self.load_state_dict(imagenet_weights(settings.arch))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        super().__init__()
+        self.backbone = make_backbone(settings.arch, settings.pretrained)
+        self.register_buffer("mean", torch.tensor(self.backbone.pixel_mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(self.backbone.pixel_std).view(1, 3, 1, 1))
+        size = self.backbone.channels
         global_size, local_size = settings.num_global_features, settings.num_local_features
         self.norm_layer = choose(NORM_LAYERS, settings.norm_layer, "model.norm_layer")(size)
         self.remap = nn.Linear(size, global_size) if settings.remap or size != global_size else nn.Identity()
@@ -130,9 +135,10 @@ class RerankingResNet(ResNet):
                 nn.init.zeros_(bias)
         self.matcher, self.dropout, self.settings = matcher, nn.Dropout(settings.dropout), settings
         if self.freeze_backbone:
-            trunk = (self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4)
-            for module in (*trunk, self.norm_layer, self.remap, self.classifier):
+            for module in (self.backbone, self.norm_layer, self.remap, self.classifier):
                 module.requires_grad_(False)
+        self.register_state_dict_post_hook(_name_as_in_checkpoints)
+        self.register_load_state_dict_pre_hook(_name_as_in_the_network)
 
     @property
     def freeze_backbone(self) -> bool:
@@ -142,22 +148,23 @@ class RerankingResNet(ResNet):
     def fingerprint(self) -> Iterator[bytes]:
         """All that descriptors and local maps depend on: settings and tensors."""
         yield repr(self.settings.those("descriptors")).encode()
+        yield from self.backbone.fingerprint()
         for name, tensor in self.state_dict().items():
             if not name.startswith(("matcher.", "classifier.")):
                 yield f"{name} {tuple(tensor.shape)}".encode()
                 yield tensor.cpu().contiguous().numpy().tobytes()
 
     def train(self, mode: bool = True):
-        """Train mode, but for the trunk's batch norms when `set_bn_eval` or `freeze_backbone` is set."""
+        """Train mode, but for the backbone's batch norms when `set_bn_eval` or `freeze_backbone` is set."""
         super().train(mode)
         if self.settings.set_bn_eval or self.freeze_backbone:
-            for module in self.modules():
+            for module in self.backbone.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W), uint8 or floats in [0, 1] -> logits (B, classes), global (B, dg), local (B, dl, H/32, W/32)."""
+        """(B, 3, H, W), uint8 or floats in [0, 1] -> logits (B, classes), global (B, dg), local (B, dl, h, w)."""
         features = self.layer_features(images)
         descriptors = self.global_descriptors(features)
         inputs = self.dropout(descriptors.detach() if self.settings.detach else descriptors)
@@ -166,21 +173,60 @@ class RerankingResNet(ResNet):
         return F.linear(inputs, weight, self.classifier.bias), descriptors, self.remap_local(features)
 
     def layer_features(self, images: Tensor) -> Tensor:
-        """The `layer4` map (B, C, H/32, W/32) of images as `forward` takes them."""
-        x = self.maxpool(convolve_and_normalise(self.pixels(images), (self.conv1, self.bn1), "relu"))
-        return through_blocks(x, residual_blocks(self), convolve_and_normalise)
+        """The backbone's maps (B, C, h, w) of images as `forward` takes them."""
+        return self.backbone(self.pixels(images))
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised pixels, channels last, of images as `forward` takes them."""
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         return ((values - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def embedder(self, dtype: torch.dtype = torch.float32) -> Embedder:
+    def embedder(self, dtype: torch.dtype = torch.float32) -> "Embedder":
         """The network as it is now, made ready for evaluation in `dtype`."""
         return Embedder(self, dtype)
 
     def global_descriptors(self, features: Tensor) -> Tensor:
-        """Global descriptors (B, dg) of `layer4` maps."""
+        """Global descriptors (B, dg) of the backbone's maps."""
         with true_float32():
-            descriptors = self.remap(self.norm_layer(self.avgpool(features).flatten(1)))
+            descriptors = self.remap(self.norm_layer(F.adaptive_avg_pool2d(features, 1).flatten(1)))
         return F.normalize(descriptors, dim=1) if self.settings.normalize else descriptors
+
+
+def _name_as_in_checkpoints(network: RerankingNetwork, state: dict, prefix: str, local_metadata: dict) -> None:
+    """Rename tensors in a network's state, in their order."""
+    inside = prefix + "backbone."
+    for name in list(state):
+        tensor, bare = state.pop(name), name.removeprefix(inside)
+        state[name if bare == name else prefix + network.backbone.state_prefix + bare] = tensor
+
+
+def _name_as_in_the_network(network: RerankingNetwork, state: dict, prefix: str, *_: Any) -> None:
+    """Rename the backbone's tensors in a state that is being loaded."""
+    for name in network.backbone.state_dict():
+        in_checkpoints = prefix + network.backbone.state_prefix + name
+        if in_checkpoints in state:
+            state[f"{prefix}backbone.{name}"] = state.pop(in_checkpoints)
+
+
+class Embedder:
+    """Images to descriptors as the network in eval mode answers, without autograd.
+
+    The backbone is computed in `dtype`, the global descriptor's head in float32.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: RerankingNetwork, dtype: torch.dtype):
+        self.network, self.dtype = network, dtype
+        self.backbone = network.backbone.evaluation_copy(dtype)
+        self.remap_local = copy.deepcopy(network.remap_local).to(dtype)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W), uint8 or floats in [0, 1] -> global (B, dg) float32, local (B, dl, h, w) in `dtype`."""
+        features = self.layer_features(images)
+        return self.network.global_descriptors(features.float()), self.remap_local(features)
+
+    @torch.no_grad()
+    def layer_features(self, images: Tensor) -> Tensor:
+        """The backbone's maps (B, C, h, w) in `dtype` of images as above."""
+        return self.backbone(self.network.pixels(images).to(self.dtype))

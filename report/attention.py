@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.ingredient import get_model
-from models.network import MODEL_RULES, RerankingResNet
+from models.network import MODEL_RULES, RerankingNetwork
 from report.evaluated import Evaluated, check_is_noted, first_existing
 from sop.images.photo import jpeg, opened
 from sop.images.transforms import test_transform
@@ -45,7 +45,7 @@ class Attention:
         check_is_noted(run, str(path), self.checkpoint)
         self.model = _load(self.checkpoint, model)
         self.embed = self.model.embedder()
-        self.transform = test_transform(int(crop_size))  # type: ignore[call-overload]
+        self.transform = test_transform(int(crop_size), **self.model.backbone.resizing)  # type: ignore[call-overload]
         self.size = 0  # of views and weights, in bytes
         self.views: list[str] = []
         self.numbers: dict[Path, int] = {}
@@ -107,7 +107,7 @@ def mutual_pairs(weights: Tensor, n: int) -> list[tuple[int, int, float]]:
     ]
 
 
-def _load(path: Path, settings: object) -> RerankingResNet:
+def _load(path: Path, settings: object) -> RerankingNetwork:
     """The network of a checkpoint, on the CPU; InputError where it does not fit the `model` settings of a run."""
     known: dict[str, Any] = settings if isinstance(settings, dict) else {}
     check_settings({name: known.get(name) for name in MODEL_RULES}, MODEL_RULES, "model.")

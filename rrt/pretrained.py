@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HOME
 
-from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingResNet
+from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingNetwork
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, in_one_line
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
@@ -26,7 +26,7 @@ from utils.settings import check_settings, plain, whole_number
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CROP_SIZE = 224  # pixels; the published one
-CROP_RULES = {"crop_size": whole_number(32, 4096)}  # the trunk halves it five times
+CROP_RULES = {"crop_size": whole_number(32, 4096)}
 DEFAULTS: Mapping[str, Any] = MappingProxyType(NetworkSettings().those("answers"))  # of the published networks
 PUBLISHED = "published"
 WHERE_FROM = (
@@ -39,7 +39,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class Pretrained(NamedTuple):
     """A trained network, with the settings and the size of images it was found with."""
 
-    network: RerankingResNet
+    network: RerankingNetwork
     settings: dict[str, Any]
     crop_size: int
 
@@ -67,7 +67,7 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
     raise InputError(f"{source} does not exist: give {WHERE_FROM}")
 
 
-def save(folder: Path, network: RerankingResNet, settings: Mapping[str, Any], crop_size: int) -> None:
+def save(folder: Path, network: RerankingNetwork, settings: Mapping[str, Any], crop_size: int) -> None:
     """Write both files of a network into a folder, which is made: both or neither. InputError where they cannot be."""
     tensors = {name: tensor.contiguous() for name, tensor in state_dict_to_cpu(network.state_dict()).items()}
     content = {"crop_size": crop_size, "network": dict(settings)}
@@ -133,9 +133,9 @@ def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], 
         raise InputError(f"{path} is no checkpoint of a network: it lacks classifier.bias")
     num_classes = state["classifier.bias"].numel()
     with torch.device("meta"):  # nothing is allocated before the sizes are known to be those of the file
-        check_fits(state, RerankingResNet(num_classes, made_by).state_dict(), path)
+        check_fits(state, RerankingNetwork(num_classes, made_by), path)
     with torch.random.fork_rng(devices=[]):  # the first weights are the file's: none of the caller's numbers is drawn
-        network = RerankingResNet(num_classes, made_by)
+        network = RerankingNetwork(num_classes, made_by)
     take_weights(content, path, network, training=False, settings=given)
     return Pretrained(network.eval(), settings, crop_size)
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from models.network import RerankingResNet
+from models.network import RerankingNetwork
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.images.transforms import test_transform
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
-from utils.retrieval.pair_scoring import pair_scores
+from utils.retrieval.pair_scoring import Scorer, pair_scores
 from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.runtime.device import MicroBatches
 from utils.runtime.precision import float32_throughout
@@ -96,7 +96,7 @@ class Reranker:
     @float32_throughout()
     def __init__(
         self,
-        network: RerankingResNet,
+        network: RerankingNetwork,
         settings: Mapping[str, Any],
         crop_size: int = CROP_SIZE,
         device: torch.device | str | None = None,
@@ -105,11 +105,12 @@ class Reranker:
 
         `device` None: CUDA where there is a device, else the CPU.
         """
+        network.backbone.check_crop_size(crop_size)
         self.device = _device(device)
         self.network = network.eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.crop_size = dict(settings), crop_size
-        self._embedder, self._transform = network.embedder(), test_transform(crop_size)
+        self._embedder, self._transform = network.embedder(), test_transform(crop_size, **network.backbone.resizing)
 
     @classmethod
     def from_pretrained(
@@ -231,7 +232,7 @@ class Reranker:
     @float32_throughout()
     def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
         with_chamfer = _weights(fusion, positions.shape[1]).chamfer > 0
-        scorers = [self.network.matcher, *([Chamfer()] if with_chamfer else [])]
+        scorers: list[Scorer] = [self.network.matcher, *([Chamfer()] if with_chamfer else [])]
         logits, *chamfer = pair_scores(
             self.network, queries.maps, gallery.maps, positions, scorers, with_progress=False
         )
@@ -251,7 +252,8 @@ class Reranker:
         """Features as float32 tensors, of some rows or all, those of images computed; InputError for those of another
         network, and where they are not finite."""
         features = self._given(images)
-        (_, dg), (_, dl, _, _) = (part.shape for part in self._nothing())
+        made_by = self.network.settings
+        dg, dl = made_by.num_global_features, made_by.num_local_features
         descriptors, maps = (tuple(part.shape) for part in features)
         if (descriptors[1], maps[1]) != (dg, dl):
             raise InputError(
@@ -269,14 +271,9 @@ class Reranker:
                 )
         return features
 
-    @float32_throughout()
     def _nothing(self) -> Features:
-        """Features of no image."""
-        side = -(-self.crop_size // 32)
-        settings = self.settings
-        return Features(
-            torch.empty(0, settings["num_global_features"]), torch.empty(0, settings["num_local_features"], side, side)
-        )
+        """Features of no image, of the shapes that a blank one's have."""
+        return self.embed_pixels(torch.zeros(1, 3, self.crop_size, self.crop_size, dtype=torch.uint8))[:0]
 
 
 def _device(device: torch.device | str | None) -> torch.device:

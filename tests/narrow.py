@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv3x3
 
-from models.resnet import BLOCKS
+from models.backbones.resnet import BLOCKS
 
 
 class NarrowBlock(BasicBlock):

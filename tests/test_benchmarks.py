@@ -90,7 +90,7 @@ def test_triplets_have_the_same_distribution():
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_memory_of_an_evaluation(monkeypatch, dtype, size):
     lots = {"embedded": [], "scored": []}
-    embed, score = memory.RerankingResNet.embedder, memory.Matcher.score
+    embed, score = memory.RerankingNetwork.embedder, memory.Matcher.score
 
     def counted_embedder(model, dtype):
         def embed_in_float32(images):  # the other one is slow on most CPUs
@@ -100,7 +100,7 @@ def test_memory_of_an_evaluation(monkeypatch, dtype, size):
 
         return embed_in_float32
 
-    monkeypatch.setattr(memory.RerankingResNet, "embedder", counted_embedder)
+    monkeypatch.setattr(memory.RerankingNetwork, "embedder", counted_embedder)
     monkeypatch.setattr(memory.Matcher, "score", lambda *given: lots["scored"].append(len(given[1])) or score(*given))
     maps, peak, seconds = memory.measure(dtype, images=30)
     assert maps == 30 * 128 * 49 * size

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(parser.parse_args().device)
     keep_freed_memory()
-    model = build().eval().to(device, memory_format=torch.channels_last)
+    model = build().eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     count = 4 if device.type == "cpu" else 1000
     maps, neighbours = torch.randn(count + 100, 128, 7, 7), torch.randint(count + 100, (count, 100))
     images = torch.randint(0, 256, (8 * IMAGES_AT_ONCE[device.type], 3, 224, 224), dtype=torch.uint8)

@@ -11,7 +11,8 @@ import torch
 import eval_global
 import experiment_global
 import experiment_rerank
-from models.network import RerankingResNet
+from models.backbones import BACKBONES
+from models.network import RerankingNetwork
 from tests import ROOT
 from tests.conftest import TINY, draw_photo
 from tests.narrow import narrow
@@ -54,12 +55,18 @@ def test_a_loss_for_reranking(tiny, observed, neighbours, tmp_path, monkeypatch)
     assert len(run.metrics["train.loss"]["values"]) > 0
 
 
+def test_a_backbone(tiny, observed, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "patches", code_of("A backbone")["Patches"])
+    run = observed(eval_global.ex, **tiny(temp_dir=tmp_path, model={"arch": "patches"}))
+    assert "R@1" in run.printed
+
+
 def test_a_setting_of_the_network():
     settings = code_of("A setting of the network")["WithPooling"]
     assert fields(settings)[-1].name == "pooling"
     with narrow():
         mean, most = (
-            next(RerankingResNet(5, settings(**TINY["model"], pooling=how)).fingerprint()) for how in ("mean", "max")
+            next(RerankingNetwork(5, settings(**TINY["model"], pooling=how)).fingerprint()) for how in ("mean", "max")
         )
     assert mean != most
 

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import fused, trunk
+from models import fused
+from models.backbones import resnet
+from models.backbones.resnet import convolve_folded
 from models.fused import linear
-from models.trunk import convolve_folded
 from tests.conftest import CUDA
 
 
@@ -30,7 +31,7 @@ def test_linear(gradients, activation, function):
 @pytest.fixture
 def untried():
     """oneDNN's operators are tried anew in the test, and after it."""
-    trials = fused._onednn_multiplies_in, trunk._onednn_convolves_in
+    trials = fused._onednn_multiplies_in, resnet._onednn_convolves_in
     fused._told.clear()
     for trial in trials:
         trial.cache_clear()
@@ -86,7 +87,7 @@ def test_without_onednns_operators_plain_layers_serve(operators, reason, untried
 def test_onednns_operators_are_used_where_they_answer(dtype, untried, capsys):
     if fused._onednn_knows(dtype):
         assert fused._onednn_multiplies_in(dtype)
-        assert trunk._onednn_convolves_in(dtype)
+        assert resnet._onednn_convolves_in(dtype)
     assert capsys.readouterr().out == ""
 
 
@@ -106,7 +107,7 @@ def as_on_gpu(monkeypatch):
     used: list[int] = []
     monkeypatch.setattr(torch, "cudnn_convolution_relu", convolution)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolution_and_added)
-    for module in (fused, trunk):
+    for module in (fused, resnet):
         monkeypatch.setattr(module, "suits_onednn", lambda *_: False)
         monkeypatch.setattr(module, "suits_gpu", lambda x: not torch.is_grad_enabled())
     monkeypatch.setattr(fused, "_usable", {})

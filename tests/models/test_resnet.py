@@ -59,12 +59,12 @@ def test_uint8_pixels_give_the_same_as_floats():
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "ResNet34", "resnet101", "RESNET152"])
-def test_other_trunks_are_torchvisions(arch):
+def test_other_backbones_are_torchvisions(arch):
     with torch.device("meta"):  # shapes alone
         model, other, images = new(arch=arch), torchvision_model(arch.lower()), torch.rand(1, 3, 64, 96)
-    trunk = {name: t.shape for name, t in other.state_dict().items() if not name.startswith("fc.")}
+    theirs = {name: t.shape for name, t in other.state_dict().items() if not name.startswith("fc.")}
     ours = model.state_dict()
-    assert trunk == {name: ours[name].shape for name in trunk}
+    assert theirs == {name: ours[name].shape for name in theirs}
     maps = model.eval()(images)[2]
     assert maps.shape == (1, 128, 2, 3)
 
@@ -107,7 +107,7 @@ def test_unknown_names_list_what_there_is(setting, choices):
 
 def test_pretrained_weights_are_torchvisions(tmp_path, monkeypatch):
     weights = torchvision_model("resnet18").state_dict()
-    monkeypatch.setattr("models.network.imagenet_weights", lambda arch: _without_fc(weights))
+    monkeypatch.setattr("models.backbones.resnet.imagenet_weights", lambda arch: _without_fc(weights))
     state = new(arch="resnet18", pretrained=True).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in _without_fc(weights).items())
 
@@ -132,6 +132,6 @@ def test_a_resumed_model_fetches_no_pretrained_weights(monkeypatch, tmp_path):
     model = new(arch="resnet18")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     monkeypatch.setattr("models.ingredient.get_model", lambda n, **changes: new(n, arch="resnet18", **changes))
-    monkeypatch.setattr("models.network.imagenet_weights", lambda arch: pytest.fail("fetched"))
+    monkeypatch.setattr("models.backbones.resnet.imagenet_weights", lambda arch: pytest.fail("fetched"))
     loaded, _ = load_model(10, tmp_path / "weights.pt", torch.device("cpu"))
-    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+    assert torch.equal(loaded.backbone.conv1.weight, model.backbone.conv1.weight)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import eval_global
-from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingResNet, setting
+from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingNetwork, setting
 from rrt.pretrained import DEFAULTS
 from tests.conftest import TINY
 from tests.narrow import narrow
@@ -51,7 +51,7 @@ class WithPooling(NetworkSettings):
 def test_kept_features_fit_while_what_descriptors_depend_on_is_the_same(changes, same):
     def fingerprint(settings):
         torch.manual_seed(0)
-        return list(RerankingResNet(5, settings).fingerprint())
+        return list(RerankingNetwork(5, settings).fingerprint())
 
     with narrow():
         expected = fingerprint(WithPooling(**TINY["model"]))

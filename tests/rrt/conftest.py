@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from models.network import ANSWER_SETTINGS, NetworkSettings, RerankingResNet
+from models.network import ANSWER_SETTINGS, NetworkSettings, RerankingNetwork
 from rrt import Reranker
 from rrt.pretrained import DEFAULTS
 from tests.conftest import TINY
@@ -19,7 +19,7 @@ CROP_SIZE = 64
 @pytest.fixture(scope="session")
 def content() -> dict:
     """What a checkpoint of the tiny network holds."""
-    network = RerankingResNet(6, NetworkSettings(pretrained=False, normalize=True, **SETTINGS))
+    network = RerankingNetwork(6, NetworkSettings(pretrained=False, normalize=True, **SETTINGS))
     state = {name: drawn(name, tensor) for name, tensor in network.state_dict().items()}
     return {"state": state, "origin": TrainingInfo(SETTINGS, True, CROP_SIZE)._asdict()}
 

@@ -21,16 +21,6 @@ from utils.io.atomic import atomic_write
 from utils.io.disk import check_stored_zip, open_regular_file
 from utils.runtime.signals import deferred_signals
 
-SETTINGS = {  # which setting decides whether a tensor exists, and its shape
-    r"remap_local\.": "model.num_local_features",
-    r"remap\.": "model.num_global_features and model.remap",
-    r"norm_layer\.": "model.norm_layer",
-    r"matcher\.encoder\.norm\.": "model.ert_normalize_before",
-    r"matcher\.encoder\.layers\.\d+\.linear[12]\.": "model.ert_dim_feedforward and model.ert_num_encoder_layers",
-    r"matcher\.encoder\.": "model.ert_num_encoder_layers and model.num_local_features",
-    r"matcher\.": "model.num_local_features",
-    r"(conv1|bn1|layer\d)\.": "model.arch",
-}
 WRAPPERS = ("module", "_orig_mod")  # in names of tensors
 
 
@@ -132,8 +122,8 @@ def take_weights(
 
 def load_finite(module: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> None:
     """Load a state dict that fits the module; InputError for one that does not, or has numbers that are not finite."""
+    check_fits(state, module, path)
     expected = module.state_dict()
-    check_fits(state, expected, path)
     infinite = [name for name in expected if not state[name].to(expected[name].dtype).isfinite().all()]
     if infinite:
         raise InputError(
@@ -143,10 +133,10 @@ def load_finite(module: nn.Module, state: Mapping[str, Tensor], path: Path | str
     module.load_state_dict(state)
 
 
-def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path | str) -> None:
-    """Raise InputError unless the state dict of the checkpoint `path` has the names, shapes and kinds of another, whose
-    numbers are not looked at."""
-    problems = _differences(state, expected)
+def check_fits(state: Mapping[str, Tensor], module: nn.Module, path: Path | str) -> None:
+    """Raise InputError unless the state dict of the checkpoint `path` has the names, shapes and kinds of a module's,
+    whose numbers are not looked at. Its `tensor_settings` tell by which settings tensors differ."""
+    problems = _differences(state, module.state_dict(), getattr(module, "tensor_settings", {}))
     if problems:
         raise InputError(f"checkpoint {path} does not fit this model: " + "; ".join(problems))
 
@@ -211,7 +201,9 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def _differences(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], tensor_settings: Mapping[str, str]
+) -> list[str]:
     """What keeps `state` from fitting `expected`, in words, with the settings to look at."""
     differing = {
         "missing": [name for name in expected if name not in state],
@@ -233,7 +225,7 @@ def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
             more = ", ..." if len(names) > 3 else ""
             problems.append(f"{len(names)} tensor{'s' * (len(names) > 1)} {kind} ({', '.join(examples)}{more})")
     settings = {
-        next((setting for pattern, setting in SETTINGS.items() if re.match(pattern, name)), "resume")
+        next((setting for pattern, setting in tensor_settings.items() if re.match(pattern, name)), "resume")
         for names in differing.values()
         for name in names
     }

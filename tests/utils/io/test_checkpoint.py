@@ -203,7 +203,7 @@ def test_half_precision_weights_are_taken(tmp_path):
     torch.save({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, tmp_path / "c.pt")
     model = small()
     load_weights(tmp_path / "c.pt", model, training=False)
-    assert torch.equal(model.conv1.weight, state["conv1.weight"].half().float())
+    assert torch.equal(model.backbone.conv1.weight, state["conv1.weight"].half().float())
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):

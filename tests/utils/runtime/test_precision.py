@@ -90,7 +90,7 @@ def test_losses_and_gradients_are_exact_under_tf32(micro_batch, device):
     """With TF32 on, the loss and what it sends back at the descriptors are computed without, the backbone with it."""
     precisions = {"loss": [], "descriptors": [], "backbone": []}
     model = published_model(6, arch="resnet18").to(device)
-    model.conv1.weight.register_hook(lambda gradient: precisions["backbone"].append(matmul.fp32_precision))
+    model.backbone.conv1.weight.register_hook(lambda gradient: precisions["backbone"].append(matmul.fp32_precision))
 
     class Noting(Contrastive):
         def forward(self, logits, features, labels):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from models.network import NetworkSettings, RerankingResNet
+from models.network import NetworkSettings, RerankingNetwork
 from sop.dataset import ImageSet
 from sop.images.image_cache import CachedImageSet, CachedLoader
 from sop.images.transforms import test_transform as transform_of
@@ -40,7 +40,7 @@ def loader_of(folder, crop_size=32):
 def network(seed=0, **settings):
     torch.manual_seed(seed)
     with narrow():
-        return RerankingResNet(5, NetworkSettings(**TINY["model"] | settings)).eval()
+        return RerankingNetwork(5, NetworkSettings(**TINY["model"] | settings)).eval()
 
 
 def test_one_pass_serves_both_evaluations(folder, tmp_path, capsys, device):

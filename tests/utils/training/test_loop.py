@@ -66,8 +66,7 @@ def test_rerank_published(frozen):
     assert_answer(log.values("train.loss"), "train_rerank_frozen.loss" if frozen else f"{tag}.loss", 1e-3)
     assert_answer(log.values("train.acc"), f"{tag}.acc", 1e-6)
     moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    trunk = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
-    assert moved == ({"remap_local", "matcher"} if frozen else {"remap_local", "matcher"} | trunk)
+    assert moved == ({"remap_local", "matcher"} if frozen else {"remap_local", "matcher", "backbone"})
     assert_probe(model, tag, 1e-2)
 
 
@@ -350,7 +349,7 @@ def test_layers_that_draw_random_numbers():
     assert not any(map(is_stochastic, others))
     for layer, is_refused in ((DropPath(0.1), True), (DropPath(0.0), False)):
         model = new(arch="resnet18")
-        model.layer1.append(layer)
+        model.backbone.layer1.append(layer)
         with pytest.raises(InputError, match="micro_batch=4") if is_refused else nullcontext():
             global_step(model, Contrastive(), micro_batch=4)
 

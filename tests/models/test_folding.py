@@ -1,4 +1,4 @@
-"""The trunk's own walk over its blocks is torchvision's, with the same gradients."""
+"""The backbone's own walk over its blocks is torchvision's, with the same gradients."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.trunk import convolve_folded
+from models.backbones.resnet import convolve_folded
 from tests.reference import META, published_model
 
 
@@ -17,22 +17,23 @@ from tests.reference import META, published_model
 )
 def test_equals_torchvision(arch, dtype, tolerance, set_bn_eval):
     model = published_model(6, arch=arch, set_bn_eval=set_bn_eval).to(dtype).train()
-    plain, images = copy.deepcopy(model), torch.rand(3, 3, 64, 96, dtype=dtype)
-    x = plain.maxpool(plain.relu(plain.bn1(plain.conv1(plain.pixels(images)))))
+    other, images = copy.deepcopy(model), torch.rand(3, 3, 64, 96, dtype=dtype)
+    plain = other.backbone
+    x = plain.maxpool(plain.relu(plain.bn1(plain.conv1(other.pixels(images)))))
     expected, found = plain.layer4(plain.layer3(plain.layer2(plain.layer1(x)))), model.layer_features(images)
     atol = 1e-7 if dtype == torch.double else tolerance * float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=atol)
     for features in (found, expected):
         (features * torch.linspace(-1, 1, features.numel(), dtype=dtype).view_as(features)).sum().backward()
     compared = 0
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None)
         if ours.grad is not None:
             atol = tolerance * float(theirs.grad.abs().max())
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=atol)
             compared += 1
     assert compared == {"resnet18": 60, "resnet50": 159}[arch]
-    for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+    for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -77,4 +78,4 @@ def test_the_network_stays_as_it_was():
     embedder = model.embedder(torch.bfloat16)
     embedder(torch.rand(2, 3, 64, 64))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert model.bn1.training
+    assert model.backbone.bn1.training

@@ -1,4 +1,4 @@
-"""How the trunk is computed: torchvision's ResNet, its batch norms folded into the convolutions where they are fixed.
+"""torchvision's ResNets, cut after `layer4`. Batch norms are folded into the convolutions where they are fixed.
 
 Both walks visit the same blocks: training by `convolve_and_normalise`, evaluation by `convolve_folded`.
 """
@@ -10,16 +10,69 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from models.backbones.backbone import Backbone
 from models.fused import TRIAL, is_usable, matches_reference, suits_gpu, suits_onednn
+from utils.errors import InputError
 
+BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
 ConvAndNorm = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
-def residual_blocks(model) -> Iterator[tuple[list[ConvAndNorm], ConvAndNorm | None]]:
+class ResNetBackbone(Backbone, ResNet):
+    """torchvision's ResNet; its tensors have torchvision's names in a network's state, too."""
+
+    state_prefix = ""
+    conv1: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    maxpool: nn.MaxPool2d
+    fc: nn.Linear
+
+    def __init__(self, arch: str, pretrained: bool):
+        """InputError when pretrained weights cannot be fetched."""
+        super().__init__(*BLOCKS[arch], num_classes=1, zero_init_residual=True)
+        self.channels = self.fc.in_features
+        del self.fc
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()  # PyTorch's own initialisation, not torchvision's Kaiming fan-out
+        if pretrained:
+            self.load_state_dict(imagenet_weights(arch))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> `layer4` maps (B, channels, H/32, W/32), rounded up."""
+        x = self.maxpool(convolve_and_normalise(pixels, (self.conv1, self.bn1), "relu"))
+        return through_blocks(x, residual_blocks(self), convolve_and_normalise)
+
+    def evaluation_copy(self, dtype: torch.dtype) -> "FoldedResNet":
+        """Its batch norms folded into the convolutions, and these computed in `dtype`."""
+        return FoldedResNet(self, dtype)
+
+
+def imagenet_weights(arch: str) -> dict[str, Tensor]:
+    """The tensors of torchvision's IMAGENET1K_V1 weights, from torch's hub cache or the network."""
+    try:
+        state = get_model_weights(arch)["IMAGENET1K_V1"].get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise InputError(
+            f"model.pretrained=True: the ImageNet weights of {arch} could not be fetched ({error}). Put the file into "
+            f"{torch.hub.get_dir()}/checkpoints by hand, start from a checkpoint with resume=FILE, or train from "
+            "scratch with model.pretrained=False model.set_bn_eval=False"
+        ) from error
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+
+
+def residual_blocks(resnet: ResNet) -> Iterator[tuple[list[ConvAndNorm], ConvAndNorm | None]]:
     """Each block's convolutions, in order, and that of its shortcut, if there is one, all with their batch norms."""
-    for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
+    for block in (block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer):
         pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
             pairs.append((block.conv3, block.bn3))
@@ -129,33 +182,21 @@ def _onednn_convolves_in(dtype: torch.dtype) -> bool:
     return matches_reference(fallback, lambda: all_cases(_by_onednn), lambda: all_cases(_by_torch), dtype)
 
 
-class Embedder:
-    """Images to descriptors as the network in eval mode answers, without autograd.
-
-    Convolutions are computed in `dtype`, the global descriptor's head in float32.
-    """
+class FoldedResNet:
+    """A ResNet as it answers in eval mode, without autograd."""
 
     @torch.no_grad()
-    def __init__(self, model, dtype: torch.dtype):
+    def __init__(self, resnet: ResNetBackbone, dtype: torch.dtype):
         def ready(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
             folded_conv = copy.deepcopy(conv)
             folded_conv.weight, folded_conv.bias = (nn.Parameter(tensor) for tensor in folded(conv, norm))
             return folded_conv.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        self.model, self.dtype = model, dtype
-        self.stem, self.blocks = ready(model.conv1, model.bn1), []
-        for pairs, shortcut in residual_blocks(model):
+        self.stem, self.maxpool, self.blocks = ready(resnet.conv1, resnet.bn1), resnet.maxpool, []
+        for pairs, shortcut in residual_blocks(resnet):
             self.blocks.append(([ready(*pair) for pair in pairs], shortcut and ready(*shortcut)))
-        self.remap_local = copy.deepcopy(model.remap_local).to(dtype)
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W), uint8 or floats in [0, 1] -> global (B, dg) float32, local (B, dl, H/32, W/32) in `dtype`."""
-        features = self.layer_features(images)
-        return self.model.global_descriptors(features.float()), self.remap_local(features)
 
     @torch.no_grad()
-    def layer_features(self, images: Tensor) -> Tensor:
-        """The `layer4` maps (B, C, H/32, W/32) in `dtype` of images as above."""
-        x = self.model.maxpool(convolve_folded(self.model.pixels(images).to(self.dtype), self.stem, "relu"))
-        return through_blocks(x, self.blocks, convolve_folded)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> `layer4` maps, both in `dtype`."""
+        return through_blocks(self.maxpool(convolve_folded(pixels, self.stem, "relu")), self.blocks, convolve_folded)

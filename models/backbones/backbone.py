@@ -1,0 +1,49 @@
+"""What a backbone is: from the pixels of images to their feature maps."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """Normalised pixels (B, 3, H, W) to feature maps (B, channels, h, w), by `forward`, made by `(arch, pretrained)`.
+
+    A subclass sets `channels`, and what of the others differs from ImageNet's usual ones.
+    """
+
+    channels: int
+    pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD  # of red, green and blue, from 0 to 1
+    interpolation = "bilinear"  # by which photos are resized
+    crop_fraction = 224 / 256  # of the resized photo's side, which the test images' centre crop has
+    crop_multiple = 1  # the side of a crop is a multiple of it, in pixels
+    state_prefix = "backbone."  # of its tensors' names in a network's state
+
+    def evaluation_copy(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """What answers, in `dtype` and without gradients, as the backbone in eval mode; later changes of weights do not
+        reach it."""
+        return copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
+
+    def fingerprint(self) -> Iterator[bytes]:
+        """What maps depend on and neither the tensors nor the network's settings show."""
+        yield from ()
+
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """How photos come to their size: arguments of `sop.images.transforms`."""
+        return {"interpolation": self.interpolation, "crop_fraction": self.crop_fraction}
+
+    def check_crop_size(self, crop_size: int) -> None:
+        """Raise InputError for crops that the backbone does not take."""
+        if crop_size % self.crop_multiple:
+            below = crop_size // self.crop_multiple * self.crop_multiple
+            fitting = " or ".join(str(size) for size in (below, below + self.crop_multiple) if size)
+            raise InputError(
+                f"crop_size={crop_size}: the backbone takes multiples of {self.crop_multiple}, such as {fitting}"
+            )
