@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from sop.dataset import ImageSet, SkippingImageSet, collate_shard
 from sop.images.image_cache import CachedImageSet, CachedLoader
 from sop.images.reading import usable_cores
-from sop.images.transforms import DECODERS, test_transform, train_transform
+from sop.images.transforms import CROP_FRACTION, DECODERS, test_transform, train_transform
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.splits import Split, class_map, read_split, repeats
 from utils.errors import InputError
@@ -33,7 +33,7 @@ DATASET_RULES: Rules = {
     "sampler": one_of("random", "random_id", "triplet"),
     "num_workers": whole_number(0),
     "pin_memory": FLAG,
-    "crop_size": whole_number(32, 4096),  # the backbone halves it five times
+    "crop_size": whole_number(32, 4096),
     "decode": one_of(*DECODERS),
     "image_cache": TEXT.or_none(),
     "skip_unreadable": FLAG,
@@ -164,14 +164,16 @@ def get_loaders(
     training=True,
     device: torch.device | None = None,
     timeout_minutes: float = 0,
+    interpolation: str = "bilinear",
+    crop_fraction: float = CROP_FRACTION,
 ) -> tuple[Loaders, list[int]]:
     """Make the loaders, and return the Ks of recalls; inside a run, Sacred fills in the arguments from the config.
 
     Without `training` there is no train loader, and its neighbour file is not read. The train loader is seeded with
     torch's initial seed. With `training`, the query loader has the images of `val_file` if that is set. Memory is
     pinned for a CUDA `device` only; None: if CUDA is available. Torch raises a RuntimeError after waiting for
-    `timeout_minutes` for a batch of the workers; 0: never. InputError for settings that contradict each other, and for
-    missing or malformed files.
+    `timeout_minutes` for a batch of the workers; 0: never. `interpolation` and `crop_fraction` are the backbone's.
+    InputError for settings that contradict each other, and for missing or malformed files.
     """
     if batch_size % sample_per_id:
         raise InputError(f"dataset.batch_size={batch_size} is no multiple of dataset.sample_per_id={sample_per_id}")
@@ -199,9 +201,9 @@ def get_loaders(
     def in_order(file: str, split: Split, labels: dict[int, int]) -> DataLoader:
         if image_cache is not None:
             cache = Path(image_cache) / file.replace("/", "_")
-            cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache)
+            cached = CachedImageSet(data_path, split, labels, crop_size, decode, cache, interpolation, crop_fraction)
             return CachedLoader(cached, batch_size=test_batch_size, **options)
-        images = ImageSet(data_path, split, labels, test_transform(crop_size, decode))
+        images = ImageSet(data_path, split, labels, test_transform(crop_size, decode, interpolation, crop_fraction))
         return DataLoader(images, batch_size=test_batch_size, **options)
 
     def make_sampler(images: ImageSet) -> EpochSampler:
@@ -224,7 +226,7 @@ def get_loaders(
     train = None
     if training:
         images = (SkippingImageSet if skip_unreadable else ImageSet)(
-            data_path, train_split, train_labels, train_transform(crop_size, decode)
+            data_path, train_split, train_labels, train_transform(crop_size, decode, interpolation)
         )
         sampled = {"batch_sampler": make_sampler(images), "persistent_workers": workers > 0}
         train = DataLoader(images, **options | sampled | {"collate_fn": collate_shard})

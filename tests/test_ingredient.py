@@ -172,6 +172,17 @@ def test_faster_decoding_draws_the_same(photos):
         assert (exact[0].float() - fast[0].float()).abs().mean() < 16
 
 
+def test_all_images_are_resized_as_the_backbone_asks(photos):
+    def batches(**resizing):
+        torch.manual_seed(0)
+        loaders = loaders_of(photos, **resizing)
+        return [next(iter(loader))[0] for loader in (loaders.train, loaders.query, loaders.query_train)]
+
+    default, whole, bicubic = batches(), batches(crop_fraction=1.0), batches(interpolation="bicubic")
+    assert torch.equal(default[0], whole[0])  # a random crop is resized to its own size
+    assert not any(map(torch.equal, default[1:], whole[1:])) and not any(map(torch.equal, default, bicubic))
+
+
 def test_query_and_gallery_files_share_one_class_map(photos):
     lines = (photos / "test.txt").read_text().splitlines()
     (photos / "query.txt").write_text("\n".join(lines[8:10] + lines[16:17]))

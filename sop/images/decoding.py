@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from sop.images.photo import file_content, to_rgb
@@ -17,13 +18,14 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels 
 
 
 class View(NamedTuple):
-    """A box of a photo, resized (bilinear) to a square, of which a crop is taken."""
+    """A box of a photo, resized to a square, of which a crop is taken."""
 
     box: Box
     size: int  # of the square, in pixels
     min_side: int  # pixels that both sides of a photo keep if it is decoded at a fraction of its size
     crop: slice = slice(None)  # rows, and columns, of the square
     flipped: bool = False  # left to right
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
     def cropped(self, square: Tensor) -> Tensor:
         """The pixels of the view from those of its square (3, size, size)."""
@@ -40,12 +42,13 @@ def exact(photo: Image.Image, view: View) -> Tensor:
     box and photo: the vertical one first where the height shrinks by more than twice what the width does.
     """
     (width, height), size = photo.size, view.size
+    resampling = Image.Resampling[view.interpolation.name]
     is_whole_photo = view.box == (0, 0, width, height) and not view.flipped
     if is_whole_photo and math.log2(size).is_integer() and height - size <= 2 * (width - size):
         start, stop, _ = view.crop.indices(size)
         box = (start * width / size, start * height / size, stop * width / size, stop * height / size)
-        return to_tensor(to_rgb(photo).resize((stop - start, stop - start), Image.Resampling.BILINEAR, box))
-    return view.cropped(to_tensor(to_rgb(photo).crop(view.box).resize((size, size), Image.Resampling.BILINEAR)))
+        return to_tensor(to_rgb(photo).resize((stop - start, stop - start), resampling, box))
+    return view.cropped(to_tensor(to_rgb(photo).crop(view.box).resize((size, size), resampling)))
 
 
 def fast(photo: Image.Image, view: View) -> Tensor:
@@ -58,7 +61,7 @@ def fast(photo: Image.Image, view: View) -> Tensor:
     x_scale, y_scale = width / photo.width, height / photo.height
     rows = slice(math.floor(view.box[1] * y_scale), math.ceil(view.box[3] * y_scale))
     columns = slice(math.floor(view.box[0] * x_scale), math.ceil(view.box[2] * x_scale))
-    return view.cropped(resize(pixels[:, rows, columns], [view.size, view.size], antialias=True))
+    return view.cropped(resize(pixels[:, rows, columns], [view.size, view.size], view.interpolation, antialias=True))
 
 
 def _decode_reduced(photo: Image.Image, min_side: int) -> Tensor:

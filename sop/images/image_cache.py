@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sop.dataset import ImageSet, photo_digest
-from sop.images.transforms import centre_crop, square_size, square_transform, test_transform
+from sop.images.transforms import CROP_FRACTION, centre_crop, square_size, square_transform, test_transform
 from sop.splits import Split
 from utils.distributed.collectives import local_rank0_first
 from utils.errors import InputError
@@ -40,12 +40,22 @@ class CachedImageSet(ImageSet):
     """
 
     def __init__(
-        self, folder: Path | str, split: Split, labels: dict[int, int], crop_size: int, decode: str, cache: Path
+        self,
+        folder: Path | str,
+        split: Split,
+        labels: dict[int, int],
+        crop_size: int,
+        decode: str,
+        cache: Path,
+        interpolation: str = "bilinear",
+        crop_fraction: float = CROP_FRACTION,
     ):
-        super().__init__(folder, split, labels, test_transform(crop_size, decode))
-        self.photos = ImageSet(folder, split, labels, square_transform(crop_size, decode))
-        self.cache, self.decode, self.crop = cache, decode, centre_crop(crop_size)
-        self.shape = (len(self.paths), 3, square_size(crop_size), square_size(crop_size))
+        super().__init__(folder, split, labels, test_transform(crop_size, decode, interpolation, crop_fraction))
+        squares = square_transform(crop_size, decode, interpolation, crop_fraction)
+        self.photos = ImageSet(folder, split, labels, squares)
+        self.cache, self.decode, self.crop = cache, decode, centre_crop(crop_size, crop_fraction)
+        side = square_size(crop_size, crop_fraction)
+        self.shape = (len(self.paths), 3, side, side)
         self.digest = b""
         self.size = DIGEST_BYTES + math.prod(self.shape) + 4 * len(self)
         self.pixels: np.memmap | None = None  # opened by the process that reads
@@ -127,7 +137,8 @@ class CachedImageSet(ImageSet):
     def _digest(self) -> bytes:
         """The digest of the photos' paths, sizes and times, and of all settings that determine the pixels."""
         photos = photo_digest(self.folder, self.paths)
-        settings = ("with CRC-32", self.shape, self.decode, PIL.__version__, torch.__version__)
+        resizing = self.photos.transform.keywords.items()  # type: ignore[attr-defined]
+        settings = ("with CRC-32", self.shape, self.decode, PIL.__version__, torch.__version__, *resizing)
         return hashlib.sha256(repr((photos, settings)).encode()).digest()
 
 

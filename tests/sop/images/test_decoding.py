@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from sop.dataset import ImageSet
 from sop.images.decoding import View, fast
@@ -32,27 +33,30 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.float() - b.float()).abs().mean())
 
 
+@pytest.mark.parametrize("resizing", [(), ("bicubic", 1.0)])
 @pytest.mark.parametrize("size", [(640, 480), (481, 643), (230, 1100), (1601, 1200), (100, 60), (1, 1)])
-def test_fast_pixels_are_close_to_exact(size):
+def test_fast_pixels_are_close_to_exact(size, resizing):
     photo = smooth(*size)
-    assert distance(make_test_transform(224, "fast")(stored(photo)), make_test_transform(224)(stored(photo))) < 1.5
+    pixels = [make_test_transform(224, decode, *resizing)(stored(photo)) for decode in ("exact", "fast")]
+    assert distance(*pixels) < 1.5
     for seed in range(10):
         pixels = []
         for decode in ("exact", "fast"):
             torch.manual_seed(seed)
-            pixels.append(train_transform(224, decode)(stored(photo)))
+            pixels.append(train_transform(224, decode, *resizing[:1])(stored(photo)))
         assert distance(*pixels) < 3, seed
 
 
 @pytest.mark.parametrize(
     "size", [(640, 480), (400, 300), (447, 900), (701, 750), (901, 897), (2400, 1800), (1792, 1800)]
 )
-def test_reduction_equals_pil(size):
+@pytest.mark.parametrize("mode", [InterpolationMode.BILINEAR, InterpolationMode.BICUBIC])
+def test_reduction_equals_pil(size, mode):
     photo, draft = stored(smooth(*size)), stored(smooth(*size))
     draft.draft("RGB", (224, 224))
     expected = torch.from_numpy(np.array(draft)).permute(2, 0, 1)[None]
-    expected = torch.nn.functional.interpolate(expected, (256, 256), mode="bilinear", antialias=True)[0]
-    assert distance(fast(photo, View((0, 0, *size), 256, 224)), expected) == 0
+    expected = torch.nn.functional.interpolate(expected, (256, 256), mode=mode.value, antialias=True)[0]
+    assert distance(fast(photo, View((0, 0, *size), 256, 224, interpolation=mode)), expected) == 0
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

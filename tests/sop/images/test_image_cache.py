@@ -42,14 +42,11 @@ def decoded(monkeypatch) -> list:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("decode", ["exact", "fast"])
-@pytest.mark.parametrize("crop_size", [28, 32])  # squares of 32 and of 37
-def test_equals_uncached_batches(photos, tmp_path, capsys, workers, decode, crop_size):
-    settings = {
-        "num_workers": workers,
-        "decode": decode,
-        "crop_size": crop_size,
-        "test_file": ["test.txt", "train.txt"],
-    }
+@pytest.mark.parametrize(
+    "resizing", [{"crop_size": 28}, {}, {"interpolation": "bicubic", "crop_fraction": 0.9}]
+)  # squares of 32, 37 and 36
+def test_equals_uncached_batches(photos, tmp_path, capsys, workers, decode, resizing):
+    settings = {"num_workers": workers, "decode": decode, "test_file": ["test.txt", "train.txt"]} | resizing
     plain, cached = loaders_of(photos, **settings), loaders_of(photos, **settings, image_cache=tmp_path / "new" / "dir")
     for name in ("query", "gallery", "query_train", "query"):
         for expected, got in zip(batches(getattr(plain, name)), batches(getattr(cached, name)), strict=True):
@@ -135,17 +132,18 @@ def test_files_of_several_settings_and_sets(photos, folder, tmp_path, decoded, c
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "test.txt.images").write_bytes(bytes(3_000_000_000 // 1000))
     (tmp_path / "cache" / "other.test.txt.0123456789ab.images").write_bytes(b"of another list")
-    runs = [(photos, {}), (photos, {"crop_size": 28}), (photos, {"decode": "fast"}), (folder, {})]
+    changes = [{}, {"crop_size": 28}, {"decode": "fast"}, {"interpolation": "bicubic"}, {"crop_fraction": 1.0}]
+    runs = [*((photos, settings) for settings in changes), (folder, {})]
     for _ in range(2):
         for data, settings in runs:
             got = batches(loaders_of(data, image_cache=tmp_path / "cache", **settings).query)
             made = len(decoded)
             assert torch.equal(got[0], batches(loaders_of(data, **settings).query)[0])
             del decoded[made:]
-    assert len(decoded) == 4 * 20
+    assert len(decoded) == 6 * 20
     printed = capsys.readouterr().out
-    assert printed.count("is made\n") == 4
-    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed) == ["1", "2", "3", "4"]
+    assert printed.count("is made\n") == 6
+    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed) == list("123456")
 
 
 def test_evaluation(tiny, observed, tmp_path):

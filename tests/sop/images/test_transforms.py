@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from sop.images.transforms import describe, square_transform, train_transform
 from sop.images.transforms import test_transform as make_test_transform
-from sop.images.transforms import train_transform
+from utils.errors import InputError
 
 
 @pytest.fixture
@@ -13,9 +14,9 @@ def photo():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
 
 
-def resized_and_cropped(photo: Image.Image, size: int, crop: int) -> np.ndarray:
+def resized_and_cropped(photo: Image.Image, size: int, crop: int, resampling=Image.Resampling.BILINEAR) -> np.ndarray:
     """The whole photo resized by PIL to a square, then its middle, channels first."""
-    resized = np.asarray(photo.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    resized = np.asarray(photo.convert("RGB").resize((size, size), resampling))
     offset = round((size - crop) / 2)
     return resized[offset : offset + crop, offset : offset + crop].transpose(2, 0, 1)
 
@@ -27,8 +28,13 @@ def test_ratio_of_resize_to_crop(photo, crop, size):
     np.testing.assert_array_equal(pixels.numpy(), resized_and_cropped(photo, size, crop))
 
 
-@pytest.mark.parametrize(("crop", "size"), [(224, 256), (14, 16)])
-def test_test_transform_at_every_size(crop, size):
+@pytest.mark.parametrize(
+    ("crop", "size", "interpolation"),
+    [(224, 256, "bilinear"), (14, 16, "bilinear"), (14, 16, "bicubic"), (64, 64, "bicubic"), (61, 64, "bicubic")],
+)
+def test_test_transform_at_every_size(crop, size, interpolation):
+    resampling = Image.Resampling[interpolation.upper()]
+    transform = make_test_transform(crop, "exact", interpolation, crop / size)
     rng = np.random.default_rng(1)
     sizes = [(1, 1), (1, 900), (900, 1), (size, size), (crop, crop), (size, 2 * size), (640, 480), (480, 640)]
     # Pillow changes the order of its passes near a height of twice the width
@@ -36,8 +42,8 @@ def test_test_transform_at_every_size(crop, size):
     sizes += rng.integers(1, 1300, (60, 2)).tolist()
     for width, height in sizes:
         photo = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        expected = resized_and_cropped(photo, size, crop)
-        np.testing.assert_array_equal(make_test_transform(crop)(photo).numpy(), expected, f"{width} x {height}")
+        expected = resized_and_cropped(photo, size, crop, resampling)
+        np.testing.assert_array_equal(transform(photo).numpy(), expected, f"{width} x {height}")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "RGBA", "1"])
@@ -46,15 +52,15 @@ def test_every_mode_becomes_rgb(photo, mode):
     np.testing.assert_array_equal(make_test_transform(112)(other).numpy(), resized_and_cropped(other, 128, 112))
 
 
-def test_train_transform_is_random_resized_crop_and_flip(photo):
-    plain = transforms.Compose(
-        [transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
-    )
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_train_transform_is_random_resized_crop_and_flip(photo, interpolation):
+    crop = transforms.RandomResizedCrop(32, interpolation=transforms.InterpolationMode(interpolation))
+    plain = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
     for seed in range(50):
         torch.manual_seed(seed)
         expected = plain(photo)
         torch.manual_seed(seed)
-        assert torch.equal(train_transform(32)(photo), expected)
+        assert torch.equal(train_transform(32, interpolation=interpolation)(photo), expected)
 
 
 def test_train_transform_distribution(photo):
@@ -68,3 +74,17 @@ def test_train_transform_distribution(photo):
         contrasts.append(abs(float(pixels[0, 0, -1] - pixels[0, 0, 0])) / 255)
     assert 0.4 < np.mean(slopes) < 0.6  # flipped half the time
     assert min(contrasts) < 0.45 < 0.8 < max(contrasts)  # boxes of many widths
+
+
+def test_a_description_tells_transforms_apart():
+    assert describe(make_test_transform(224)) == "('_centre_crop', ['exact', 224])"
+    settings = [(), ("fast",), ("exact", "bicubic"), ("exact", "bilinear", 1.0), ("exact", "bicubic", 1.0)]
+    for make in (make_test_transform, square_transform):
+        assert len({describe(make(224, *options)) for options in settings}) == 5
+    assert len({describe(train_transform(224, *options)) for options in settings[:3]}) == 3
+
+
+@pytest.mark.parametrize("make", [train_transform, make_test_transform, square_transform])
+def test_unknown_interpolation(make):
+    with pytest.raises(InputError, match="interpolation='lanczos' is unknown: choose from 'bilinear', 'bicubic'"):
+        make(224, interpolation="lanczos")
