@@ -20,8 +20,11 @@ from utils.retrieval.results import save_evaluation
 
 SETTINGS = {
     "image_cache": None,
+    "decode": "exact",
+    "skip_unreadable": False,
     "train_file": "train.txt",
     "test_file": "test.txt",
+    "val_file": None,
     "batch_size": 6,
     "sample_per_id": 2,
     "test_batch_size": 8,
@@ -153,6 +156,13 @@ def test_loaders(photos):
     assert [len(labels) for _, labels, _ in loaders.train] == [6] * 4
 
 
+def test_settings_have_their_defaults_outside_a_run(photos, monkeypatch):
+    monkeypatch.setattr(get_loaders, "config", {})
+    loaders, recall_ks = get_loaders(data_path=photos, batch_size=6, num_workers=0, sampler="random_id", crop_size=32)
+    assert (recall_ks, loaders.query.batch_size, len(loaders.train)) == ([1, 10, 100, 1000], 256, 59551 // 6)
+    assert loaders.train.batch_sampler.num_identities == 3
+
+
 @pytest.mark.parametrize(("batch_size", "identities", "batches"), [(6, 3, 4), (10, 5, 2), (18, 6, 1)])
 def test_as_many_iterations_as_images_allow(photos, batch_size, identities, batches):
     changes = {"sampler": "random_id", "num_iterations": None, "batch_size": batch_size, "num_identities": identities}
@@ -219,15 +229,12 @@ def test_training_validates_on_a_file_of_its_own(photos):
     (photos / "val.txt").write_text("\n".join((photos / "train.txt").read_text().splitlines()[:6]))
     loaders = loaders_of(photos, val_file="val.txt", test_file=["test.txt", "test.txt"])
     assert (len(loaders.query.dataset), loaders.gallery) == (6, None)
-    evaluated = get_loaders(**{"data_path": photos, **SETTINGS}, val_file="val.txt", training=False)[0]
+    evaluated = loaders_of(photos, val_file="val.txt", training=False)
     assert len(evaluated.query.dataset) == 20
 
 
 def test_evaluation_does_not_read_the_train_cache(photos):
-    loaders = get_loaders(
-        **{"data_path": photos, **SETTINGS, "sampler": "triplet", "train_cache_nn_inds": "none.pkl"}, training=False
-    )[0]
-    assert loaders.train is None
+    assert loaders_of(photos, sampler="triplet", train_cache_nn_inds="none.pkl", training=False).train is None
 
 
 def test_neighbour_file_of_the_other_split(photos, tmp_path):
