@@ -23,11 +23,8 @@ from hypothesis import strategies as st
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from sop.dataset import ImageSet
-from sop.images.image_cache import CachedImageSet
 from sop.preparation.archive import read_list, unpack
 from sop.splits import class_map, read_split
-from tests.conftest import draw_photo
 from utils.errors import InputError
 from utils.io.checkpoint import TrainingInfo, load_weights, save_checkpoint
 from utils.io.neighbours import load_neighbours, pickle_save
@@ -239,28 +236,6 @@ def read_run_folder(folder: Path) -> None:
         text.encode()
 
 
-def image_cache(folder: Path) -> CachedImageSet:
-    split = read_split(folder, "train.txt")
-    return CachedImageSet(folder, split, class_map(split), 28, "exact", folder / "cache")
-
-
-def make_image_cache(folder: Path) -> list[Path]:
-    for number in range(4):
-        draw_photo(folder / f"{number}.JPG", number, 0)
-    (folder / "train.txt").write_text("\n".join(f"{i}.JPG,{i}" for i in range(4)))
-    images = image_cache(folder)
-    images.prepare(4, 0)
-    return [images.file]
-
-
-def read_image_cache(folder: Path) -> None:
-    """The pixels must be the right ones."""
-    images = image_cache(folder)
-    images.prepare(4, 0)
-    plain = ImageSet(folder, read_split(folder, "train.txt"), {i: i for i in range(4)}, images.transform)
-    assert all(torch.equal(images[i][0], plain[i][0]) for i in range(4))
-
-
 READERS = {
     "split files": Reader(make_splits, read_splits),
     "neighbour files": Reader(
@@ -273,7 +248,6 @@ READERS = {
     "last.pt": Reader(make_last, continue_last),
     "scores.npz": Reader(make_scores, load_scores),
     "features": Reader(make_features, features_of),
-    "image cache": Reader(make_image_cache, read_image_cache),
     "archives": Reader(make_archive, unpack_archive),
     "Sacred folders": Reader(make_run_folder, read_run_folder),
 }

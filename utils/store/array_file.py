@@ -18,7 +18,8 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.io.disk import open_regular_file
 
-FORMATS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<u2"}  # numpy's; for bfloat16 that of its bits
+# numpy's names; for bfloat16 that of its bits
+FORMATS = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<u2", torch.uint8: "|u1"}
 ROWS_AT_ONCE = 1024  # that pass through memory: of maps of 128 x 7 x 7 in float32, 26 MB
 
 Item = TypeVar("Item")

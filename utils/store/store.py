@@ -26,6 +26,7 @@ from utils.io.atomic import atomic_write
 from utils.io.disk import check_disk_space, open_regular_file
 from utils.store.array_file import FORMATS, ROWS_AT_ONCE, Layout, StoredRows, bytes_of
 
+CHUNK_BYTES = 64 << 20  # that a chunk has before its last batch, at most
 DTYPES = {str(dtype): dtype for dtype in FORMATS}
 
 
@@ -91,7 +92,8 @@ class Store:
                     files = self._open(start, batch, stack)
                 rows.append(batch)
                 end = start + sum(len(parts[0]) for parts in rows)
-                if end - start >= ROWS_AT_ONCE or end == self.count:
+                size = sum(part.nbytes for parts in rows for part in parts)
+                if end - start >= ROWS_AT_ONCE or size >= CHUNK_BYTES or end == self.count:
                     self._write_chunk(files, start, end, [torch.cat(parts) for parts in zip(*rows, strict=True)])
                     start, rows = end, []
 

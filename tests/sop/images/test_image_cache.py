@@ -2,28 +2,38 @@
 
 import os
 import re
+import resource
 import shutil
+import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import eval_global
 from sop.dataset import ImageSet
-from sop.images.image_cache import DIGEST_BYTES
-from tests.faults import exchanged, names
+from tests.faults import exchanged, limited, names
+from tests.processes import exit_codes
 from tests.test_ingredient import loaders_of
+from utils.errors import InputError
+from utils.io.lock import exclusive_lock
 
 
 def batches(loader):
     return [torch.cat(parts) for parts in zip(*loader, strict=True)]
 
 
+def query(folder: Path, cache: Path, **settings) -> list[torch.Tensor]:
+    return batches(loaders_of(folder, image_cache=cache, **settings).query)
+
+
 def cache_in(folder: Path) -> Path:
-    """The only file of a folder that is whole: a cache of the test images."""
-    (file,) = (folder / name for name in names(folder) if not name.endswith(".part"))
-    assert re.fullmatch(r"test\.txt\.[0-9a-f]{12}\.images", file.name)
+    """The only file of squares in a folder of caches."""
+    (file,) = folder.glob("*/squares.npy")
+    assert re.fullmatch(r"test\.txt\.[0-9a-f]{12}", file.parent.name)
     return file
 
 
@@ -59,27 +69,16 @@ def test_photos_are_decoded_once(photos, tmp_path, decoded, capsys):
     loaders_of(photos, image_cache=tmp_path)
     assert not decoded
     for _ in range(2):
-        batches(loaders_of(photos, image_cache=tmp_path).query)
+        query(photos, tmp_path)
         assert len(decoded) == 20
     assert "Caching images: 100%" in capsys.readouterr().err
 
 
-def test_digest_is_written_last(photos, tmp_path, monkeypatch):
-    begun, get = [], ImageSet.__getitem__
-
-    def look(images, item):
-        (file,) = tmp_path.iterdir()
-        begun.append(file.read_bytes()[:DIGEST_BYTES])
-        return get(images, item)
-
-    monkeypatch.setattr(ImageSet, "__getitem__", look)
+def test_squares_are_an_array_for_numpy(photos, tmp_path):
     loader = loaders_of(photos, image_cache=tmp_path).query
     batches(loader)
-    assert set(begun) <= {b"", bytes(DIGEST_BYTES)}
-    content = cache_in(tmp_path).read_bytes()
-    assert content[:6].hex() == cache_in(tmp_path).name.split(".")[2]
-    assert content[:DIGEST_BYTES] == loader.dataset.digest
-    squares = np.frombuffer(content, np.uint8, 20 * 3 * 37 * 37, DIGEST_BYTES).reshape(20, 3, 37, 37)
+    squares = np.load(cache_in(tmp_path))
+    assert (squares.shape, squares.dtype) == ((20, 3, 37, 37), np.uint8)
     assert np.array_equal(squares[4], loader.dataset.photos[4][0])
 
 
@@ -101,49 +100,41 @@ def shorten_list(folder):
 
 
 @pytest.mark.parametrize("change", [change_photo, touch_photo, change_list, shorten_list])
-def test_changed_photos_or_list_make_a_new_file(folder, tmp_path, change, capsys):
+def test_changed_photos_or_list_make_a_new_cache(folder, tmp_path, change, capsys):
     cache = tmp_path / "cache"
-    batches(loaders_of(folder, image_cache=cache).query)
-    old = cache_in(cache)
-    size = old.stat().st_size / 1e9
+    query(folder, cache)
+    old = cache_in(cache).parent
     change(folder)
     capsys.readouterr()
-    got = batches(loaders_of(folder, image_cache=cache).query)
-    assert torch.equal(got[0], batches(loaders_of(folder).query)[0])
-    printed = capsys.readouterr().out
-    assert re.search(r"image cache \S+/test\.txt\.[0-9a-f]{12}\.images \(0\.0 GB\) is made\n", printed)
-    told = (
-        f"image caches of test.txt for other photos or settings in {cache}: 1, {size:.1f} GB; those that no run needs"
-    )
-    assert told in printed
-    old.unlink()
+    assert torch.equal(query(folder, cache)[0], batches(loaders_of(folder).query)[0])
+    told = f"image caches of test.txt for other photos or settings in {cache}: 1, 0.0 GB; those that no run needs"
+    assert told in capsys.readouterr().out
+    shutil.rmtree(old)
     cache_in(cache)
 
 
-def test_exchanged_photos_make_a_new_file(folder, tmp_path):
+def test_exchanged_photos_make_a_new_cache(folder, tmp_path):
     with exchanged(folder / "toy_final/6_1.JPG", folder / "toy_final/9_3.JPG"):
-        before = batches(loaders_of(folder, image_cache=tmp_path / "cache").query)[0]
-    after = batches(loaders_of(folder, image_cache=tmp_path / "cache").query)[0]
+        before = query(folder, tmp_path / "cache")[0]
+    after = query(folder, tmp_path / "cache")[0]
     assert torch.equal(after, batches(loaders_of(folder).query)[0]) and not torch.equal(after, before)
 
 
-def test_files_of_several_settings_and_sets(photos, folder, tmp_path, decoded, capsys):
+def test_caches_of_several_settings_and_sets(photos, folder, tmp_path, decoded, capsys):
     change_photo(folder)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "test.txt.images").write_bytes(bytes(3_000_000_000 // 1000))
-    (tmp_path / "cache" / "other.test.txt.0123456789ab.images").write_bytes(b"of another list")
+    (tmp_path / "cache" / "other.test.txt.0123456789ab").mkdir(parents=True)
     changes = [{}, {"crop_size": 28}, {"decode": "fast"}, {"interpolation": "bicubic"}, {"crop_fraction": 1.0}]
     runs = [*((photos, settings) for settings in changes), (folder, {})]
     for _ in range(2):
         for data, settings in runs:
-            got = batches(loaders_of(data, image_cache=tmp_path / "cache", **settings).query)
+            got = query(data, tmp_path / "cache", **settings)
             made = len(decoded)
             assert torch.equal(got[0], batches(loaders_of(data, **settings).query)[0])
             del decoded[made:]
     assert len(decoded) == 6 * 20
     printed = capsys.readouterr().out
     assert printed.count("is made\n") == 6
-    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed) == list("123456")
+    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed) == list("12345")
 
 
 def test_evaluation(tiny, observed, tmp_path):
@@ -153,3 +144,81 @@ def test_evaluation(tiny, observed, tmp_path):
         recalls.append(run.info["recall"])
     assert recalls[0] == recalls[1] == recalls[2]
     assert "is made" not in run.printed
+
+
+def cut(cache: Path) -> None:
+    os.truncate(cache, 1000)
+
+
+def overwrite_header(cache: Path) -> None:
+    with cache.open("r+b") as file:
+        file.write(bytes(16))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", [cut, overwrite_header, Path.unlink])
+def test_a_changed_file_is_replaced_at_the_next_pass(photos, tmp_path, capsys, workers, damage):
+    loader = loaders_of(photos, image_cache=tmp_path, num_workers=workers).query
+    loader.dataset.prepare(8, 0)
+    capsys.readouterr()
+    damage(cache_in(tmp_path))
+    with pytest.raises(InputError, match=r"image cache \S+ is gone or damaged by now: run the command again"):
+        next(iter(DataLoader(loader.dataset, 8, num_workers=workers)))
+    assert torch.equal(batches(loader)[0], batches(loaders_of(photos).query)[0])
+    assert capsys.readouterr().out == f"image cache {cache_in(tmp_path).parent} is made\n"
+
+
+def test_photos_are_decoded_where_no_cache_can_be_written(photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    expected = batches(loaders_of(photos).query)[0]
+    assert torch.equal(query(photos, tmp_path / "file")[0], expected)
+    told = rf"images are not cached: {tmp_path}/file/test\.txt\.\w+ cannot be written to: Not a directory"
+    assert re.match(told, capsys.readouterr().out)
+    query(photos, tmp_path)
+    shutil.rmtree(cache := cache_in(tmp_path).parent)
+    capsys.readouterr()
+    with exclusive_lock(cache / ".lock", "", ""):
+        assert torch.equal(query(photos, tmp_path)[0], expected)
+    told = rf"images are not cached: {cache} is being written by process {os.getpid()} on .*: photos are decoded"
+    assert re.match(told, capsys.readouterr().out)
+
+
+def test_an_unreadable_photo_keeps_the_old_cache(folder, tmp_path):
+    cache = tmp_path / "cache"
+    query(folder, cache)
+    before = cache_in(cache).read_bytes()
+    (folder / "toy_final/9_3.JPG").write_bytes(b"no photo")
+    with pytest.raises(InputError, match=r"photo .*9_3\.JPG cannot be read"):
+        query(folder, cache)
+    (folder / "toy_final/9_3.JPG").unlink()
+    with pytest.raises(InputError, match=r"photo .*9_3\.JPG cannot be read \(No such file or directory\)"):
+        query(folder, cache)
+    assert before in [file.read_bytes() for file in cache.glob("*/squares.npy")]
+
+
+def test_a_disk_that_fills_up(photos, tmp_path):
+    told = r"test\.txt\.\S+ could not be written to: File too large"
+    with limited(resource.RLIMIT_FSIZE, 60_000), pytest.raises(InputError, match=told):  # the squares have 82,140 bytes
+        query(photos, tmp_path)
+
+
+def test_two_processes_go_on_after_a_killed_one(photos, tmp_path, monkeypatch, decoded):
+    monkeypatch.setattr("utils.store.store.CHUNK_BYTES", 8 * 3 * 37 * 37)  # a batch
+    get = ImageSet.__getitem__
+
+    def get_until_killed(images, item):
+        return os.kill(os.getpid(), signal.SIGKILL) if item == 13 else get(images, item)
+
+    def make(is_killed: bool) -> None:
+        if is_killed:
+            monkeypatch.setattr(ImageSet, "__getitem__", get_until_killed)
+        query(photos, tmp_path)
+
+    assert exit_codes(partial(make, True)) == [-signal.SIGKILL]
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert torch.equal(query(photos, tmp_path / "copy")[0], batches(loaders_of(photos).query)[0])
+    assert decoded[:12] == list(range(8, 20))
+    del decoded[:]
+    assert exit_codes(*[partial(make, False)] * 2) == [0, 0]
+    query(photos, tmp_path)
+    assert not decoded
