@@ -1,5 +1,4 @@
 import signal
-import stat
 import subprocess
 import sys
 import zipfile
@@ -28,8 +27,8 @@ def archive(tmp_path) -> Path:
     return write_archive(tmp_path / "SOP.zip")
 
 
-def write_archive(path: Path, more: dict | None = None, top: str = "Stanford_Online_Products/") -> Path:
-    """SOP's archive in small; `more` has further members, by name or ZipInfo."""
+def write_archive(path: Path, more: dict[str, str] | None = None, top: str = "Stanford_Online_Products/") -> Path:
+    """SOP's archive in small; `more` has further members by name."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
         for name in ("", "bicycle_final/"):
             content.mkdir(top + name)
@@ -44,12 +43,6 @@ def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder with its text, but for lock files."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
     return {str(path.relative_to(folder)): path.read_text() for path in files}
-
-
-def with_mode(name: str, mode: int) -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(name)
-    member.external_attr = mode << 16
-    return member
 
 
 def test_the_md5_is_known_for_the_official_addresses_only():
@@ -75,34 +68,12 @@ def test_an_empty_folder_is_filled_and_what_macos_adds_is_left_out(tmp_path):
 
 
 TOP = "Stanford_Online_Products/"
-HOSTILE = {
-    "parent": "../evil",
-    "parent-inside": TOP + "a/../../../evil",
-    "absolute": "/tmp/evil",
-    "drive": "C:/evil",
-    "backslash": TOP + "..\\evil",
-    "device-name": TOP + "NUL.txt",
-    "symlink": with_mode(TOP + "link", stat.S_IFLNK | 0o777),
-    "device": with_mode(TOP + "disk", stat.S_IFBLK | 0o666),
-    "pipe": with_mode(TOP + "pipe", stat.S_IFIFO | 0o666),
-    "nothing": "./",
-}
 
 
-@pytest.mark.parametrize("member", HOSTILE.values(), ids=HOSTILE)
-def test_a_member_that_could_leave_the_folder_is_refused(tmp_path, member):
+@pytest.mark.parametrize("member", ["../evil", f"{TOP}a/../../../evil", "/tmp/evil"])
+def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, member):
     archive = write_archive(tmp_path / "SOP.zip", {member: "/etc/passwd"})
-    before = archive.read_bytes()
-    with pytest.raises(InputError, match=r"SOP.zip was refused: its member '.*' could be written outside the folder"):
-        unpack(archive, tmp_path / "sop")
-    assert names(tmp_path) == ["SOP.zip"]
-    assert archive.read_bytes() == before
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_a_member_given_twice_is_refused(tmp_path):
-    archive = write_archive(tmp_path / "SOP.zip", {TOP + "./Ebay_test.txt": "x", TOP + "Ebay_test.txt": "y"})
-    with pytest.raises(InputError, match=r"refused: its member .* or over another"):
+    with pytest.raises(InputError, match=r"SOP.zip was refused: its member '.*' would be written outside the folder"):
         unpack(archive, tmp_path / "sop")
     assert names(tmp_path) == ["SOP.zip"]
 
@@ -114,12 +85,10 @@ def test_a_file_and_a_folder_of_one_name(tmp_path):
     assert names(tmp_path) == ["SOP.zip"]
 
 
-@pytest.mark.parametrize(
-    ("limit", "message"), [("MAX_MEMBERS", "8 members"), ("MAX_UNPACKED", r"members of \d+ bytes together")]
-)
-def test_more_than_a_dataset_has_is_refused(archive, tmp_path, monkeypatch, limit, message):
-    monkeypatch.setattr(sop.preparation.archive, limit, 7)
-    with pytest.raises(InputError, match=rf"SOP.zip was refused: .*{message}.*expected at most.*check where it"):
+def test_more_than_a_dataset_has_is_refused(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(sop.preparation.archive, "MAX_UNPACKED", 7)
+    told = r"SOP.zip was refused: it unpacks to \d,\d+ bytes, expected at most 7; check where it comes from"
+    with pytest.raises(InputError, match=told):
         unpack(archive, tmp_path / "sop")
     assert names(tmp_path) == ["SOP.zip"]
 
@@ -241,5 +210,5 @@ def test_a_folder_that_is_not_empty_is_not_replaced(archive, tmp_path):
 
 
 def test_safe_names():
-    assert all(map(is_safe, ("a", "a/b.JPG", "a b/c,d..JPG", "...", "console/nullify", "com10")))
-    assert not any(map(is_safe, ("", ".", "/", "..", "a/..", "a\\b", "c:", "nul", "a/Com1.txt", "LPT9.a/b")))
+    assert all(map(is_safe, ("a", "a/b.JPG", "a b/c,d..JPG", "...")))
+    assert not any(map(is_safe, ("", ".", "/", "..", "a/..")))
