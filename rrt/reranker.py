@@ -1,8 +1,7 @@
 """The library's face: a trained network that embeds images, scores pairs of them and ranks candidates."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,56 +12,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.network import RerankingNetwork
+from rrt.arguments import TOP_K, Fusion, device_of, positions_of, weights_of
+from rrt.features import Features, are_features, as_float32
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, load, save
 from sop.images.transforms import test_transform
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.pair_scoring import Scorer, pair_scores
-from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.retrieval.ranking import Candidates, Ranking, candidate_cosines, ranking_by
 from utils.runtime.device import MicroBatches
 from utils.runtime.precision import float32_throughout
-from utils.settings import check_settings, number, plain, whole_number
+from utils.settings import check_settings, plain
 
 IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB
-WEIGHT = number(0, 1_000_000)
-TOP_K = whole_number(1).or_none()
-Fusion = Sequence[float] | np.ndarray | None
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the network answers for n images: descriptors (n, dg), of length 1, and local maps (n, dl, h, w), float32.
-
-    Arrays of numpy do as well. Those of some images are had by a slice, positions or a mask: `features[:10]`; one
-    position gives those of one image, n = 1. `descriptors, maps = features` unpacks both. InputError where one is
-    lacking, or where they are not of as many images.
-    """
-
-    descriptors: Any
-    maps: Any
-
-    def __post_init__(self):
-        if not _are_features(self):
-            shapes = " and ".join(str(tuple(part.shape)) if hasattr(part, "shape") else repr(part) for part in self)
-            raise InputError(f"{shapes} are no features: give descriptors (n, dg) and maps (n, dl, h, w). {NEEDS_MAPS}")
-
-    def __len__(self) -> int:
-        return len(self.descriptors)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.descriptors, self.maps))
-
-    def __getitem__(self, rows: Any) -> "Features":
-        if isinstance(rows, int | np.integer):
-            rows = [range(len(self))[rows]]
-        return Features(*(part[rows] for part in self))
-
-
-def _are_features(parts: Iterable) -> bool:
-    """Whether these are descriptors and maps of as many images."""
-    descriptors, maps = ((*getattr(part, "shape", ()),) for part in parts)
-    return (len(descriptors), len(maps)) == (2, 4) and descriptors[0] == maps[0]
 
 
 class Match(NamedTuple):
@@ -106,7 +69,7 @@ class Reranker:
         `device` None: CUDA where there is a device, else the CPU.
         """
         network.backbone.check_crop_size(crop_size)
-        self.device = _device(device)
+        self.device = device_of(device)
         self.network = network.eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.crop_size = dict(settings), crop_size
@@ -197,7 +160,7 @@ class Reranker:
             return []
         scored = self._scored(of_query, gallery, torch.from_numpy(np.arange(len(gallery))[None]), fusion)
         assert scored.logits is not None
-        (scores,), (positions,) = ranking_by(scored, _weights(fusion, scored.cosines.shape[1]))
+        (scores,), (positions,) = ranking_by(scored, weights_of(fusion, scored.cosines.shape[1]))
         logits, cosines = scored.logits[0], scored.cosines[0]
         return [
             Match(index, score, float(logits[index]), float(cosines[index]))
@@ -216,8 +179,8 @@ class Reranker:
         the gallery.
         """
         queries, gallery = self._features(queries), self._given(gallery)
-        positions = _positions(neighbours, len(queries), len(gallery))
-        weights, absent = _weights(fusion, positions.shape[1]), positions < 0
+        positions = positions_of(neighbours, len(queries), len(gallery))
+        weights, absent = weights_of(fusion, positions.shape[1]), positions < 0
         if absent.all():
             return Ranking(np.full(positions.shape, -np.inf, np.float32), positions.numpy())
         rows, places = positions.where(~absent, positions.max()).unique(return_inverse=True)
@@ -231,7 +194,7 @@ class Reranker:
 
     @float32_throughout()
     def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
-        with_chamfer = _weights(fusion, positions.shape[1]).chamfer > 0
+        with_chamfer = weights_of(fusion, positions.shape[1]).chamfer > 0
         scorers: list[Scorer] = [self.network.matcher, *([Chamfer()] if with_chamfer else [])]
         logits, *chamfer = pair_scores(
             self.network, queries.maps, gallery.maps, positions, scorers, with_progress=False
@@ -244,7 +207,7 @@ class Reranker:
         """Features that were given, or those of images that were."""
         if isinstance(images, Features):
             return images
-        if isinstance(images, tuple | list) and len(images) == 2 and _are_features(images):
+        if isinstance(images, tuple | list) and len(images) == 2 and are_features(images):
             return Features(*images)
         return self.embed(images)
 
@@ -260,7 +223,7 @@ class Reranker:
                 f"features of descriptors {descriptors} and maps {maps} are not of this network: "
                 f"expected (n, {dg}) and (n, {dl}, h, w). {NEEDS_MAPS}"
             )
-        features = Features(*map(_float32, features if rows is None else features[rows.numpy()]))
+        features = Features(*map(as_float32, features if rows is None else features[rows.numpy()]))
         for part in features:
             is_finite = part.flatten(1).isfinite().all(dim=1)
             if not is_finite.all():
@@ -274,57 +237,3 @@ class Reranker:
     def _nothing(self) -> Features:
         """Features of no image, of the shapes that a blank one's have."""
         return self.embed_pixels(torch.zeros(1, 3, self.crop_size, self.crop_size, dtype=torch.uint8))[:0]
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    try:
-        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
-        is_there = chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < torch.cuda.device_count())
-    except (RuntimeError, TypeError):  # unknown to torch
-        is_there = False
-    if not is_there:
-        raise InputError(
-            f"device={str(device)!r}: give 'cpu' or 'cuda'; of the latter torch sees {torch.cuda.device_count()} here"
-        )
-    return chosen
-
-
-def _weights(fusion: Fusion, num_candidates: int) -> Weights:
-    if fusion is None:
-        return Weights(1, 0, 0, num_candidates)
-    given = fusion.tolist() if isinstance(fusion, np.ndarray) else fusion
-    weights = list(map(plain, given)) if isinstance(given, Sequence) else []
-    if len(weights) != 2 or not all(map(WEIGHT.accepts, weights)):
-        raise InputError(f"fusion={fusion!r}: give None, or (w, v), two numbers from 0 to 1,000,000")
-    cosine, chamfer = weights
-    return Weights(1, cosine, chamfer, num_candidates)
-
-
-def _positions(neighbours: np.ndarray | Tensor, queries: int, images: int) -> Tensor:
-    advice = f"give whole numbers ({queries}, k), a row for each query, and fill up shorter rows with -1"
-    try:
-        given = np.asarray(neighbours.cpu() if isinstance(neighbours, Tensor) else neighbours)
-    except ValueError:
-        raise InputError(f"neighbours have rows of different lengths: {advice}") from None
-    if given.ndim == 1 and queries == 1:
-        given = given[None]
-    if given.ndim != 2 or len(given) != queries or (given.size and given.dtype.kind not in "iu"):
-        raise InputError(f"neighbours {given.shape} of {given.dtype}: {advice}")
-    positions = torch.from_numpy(given.astype(np.int64))
-    if positions.numel() and not -1 <= positions.min() <= positions.max() < images:
-        raise InputError(
-            f"neighbours hold {int(positions.min())} to {int(positions.max())}, but the gallery has {images} images, "
-            "numbered from 0"
-        )
-    return positions
-
-
-def _float32(rows: np.ndarray | Tensor) -> Tensor:
-    if isinstance(rows, np.ndarray):
-        rows = np.require(rows, requirements="W")  # torch warns of what may not be written
-    numbers = torch.as_tensor(rows, device="cpu").detach()
-    if numbers.dtype == torch.uint16:
-        numbers = numbers.view(torch.bfloat16)  # whose bits numpy has no other type for
-    if not numbers.is_floating_point():
-        raise InputError(f"features of {numbers.dtype}: give floating-point numbers")
-    return numbers.to(torch.float32)
