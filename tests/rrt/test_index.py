@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from rrt import InputError, Reranker
-from rrt import index as module
+from rrt import indexing
 from rrt.index import Index, update
+from rrt.index_folder import read_content
 from rrt.photos import find_photos
 
 
@@ -29,12 +30,12 @@ def own(paths, tmp_path):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Parts of three photos."""
-    monkeypatch.setattr(module, "PART", 3)
+    monkeypatch.setattr(indexing, "PART", 3)
 
 
 def paths_in(folder) -> list[str]:
     """The photos of an index."""
-    return sorted(photo.path for photo in module.read_content(folder).photos)
+    return sorted(photo.path for photo in read_content(folder).photos)
 
 
 def names(found) -> list[str]:
@@ -259,14 +260,14 @@ def test_takes_out_few_with_sync(reranker, own, tmp_path, monkeypatch):
         "them, or with --sync --yes to take them out"
     )
     assert (index / "index.json").read_bytes() == written and [path.name for path in index.glob("part_*")] == ["part_0"]
-    monkeypatch.setattr(module, "FEW", 7)
+    monkeypatch.setattr(indexing, "FEW", 7)
     assert update(index, find_photos([own]), reranker, sync=True) == (7, 1, 0, 1, 0, 0, [])
     assert paths_in(index) == [*map(str, find_photos([own]))]
 
 
 @pytest.mark.parametrize("left", [[], [".directory"], None])
 def test_a_drive_that_is_away_costs_nothing(reranker, own, tmp_path, monkeypatch, left):
-    monkeypatch.setattr(module, "FEW", 1)  # for any number of others
+    monkeypatch.setattr(indexing, "FEW", 1)  # for any number of others
     index, drive = tmp_path / "index", tmp_path / "drive"
     shutil.copytree(own, drive / "photos" / "deep")
     update(index, find_photos([own, drive]), reranker)
@@ -311,7 +312,7 @@ def test_an_interrupt_keeps_what_was_to_be_embedded_anew(reranker, own, tmp_path
     update(index, photos, reranker)
     for path in photos:
         Image.new("RGB", (40, 30), "red").save(path)
-    monkeypatch.setattr(module, "_with_part", lambda *arguments: 1 // 0)
+    monkeypatch.setattr(indexing, "_with_part", lambda *arguments: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         update(index, photos, reranker)
     monkeypatch.undo()
