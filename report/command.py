@@ -18,15 +18,15 @@ from utils.io.atomic import atomic_write
 from utils.logs.groups import Group, collect_runs, group_runs
 from utils.logs.plots import curves, has_curves, save
 from utils.logs.runs import Run
-from utils.logs.table import unread_lines
+from utils.logs.table import problem_lines
 from utils.runtime.output import unfailing_output
 from utils.settings import expand_home
 from utils.text import printable
 
-LARGEST_PAGE = 20_000_000  # bytes
-MAX_PHOTO_BYTES, MAX_ATTENTION_BYTES = 13_000_000, 5_000_000  # bytes
-MOST_QUERIES, MOST_PAIRS = 200, 120
-MOST_GALLERIES, MOST_CURVES = 10, 40
+MAX_PAGE_BYTES = 20_000_000
+MAX_PHOTO_BYTES, MAX_ATTENTION_BYTES = 13_000_000, 5_000_000  # of all galleries
+MAX_QUERIES, MAX_PAIRS = 200, 120
+MAX_GALLERIES, MAX_CURVES = 10, 40
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def write_page(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m report",
         description="One HTML file with the tables, curves, neighbours and attention of runs, to open in a browser.",
-        epilog=f"It shows at most {MOST_QUERIES} queries, and takes at most {LARGEST_PAGE / 1e6:.0f} MB.",
+        epilog=f"It shows at most {MAX_QUERIES} queries, and takes at most {MAX_PAGE_BYTES / 1e6:.0f} MB.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="searched for run folders, to any depth")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, for instance report.html")
@@ -52,7 +52,7 @@ def write_page(arguments: Sequence[str] | None) -> int:
         return 1
     try:
         page = document(contents(runs)).encode()
-        if len(page) > LARGEST_PAGE:
+        if len(page) > MAX_PAGE_BYTES:
             raise InputError(f"{options.out} would take {len(page) / 1e6:.1f} MB: give fewer runs")
         with atomic_write(options.out) as file:
             file.write(page)
@@ -64,40 +64,40 @@ def write_page(arguments: Sequence[str] | None) -> int:
 
 
 def contents(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page shows."""
+    """The page's data."""
     groups, photos = group_runs(runs), Photos()
     evaluations = [run for run in runs if run.script == SCRIPT]
-    galleries, problems = [], list(unread_lines(runs))
-    for run in evaluations[:MOST_GALLERIES]:
-        share = min(len(evaluations), MOST_GALLERIES)
+    galleries, problems = [], list(problem_lines(runs))
+    num_galleries = min(len(evaluations), MAX_GALLERIES)
+    for run in evaluations[:MAX_GALLERIES]:
         try:
             galleries.append(
                 gallery(
                     run,
                     photos,
-                    num_queries=MOST_QUERIES // share,
-                    num_pairs=MOST_PAIRS // share,
-                    photo_room=MAX_PHOTO_BYTES // share,
-                    attention_room=MAX_ATTENTION_BYTES // share,
+                    num_queries=MAX_QUERIES // num_galleries,
+                    num_pairs=MAX_PAIRS // num_galleries,
+                    max_photo_bytes=MAX_PHOTO_BYTES // num_galleries,
+                    max_attention_bytes=MAX_ATTENTION_BYTES // num_galleries,
                 )
             )
         except InputError as error:
             problems.append(printable(f"{run.folder}: no gallery: {error}"))
     if not evaluations:
         problems.append(f"No gallery: none of the runs is an evaluation of reranking; {SCRIPT} makes one")
-    if len(evaluations) > MOST_GALLERIES:
+    if len(evaluations) > MAX_GALLERIES:
         problems.append(
-            f"No gallery for {len(evaluations) - MOST_GALLERIES} evaluations after the first {MOST_GALLERIES}"
+            f"No gallery for {len(evaluations) - MAX_GALLERIES} evaluations after the first {MAX_GALLERIES}"
         )
-    drawn = [run for run in runs if has_curves(run)]
-    if len(drawn) > MOST_CURVES:
-        problems.append(f"No curves for {len(drawn) - MOST_CURVES} runs after the first {MOST_CURVES} that have such")
-    if not drawn:
+    with_curves = [run for run in runs if has_curves(run)]
+    if len(with_curves) > MAX_CURVES:
+        problems.append(f"No curves for {len(with_curves) - MAX_CURVES} runs with curves after the first {MAX_CURVES}")
+    if not with_curves:
         problems.append("No curves: none of the runs has logged train.loss or val.recall@K; trainings do")
     return {
         "folders": [printable(run.folder) for run in runs],
         "tables": tables(runs, groups),
-        "curves": _svg(drawn[:MOST_CURVES], groups) if drawn else None,
+        "curves": _svg(with_curves[:MAX_CURVES], groups) if with_curves else None,
         "galleries": galleries,
         "photos": photos.entries,
         "problems": problems,

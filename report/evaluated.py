@@ -1,4 +1,4 @@
-"""What an evaluation of reranking has left: its rankings, and the photos that they rank, as far as they are its own."""
+"""The files of an evaluation of reranking: its rankings and its photos, checked to be of the same run."""
 
 import contextlib
 import io
@@ -23,17 +23,17 @@ SCRIPT = "eval_rerank.py"
 
 
 class Evaluated(NamedTuple):
-    """An evaluation, with a rank for each query (n,) and ranking: of its first match, from 0, infinite without one."""
+    """An evaluation. `ranks` has for each ranking the queries' ranks (n,) of the first match: from 0, inf for none."""
 
     run: Run
-    data: Path  # the dataset folder
+    data: Path  # folder of the data set
     queries: Split
     gallery: Split
     candidates: Candidates
     labels: Labels
-    found: Rankings
+    rankings: Rankings
     ranks: dict[str, np.ndarray]
-    files: list[Path]  # that it is read from
+    files: list[Path]  # that were read
 
 
 def read_evaluated(run: Run) -> Evaluated:
@@ -47,7 +47,7 @@ def read_evaluated(run: Run) -> Evaluated:
     check_settings({"temp_dir": config.get("temp_dir")}, {"temp_dir": TEXT})
     for name in ("data_path", "test_file"):
         check_settings({name: dataset.get(name)}, {name: DATASET_RULES[name]}, "dataset.")
-    folders = [*located(run, config["temp_dir"]), run.folder.parent]
+    folders = [*possible_paths(run, config["temp_dir"]), run.folder.parent]
     folder = next((folder for folder in folders if (folder / NAME).exists()), Path(config["temp_dir"]))
     candidates, labels = load_scores(folder)
     if md5(folder / NAME) != nested(read_json(run.folder / "info.json"), "scores_md5"):
@@ -56,37 +56,37 @@ def read_evaluated(run: Run) -> Evaluated:
     names = dataset["test_file"] if isinstance(dataset["test_file"], list) else [dataset["test_file"]]
     splits = [read_split(data, name) for name in names]
     for name in names:
-        check_is_noted(run, str(Path(dataset["data_path"]) / name), data / name)
+        check_md5(run, str(Path(dataset["data_path"]) / name), data / name)
     queries, gallery = splits[0], splits[-1]
-    numbers = class_map(*splits)
+    label_of = class_map(*splits)
     for split, classes in ((queries, labels.queries), (gallery, labels.gallery)):
-        if [numbers[number] for number in split.classes] != classes.tolist():
+        if [label_of[number] for number in split.classes] != classes.tolist():
             raise InputError(f"{folder / NAME} is of other photos than {data / names[0]} lists: run {SCRIPT} again")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            found = rank_candidates(candidates, labels, config.get("fusion"))
+            rankings = rank_candidates(candidates, labels, config.get("fusion"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{run.folder / 'config.json'}: fusion={config.get('fusion')!r} is unknown") from error
-    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in found.rankings.items()}
+    ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in rankings.rankings.items()}
     files = [run.folder / "config.json", run.folder / "info.json", folder / NAME, *(data / name for name in names)]
-    return Evaluated(run, data, queries, gallery, candidates, labels, found, ranks, files)
+    return Evaluated(run, data, queries, gallery, candidates, labels, rankings, ranks, files)
 
 
-def located(run: Run, path: str) -> list[Path]:
-    """Where a path in a run's settings may lead: from the folder of the command that ran, and from here."""
+def possible_paths(run: Run, path: str) -> list[Path]:
+    """A path of a run's settings, relative to the folder of the run's command, and to the current folder."""
     base = nested(read_json(run.folder / "run.json"), "experiment", "base_dir")
-    is_elsewhere = isinstance(base, str) and "\0" not in base and Path(base) != Path.cwd()
-    return [*([Path(str(base), path)] if is_elsewhere else []), Path(path)]
+    is_elsewhere = isinstance(base, str) and Path(base) != Path.cwd()
+    return [Path(str(base), path), Path(path)] if is_elsewhere else [Path(path)]
 
 
 def first_existing(run: Run, path: str) -> Path:
-    """The first place of `located` that is there, or the first."""
-    places = located(run, path)
-    return next((place for place in places if place.exists()), places[-1])
+    """The first of `possible_paths` that exists, else the last."""
+    paths = possible_paths(run, path)
+    return next((path for path in paths if path.exists()), paths[-1])
 
 
-def check_is_noted(run: Run, name: str, path: Path) -> None:
-    """InputError where a file is not the one whose MD5 sum the run has noted under its name then."""
-    noted = nested(read_json(run.folder / "info.json"), "md5", name)
-    if isinstance(noted, str) and path.exists() and md5(path) != noted:
+def check_md5(run: Run, name: str, path: Path) -> None:
+    """InputError where a file's MD5 sum is not the one that the run has recorded for the setting `name`."""
+    recorded = nested(read_json(run.folder / "info.json"), "md5", name)
+    if isinstance(recorded, str) and path.exists() and md5(path) != recorded:
         raise InputError(f"{path} is not the one that was evaluated: its MD5 sum differs; run {SCRIPT} again")

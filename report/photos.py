@@ -1,4 +1,4 @@
-"""Photos as small JPEGs in base64, each once, and what keeps one from being shown."""
+"""Thumbnails of photos, each once, as JPEGs in base64; or the reason why a photo cannot be read."""
 
 import json
 from pathlib import Path
@@ -7,29 +7,29 @@ from sop.images.photo import jpeg, thumbnail
 from utils.errors import InputError
 from utils.text import printable
 
-SIDE = 96  # pixels, of the longer side
+SIDE = 96  # pixels of the longer side
 QUALITY = 62
 
 
 class Photos:
-    """Thumbnails by number; `size` is what they take in the page, in bytes."""
+    """Thumbnails by index; `size` is their size in the page, in bytes."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, str]] = []
-        self.numbers: dict[Path, int] = {}
+        self.index_of: dict[Path, int] = {}
         self.size = 0
 
-    def number(self, path: Path) -> int:
-        """The number of a photo, which is read the first time."""
-        if path not in self.numbers:
-            self.numbers[path] = len(self.entries)
+    def index(self, path: Path) -> int:
+        """The index of a photo. The photo is read at its first use."""
+        if path not in self.index_of:
+            self.index_of[path] = len(self.entries)
             self.entries.append(entry(path))
             self.size += len(json.dumps(self.entries[-1]))
-        return self.numbers[path]
+        return self.index_of[path]
 
 
 def entry(path: Path) -> dict[str, str]:
-    """A photo's `path` and its `jpeg`, or the `problem` that it has."""
+    """A photo's `path`, and its `jpeg` or the `problem` of reading it."""
     try:
         return {"path": printable(path), "jpeg": jpeg(thumbnail(path, SIDE), QUALITY)}
     except InputError as error:

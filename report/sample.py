@@ -1,4 +1,4 @@
-"""The queries that a page shows, drawn so that each outcome of reranking is among them."""
+"""The sample of queries on a page, drawn so that it has each outcome of reranking."""
 
 from itertools import zip_longest
 
@@ -14,7 +14,7 @@ def outcomes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def draw(outcome: np.ndarray) -> list[int]:
-    """All queries in random order by a fixed seed, one of each outcome (n,) in turn as long as there are such."""
+    """All queries in random order by a fixed seed, one of each outcome (n,) in turn while there are any left."""
     order = np.random.default_rng(SEED).permutation(len(outcome))
     by_outcome = [order[outcome[order] == i].tolist() for i in range(len(OUTCOMES))]
-    return [query for turn in zip_longest(*by_outcome) for query in turn if query is not None]
+    return [query for queries in zip_longest(*by_outcome) for query in queries if query is not None]

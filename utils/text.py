@@ -1,5 +1,7 @@
-"""Texts and tables as a terminal or Markdown shows them: made printable, shortened, sorted."""
+"""Texts and tables for a terminal, Markdown and HTML: made printable, shortened, sorted, escaped."""
 
+import base64
+import hashlib
 import html
 import math
 import re
@@ -11,17 +13,14 @@ Row = dict[str, object]
 
 
 def text_table(rows: list[Row]) -> str:
-    """Columns aligned by blanks, numbers to the right."""
-    lines = [list(rows[0])] + [[cell_text(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = [any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows) for name in rows[0]]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    """Columns aligned by blanks: texts to the left, numbers and `mean ± deviation` to the right."""
+    columns = []
+    for name in rows[0]:
+        cells = [name] + [cell_text(row[name]) for row in rows]
+        is_text = any(isinstance(row[name], str | Path) and "±" not in str(row[name]) for row in rows)
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 def markdown_table(rows: list[Row]) -> str:
@@ -32,12 +31,12 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A text with what Markdown takes for HTML, for code or for the end of a cell escaped."""
+    """A text with the characters escaped that begin HTML or code in Markdown, or end a cell."""
     return re.sub(r"[\\`|]", r"\\\g<0>", html.escape(text, quote=False))
 
 
 def cell_text(value: object) -> str:
-    """A value as a table shows it, on one line."""
+    """A value as the text of a table's cell, on one line."""
     if isinstance(value, timedelta):
         minutes, seconds = divmod(round(value.total_seconds()), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
@@ -46,19 +45,19 @@ def cell_text(value: object) -> str:
     return "" if value is None else printable(" ".join(str(value).split()))
 
 
-STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's controls, formats, surrogates and separators of lines
+CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's categories of controls, formats, surrogates, line separators
 
 
 def printable(text: object) -> str:
-    """A text with its controls and lone surrogates escaped: they steer a terminal, or cannot be written at all."""
+    """A text with its control characters and lone surrogates escaped: they act on a terminal, or cannot be written."""
     text = str(text)
     if text.isprintable():
         return text
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in STEERING else c for c in text)
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in CONTROLS else c for c in text)
 
 
 def shortened(text: str, length: int) -> str:
-    """A text of at most so many characters: what does not fit is taken from its middle, where … stands."""
+    """A text of at most `length` characters: … replaces the middle of a longer one."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 2
@@ -66,8 +65,13 @@ def shortened(text: str, length: int) -> str:
 
 
 def natural_key(text: str) -> list:
-    """A sort key under which numbers in a text go by their value, however many digits they have."""
+    """A sort key that orders numbers in texts by their value, however many digits they have."""
     return [
         (len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (math.inf, part)
         for part in re.split(r"(\d+)", text)
     ]
+
+
+def csp_source(content: str) -> str:
+    """The name of an inline script or style in a page's Content-Security-Policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

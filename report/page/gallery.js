@@ -1,13 +1,13 @@
-// Queries with their first neighbours before and after reranking, and what of them is shown.
+// The gallery: queries with their first neighbours before and after reranking, and its filters.
 
 const OUTCOMES = ["gained", "lost", "still wrong", "still right"];
 const SIGNS = { gained: "▲ gained", lost: "▼ lost", "still wrong": "✕ still wrong", "still right": "✓ still right" };
-const NEIGHBOURS = 10, AT_A_TIME = 20;
+const NEIGHBOURS = 10, PAGE_SIZE = 20;
 
 function showGallery(section, galleries) {
   section.append(element("h2", {}, "Gallery: neighbours before and after reranking"));
   if (!galleries.length) {
-    section.append(element("p", { class: "faint" }, "There is none; the sources below say why."));
+    section.append(element("p", { class: "faint" }, "There is no gallery; the sources below say why."));
     return;
   }
   const body = element("div");
@@ -21,31 +21,30 @@ function showGallery(section, galleries) {
 }
 
 function galleryElements(gallery) {
-  const state = { ranking: gallery.rankings.findIndex(({ name }) => name === gallery.best), outcome: null, class: "", text: "", shown: AT_A_TIME };
+  const state = { ranking: gallery.rankings.findIndex(({ name }) => name === gallery.best), outcome: null, class: "", text: "", shown: PAGE_SIZE };
   const list = element("div", { class: "queries" });
-  const count = element("p", { class: "faint", role: "status" });
-  const more = element("button", { class: "more", type: "button", click: () => { state.shown += AT_A_TIME; draw(); } });
+  const status = element("p", { class: "faint", role: "status" });
+  const more = element("button", { class: "more", type: "button", click: () => { state.shown += PAGE_SIZE; draw(); } });
   const buttons = [null, ...OUTCOMES].map((outcome) => element("button", { type: "button", click: () => choose({ outcome }) }));
   const choose = (changes) => {
-    Object.assign(state, { shown: AT_A_TIME }, changes);
+    Object.assign(state, { shown: PAGE_SIZE }, changes);
     draw();
   };
-  const fits = (query) => (!state.class || String(query.class) === state.class) && searched(query).includes(state.text.toLowerCase());
+  const matches = (query) => (!state.class || String(query.class) === state.class) && searchText(query).includes(state.text.toLowerCase());
   const draw = () => {
-    const fitting = gallery.queries.filter(fits);
-    const found = fitting.filter((query) => !state.outcome || outcomeOf(query, state.ranking) === state.outcome);
-    const totals = gallery.counts[gallery.rankings[state.ranking].name];
+    const matching = gallery.queries.filter(matches);
+    const withOutcome = (outcome) => matching.filter((query) => !outcome || outcomeOf(query, state.ranking) === outcome);
     [null, ...OUTCOMES].forEach((outcome, i) => {
-      const here = outcome ? fitting.filter((query) => outcomeOf(query, state.ranking) === outcome).length : fitting.length;
       buttons[i].setAttribute("aria-pressed", String(state.outcome === outcome));
-      buttons[i].replaceChildren(outcome ? SIGNS[outcome] : "all", " ", element("small", {}, String(here)));
+      buttons[i].replaceChildren(outcome ? SIGNS[outcome] : "all", " ", element("small", {}, String(withOutcome(outcome).length)));
     });
-    const among = OUTCOMES.map((outcome, i) => `${totals[i].toLocaleString("en")} ${outcome}`).join(", ");
-    count.textContent = `${found.length} of ${gallery.queries.length} queries here fit. Among all queries of the evaluation: ${among}.`;
-    const drawn = found.slice(0, state.shown);
+    const counts = gallery.counts[gallery.rankings[state.ranking].name];
+    const overall = OUTCOMES.map((outcome, i) => `${counts[i].toLocaleString("en")} ${outcome}`).join(", ");
+    const selected = withOutcome(state.outcome), drawn = selected.slice(0, state.shown);
+    status.textContent = `${selected.length} of ${gallery.queries.length} queries here match. All queries of the evaluation: ${overall}.`;
     list.replaceChildren(...drawn.map((query) => queryCard(gallery, query, state.ranking)));
-    more.hidden = drawn.length === found.length;
-    more.textContent = `Show more (${found.length - drawn.length})`;
+    more.hidden = drawn.length === selected.length;
+    more.textContent = `Show more (${selected.length - drawn.length})`;
   };
   const classes = [...new Set(gallery.queries.map((query) => query.class))].sort((a, b) => a - b);
   const search = element("input", { type: "search", placeholder: "part of a path or class", input: () => choose({ text: search.value }) });
@@ -60,18 +59,17 @@ function galleryElements(gallery) {
       element("label", {}, "Search", search),
     ),
     element("div", { class: "choices", role: "group", "aria-label": "Outcome at rank 1" }, ...buttons),
-    count,
+    status,
     element(
       "div",
       { class: "key" },
       ...[["is-query", "Q", "query"], ["hit", "✓", "hit: of its class"], ["miss", "✕", "miss: of another class"]].map(([kind, sign, text]) =>
         element("span", {}, element("span", { class: `tile ${kind}`, "aria-hidden": "true" }, element("span", { class: "sign" }, sign)), text)),
-      element("span", {}, "◉ attention is kept; every photo opens its pair; arrow keys move between photos"),
+      element("span", {}, "◉ attention is shown; every photo opens its pair"),
     ),
     list,
     more,
   ];
-  list.addEventListener("keydown", moveBetweenTiles);
   draw();
   return elements;
 }
@@ -81,7 +79,7 @@ function outcomeOf(query, ranking) {
   return OUTCOMES[before ? (after ? 3 : 1) : after ? 0 : 2];
 }
 
-function searched(query) {
+function searchText(query) {
   return `${data.photos[query.photo].path} ${query.class}`.toLowerCase();
 }
 
@@ -114,7 +112,6 @@ function tileRow(gallery, query, ranking, label) {
     const tile = element("button", {
       class: `tile ${kind}`,
       type: "button",
-      tabindex: i ? -1 : 0,
       "aria-label": `${label}, rank ${i + 1}: ${kind}, ${data.photos[neighbour.photo].path}${neighbour.attention ? ", with attention" : ""}`,
       click: () => showPair(document.getElementById("pair"), gallery, query, neighbour, tile),
     });
@@ -125,22 +122,12 @@ function tileRow(gallery, query, ranking, label) {
   return element("div", { class: "row" }, element("span", { class: "faint" }, label), element("div", { class: "tiles" }, ...tiles));
 }
 
-function photoTile(tile, number, sign) {
-  const { path, jpeg, problem } = data.photos[number];
+function photoTile(tile, index, sign) {
+  const { path, jpeg, problem } = data.photos[index];
   tile.setAttribute("title", problem ?? path);
   tile.append(
     jpeg ? element("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: "" }) : element("span", { class: "grey" }, path),
     element("span", { class: "sign", "aria-hidden": "true" }, sign),
   );
   return tile;
-}
-
-function moveBetweenTiles(event) {
-  const row = event.target.closest(".tiles");
-  const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-  if (!row || !step) return;
-  event.preventDefault();
-  const rows = [...event.currentTarget.querySelectorAll(".tiles")];
-  const column = [...row.children].indexOf(event.target) + step[1];
-  rows[rows.indexOf(row) + step[0]]?.children[column]?.focus();
 }

@@ -11,7 +11,7 @@ function showCurves(section, svg) {
   if (!svg) return;
   section.append(
     element("h2", {}, "Training curves"),
-    element("p", { class: "source" }, "From metrics.json, or where it has no recalls cout.txt, in each run's folder. Faint: the loss of each iteration. Thick: means over seeds, in a band of one sample standard deviation."),
+    element("p", { class: "source" }, "From metrics.json and cout.txt in each run's folder; cout.txt completes the recalls of metrics.json. Faint: the loss of each iteration. Thick: means over seeds, in a band of one sample standard deviation."),
     element("img", { class: "curves", src: `data:image/svg+xml;base64,${svg}`, alt: "Loss and validation recalls over epochs, a line for each run" }),
   );
 }
@@ -19,7 +19,7 @@ function showCurves(section, svg) {
 function showSources(section) {
   section.append(
     element("h2", {}, "Sources"),
-    element("p", { class: "faint" }, "All that this page shows is from these folders of runs, and from the files below."),
+    element("p", { class: "faint" }, "This page was made from these run folders, and from the files below."),
     element("ul", {}, ...data.folders.map((folder) => element("li", { class: "path" }, folder))),
   );
   for (const { folder, files } of data.galleries) {

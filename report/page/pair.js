@@ -1,9 +1,9 @@
-// A query and one of its neighbours: what is known of the pair, and what the matcher attends to in it.
+// A query and one of its neighbours: classes, ranks, scores, and the matcher's attention.
 
 const FULL = 65535, SIDE = 224, GAP = 28;
 
 function showPair(dialog, gallery, query, neighbour, opener) {
-  const photo = (number) => data.photos[number].path;
+  const path = (photo) => data.photos[photo].path;
   dialog.replaceChildren(
     element(
       "header",
@@ -15,8 +15,8 @@ function showPair(dialog, gallery, query, neighbour, opener) {
       "dl",
       { class: "facts" },
       ...[
-        ["Query", `${photo(query.photo)}, class ${query.class}`],
-        ["Neighbour", `${photo(neighbour.photo)}, class ${neighbour.class}`],
+        ["Query", `${path(query.photo)}, class ${query.class}`],
+        ["Neighbour", `${path(neighbour.photo)}, class ${neighbour.class}`],
         ["Rank", gallery.rankings.map(({ title }, i) => `${neighbour.ranks[i]} by ${title}`).join("; ")],
         ["Scores", [["logit", neighbour.logits], ["cosine", neighbour.cosines], ["chamfer", neighbour.chamfer]]
           .map(([name, value]) => (value === undefined ? `no ${name}` : `${name} ${value.toFixed(3)}`)).join(", ")],
@@ -34,34 +34,32 @@ function withoutAttention(query, neighbour) {
     { class: "bar" },
     photoTile(element("div", { class: "tile is-query", role: "img", "aria-label": "query" }), query.photo, "Q"),
     photoTile(element("div", { class: `tile ${neighbour.hit ? "hit" : "miss"}`, role: "img", "aria-label": "neighbour" }), neighbour.photo, neighbour.hit ? "✓" : "✕"),
-    element("p", { class: "faint" }, "The page keeps no attention for this pair; it does for those marked ◉."),
+    element("p", { class: "faint" }, "The page has no attention for this pair; it has for photos marked ◉."),
   );
 }
 
 function attentionView(gallery, attention) {
   const bytes = Uint8Array.from(atob(attention.weights), (character) => character.charCodeAt(0));
-  const numbers = new DataView(bytes.buffer);
+  const values = new DataView(bytes.buffer);
   const [n, m] = attention.grids.map(([height, width]) => height * width);
   const length = n + m + 2;
-  const state = { layer: attention.layers - 1, head: 0, links: true };
+  const state = { layer: attention.layers - 1, head: 0 };
   const body = element("div");
   const draw = () => {
     const start = (state.layer * (attention.heads + 1) + state.head) * length;
-    const row = Array.from({ length }, (_, i) => numbers.getUint16(2 * (start + i), true) / FULL);
+    const row = Array.from({ length }, (_, i) => values.getUint16(2 * (start + i), true) / FULL);
     const links = attention.pairs[state.layer]?.[state.head];
     body.replaceChildren(
       element("div", { class: "names" }, element("span", {}, "query"), element("span", {}, "neighbour")),
-      pairPhotos(gallery, attention, row, state.links ? links ?? [] : []),
-      ...shares(row, n),
+      pairPhotos(gallery, attention, row, links ?? []),
+      ...readoutSums(row, n),
       element("p", { class: "faint" }, links
-        ? "Photos are as the network sees them, squared and cut at their edges. Numbered: the pairs of patches, one in each photo, that attend most to each other in this layer (the smaller weight of the two directions)."
+        ? "Photos are as the network sees them, squared and cut at their edges. Lines join the patches of both photos that attend most to each other in this layer (by the smaller weight of the two directions)."
         : "Photos are as the network sees them, squared and cut at their edges. In the last layer only the readout’s own row counts towards the logit, so no pairs of patches are shown."),
-      state.links && links ? element("ol", { class: "links" }, ...links.map(([i, j, weight]) => element("li", {}, `${place(i, attention.grids[0])} ↔ ${place(j, attention.grids[1])}: ${percent(weight)}`))) : "",
     );
   };
   const layers = Array.from({ length: attention.layers }, (_, i) => [String(i), `${i + 1}${i + 1 === attention.layers ? " (last)" : ""}`]);
   const heads = [["0", "mean of all"], ...Array.from({ length: attention.heads }, (_, i) => [String(i + 1), String(i + 1)])];
-  const box = element("input", { type: "checkbox", checked: true, change: () => { state.links = box.checked; draw(); } });
   draw();
   return element(
     "div",
@@ -71,13 +69,12 @@ function attentionView(gallery, attention) {
       { class: "bar" },
       selection("Layer", layers, String(state.layer), (layer) => { state.layer = Number(layer); draw(); }),
       selection("Head", heads, "0", (head) => { state.head = Number(head); draw(); }),
-      element("label", { class: "check" }, box, "pairs of patches"),
     ),
     body,
   );
 }
 
-function place(patch, [, width]) {
+function position(patch, [, width]) {
   return `row ${Math.floor(patch / width) + 1}, column ${(patch % width) + 1}`;
 }
 
@@ -88,7 +85,7 @@ function percent(weight) {
 function pairPhotos(gallery, attention, row, links) {
   const [n] = attention.grids.map(([height, width]) => height * width);
   const sides = [row.slice(1, n + 1), row.slice(n + 2)];
-  const most = Math.max(...sides.flat(), 1e-9);
+  const maximum = Math.max(...sides.flat(), 1e-9);
   const centre = (side, patch) => {
     const [height, width] = attention.grids[side];
     return [side * (SIDE + GAP) + ((patch % width) + 0.5) * (SIDE / width), (Math.floor(patch / width) + 0.5) * (SIDE / height)];
@@ -100,37 +97,32 @@ function pairPhotos(gallery, attention, row, links) {
       ...weights.flatMap((weight, i) => {
         const box = { x: left + ((i % width) * SIDE) / width, y: (Math.floor(i / width) * SIDE) / height, width: SIDE / width, height: SIDE / height };
         return [
-          shape("rect", { ...box, class: "mask", "fill-opacity": (0.85 * (1 - weight / most)).toFixed(3) }),
-          shape("rect", { ...box, class: "cell" }, shape("title", {}, `${place(i, [height, width])}: ${percent(weight)}`)),
+          shape("rect", { ...box, class: "mask", "fill-opacity": (0.85 * (1 - weight / maximum)).toFixed(3) }),
+          shape("rect", { ...box, class: "cell" }, shape("title", {}, `${position(i, [height, width])}: ${percent(weight)}`)),
         ];
       }),
     ];
   });
-  const lines = links.flatMap(([i, j], number) => {
+  const lines = links.flatMap(([i, j], k) => {
     const [x1, y1] = centre(0, i), [x2, y2] = centre(1, j);
-    const bend = (y1 + y2) / 2 + 12 * (number - (links.length - 1) / 2); // lines between the same rows part
+    const bend = (y1 + y2) / 2 + 12 * (k - (links.length - 1) / 2); // lines between the same rows part
     const d = `M${x1} ${y1}Q${(x1 + x2) / 2} ${bend} ${x2} ${y2}`;
-    return [shape("path", { d, class: "link-back" }), shape("path", { d, class: `link l${number % 6}` })];
+    return [shape("path", { d, class: "link-back" }), shape("path", { d, class: `link l${k % 6}` })];
   });
-  const marks = links.flatMap(([i, j], number) => [centre(0, i), centre(1, j)].flatMap(([x, y], side) => {
-    const shared = links.slice(0, number).filter((link) => link[side] === [i, j][side]).length;
-    const left = side * (SIDE + GAP);
-    const at = Math.max(left + 8, Math.min(left + SIDE - 8, x + (side ? 1 : -1) * shared * 15));
-    return [shape("circle", { cx: at, cy: y, r: 7.5, class: `mark-back l${number % 6}` }), shape("text", { x: at, y: y + 3.6, class: "mark" }, String(number + 1))];
-  }));
   return shape(
     "svg",
     { class: "pair-photos", viewBox: `0 0 ${2 * SIDE + GAP} ${SIDE}`, role: "img", "aria-label": "The readout’s attention over both photos: the brighter a patch, the more it is attended to" },
-    ...photos, ...lines, ...marks,
+    ...photos, ...lines,
   );
 }
 
-function shares(row, n) {
-  const sum = (part) => part.reduce((total, weight) => total + weight, 0);
-  const most = Math.max(...row.slice(1, n + 1), ...row.slice(n + 2));
+// The largest weight, and how much of the readout's attention goes to either photo, [SEP] and [CLS].
+function readoutSums(row, n) {
+  const sum = (weights) => weights.reduce((total, weight) => total + weight, 0);
+  const maximum = Math.max(...row.slice(1, n + 1), ...row.slice(n + 2));
   const parts = [["the query’s patches", sum(row.slice(1, n + 1))], ["the neighbour’s patches", sum(row.slice(n + 2))], ["[SEP]", row[n + 1]], ["itself, [CLS]", row[0]]];
   return [
-    element("div", { class: "key" }, element("span", {}, element("span", { class: "nowrap" }, "0 %"), element("span", { class: "scale" }), `${percent(most)} of the readout’s attention on one patch`)),
-    element("p", {}, `The readout takes ${parts.map(([name, share]) => `${percent(share)} from ${name}`).join(", ")}.`),
+    element("div", { class: "key" }, element("span", {}, element("span", { class: "nowrap" }, "0 %"), element("span", { class: "scale" }), `${percent(maximum)} of the readout’s attention on one patch`)),
+    element("p", {}, `The readout takes ${parts.map(([name, weight]) => `${percent(weight)} from ${name}`).join(", ")}.`),
   ];
 }

@@ -38,12 +38,17 @@ def made(tmp_path_factory, checkpoint) -> SimpleNamespace:
         (data / f"{split}.txt").write_text("\n".join(lines), encoding="utf-8")
     n = len(names)
     pickle_save(root / "nn_inds.pkl", np.array([[j for j in range(n) if j != i] for i in range(n)]))
-    settings = {"resume": checkpoint, "cache_nn_inds": str(root / "nn_inds.pkl"), "temp_dir": str(folder)}
-    dataset = TINY["dataset"] | {"data_path": str(data)}  # type: ignore[operator]
+    run = evaluate(folder, root / "nn_inds.pkl", checkpoint, {"data_path": str(data)})
+    return SimpleNamespace(root=root, data=data, folder=folder, run=run)
+
+
+def evaluate(folder: Path, neighbours: Path, checkpoint: str, dataset: dict) -> Path:
+    """The run folder of an evaluation, which is in its temp_dir `folder`."""
+    settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours), "temp_dir": str(folder)}
     eval_rerank.ex.observers[:] = [RunFolder(folder)]
-    eval_rerank.ex.run(config_updates=TINY | settings | {"dataset": dataset})
+    eval_rerank.ex.run(config_updates=TINY | settings | {"dataset": TINY["dataset"] | dataset})  # type: ignore[operator]
     eval_rerank.ex.observers.clear()
-    return SimpleNamespace(root=root, data=data, folder=folder, run=folder / "1")
+    return folder / "1"
 
 
 @pytest.fixture

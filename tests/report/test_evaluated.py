@@ -1,50 +1,25 @@
-import json
 import shutil
 
 import numpy as np
 import pytest
 
-import eval_rerank
 from report.evaluated import read_evaluated
-from tests.conftest import TINY
+from tests.report.conftest import evaluate
 from utils import pickle_load
 from utils.errors import InputError
-from utils.experiment.run_folder import RunFolder
 from utils.logs.runs import read_run
 from utils.retrieval.results import load_scores, save_scores
 
 
 def test_rankings_and_ranks(evaluation):
-    found = read_evaluated(read_run(evaluation.run))
-    assert list(found.ranks) == ["global", "logit", "chamfer + cosine", "logit + cosine + chamfer"]
-    assert found.found.written == "logit"
-    for name, ranking in found.found.rankings.items():
-        matches = found.labels.gallery[ranking.positions] == found.labels.queries[:, None]
-        assert found.ranks[name].tolist() == matches.argmax(axis=1).tolist()
-    np.testing.assert_array_equal(
-        found.found.rankings["logit"].positions, pickle_load(evaluation.folder / "nn_inds.pkl")
-    )
-
-
-FORMER = {
-    "logit": "published",
-    "chamfer + cosine": "chamfer",
-    "logit + cosine + chamfer": "fused",
-}
-
-
-def test_a_former_run_folder(evaluation):
-    """Its rankings have other names: "chamfer" was what is "chamfer + cosine" now."""
-    run = read_run(evaluation.run)
-    path = evaluation.run / "info.json"
-    info = json.loads(path.read_text())
-    for key in ("measures", "gains"):
-        info[key] = {FORMER.get(name, name): row for name, row in info[key].items()}
-    path.write_text(json.dumps(info))
-    former = read_run(evaluation.run)
-    assert set(info["measures"]) == {"global", "published", "chamfer", "fused"}
-    assert former.rankings == run.rankings and len(run.rankings) == 4
-    assert read_evaluated(former).ranks.keys() == run.rankings.keys()
+    evaluated = read_evaluated(read_run(evaluation.run))
+    assert list(evaluated.ranks) == ["global", "logit", "chamfer + cosine", "logit + cosine + chamfer"]
+    assert evaluated.rankings.written == "logit"
+    rankings, labels = evaluated.rankings.rankings, evaluated.labels
+    for name, ranking in rankings.items():
+        matches = labels.gallery[ranking.positions] == labels.queries[:, None]
+        assert evaluated.ranks[name].tolist() == matches.argmax(axis=1).tolist()
+    np.testing.assert_array_equal(rankings["logit"].positions, pickle_load(evaluation.folder / "nn_inds.pkl"))
 
 
 def remove(name):
@@ -70,10 +45,7 @@ CHANGES = {
     "no sum": (rewrite("1/info.json", '"scores_md5"', '"sum"'), r"scores.npz is not of the run in"),
     "no data": (rewrite("1/config.json", '"test.txt"', '"gone.txt"'), r"gone.txt does not exist"),
     "other photos": (rewrite("1/config.json", '"test.txt"', '"four.txt"'), r"scores.npz is of other photos than"),
-    "a path of numbers": (
-        rewrite("1/config.json", '"data_path": "', '"data_path": 5, "x": "'),
-        r"data_path=5: give a text",
-    ),
+    "no path": (rewrite("1/config.json", '"data_path": "', '"data_path": 5, "x": "'), r"data_path=5: give a text"),
     "no data set": (rewrite("1/config.json", '"dataset"', '"set"'), r"config.json has no settings of the data set"),
     "an unknown fusion": (rewrite("1/config.json", '"fusion": null', '"fusion": "best"'), r"fusion='best' is unknown"),
 }
@@ -100,21 +72,11 @@ def test_a_list_that_has_changed_since_is_refused(made, tmp_path, checkpoint):
     shutil.copytree(made.data, data)
     lines = (data / "test.txt").read_text(encoding="utf-8").split("\n")
     (data / "gallery.txt").write_text("\n".join(lines), encoding="utf-8")
-    dataset = TINY["dataset"] | {"data_path": str(data), "test_file": ["test.txt", "gallery.txt"]}  # type: ignore
-    settings = {
-        "resume": checkpoint,
-        "cache_nn_inds": str(made.root / "nn_inds.pkl"),
-        "temp_dir": str(tmp_path / "eval"),
-    }
-    eval_rerank.ex.observers[:] = [RunFolder(tmp_path / "eval")]
-    eval_rerank.ex.run(config_updates=TINY | settings | {"dataset": dataset})
-    eval_rerank.ex.observers.clear()
-    run = read_run(tmp_path / "eval" / "1")
+    dataset = {"data_path": str(data), "test_file": ["test.txt", "gallery.txt"]}
+    run = read_run(evaluate(tmp_path / "eval", made.root / "nn_inds.pkl", checkpoint, dataset))
     read_evaluated(run)
     for name in ("gallery.txt", "test.txt"):
         (data / name).write_text("\n".join([lines[1], lines[0], *lines[2:]]), encoding="utf-8")
-        with pytest.raises(
-            InputError, match=rf"{name} is not the one that was evaluated: its MD5 sum differs; run eval"
-        ):
+        with pytest.raises(InputError, match=rf"{name} is not the one that was evaluated: its MD5 sum differs; run"):
             read_evaluated(run)
         (data / name).write_text("\n".join(lines), encoding="utf-8")

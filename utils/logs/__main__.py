@@ -7,23 +7,19 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.logs.groups import collect_runs, group_runs
-from utils.logs.table import as_csv, as_tables, fixed_table, unread_lines
+from utils.logs.table import as_csv, as_tables, fixed_table, problem_lines
 from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
 from utils.text import markdown_table, markdown_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 when a run was read and a plot that was asked for is drawn."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with unfailing_output() as lost:
-        if arguments[:1] == ["report"]:
-            print("the page has a command of its own: python -m report RUN... --out FILE", file=sys.stderr)
-            return 2
-        return tables(arguments) or exit_code(lost())
+    """The command; returns its exit code: 0 when a run was read and `--plot`, if given, was drawn."""
+    with unfailing_output() as output_error:
+        return print_tables(arguments) or exit_code(output_error())
 
 
-def tables(arguments: Sequence[str]) -> int:
+def print_tables(arguments: Sequence[str] | None) -> int:
     """Print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.logs",
@@ -43,7 +39,7 @@ def tables(arguments: Sequence[str]) -> int:
     runs, problems = collect_runs(options.folders)
     if runs and options.format == "csv":
         print(as_csv(runs), end="")
-        for line in unread_lines(runs):
+        for line in problem_lines(runs):
             print(f"could not be read: {line}", file=sys.stderr)
     elif runs:
         layout = (fixed_table,) if options.format == "text" else (markdown_table, "## ", markdown_text)

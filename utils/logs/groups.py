@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed, and in the files that they read and write."""
+"""Groups: runs that differ only in their seed and in the files that they read and write."""
 
 import json
 import os
@@ -12,38 +12,38 @@ from pathlib import Path
 from utils.logs.runs import Run, find_run_folders, read_run
 from utils.text import printable
 
-# config keys in which runs of one group may differ
-WHERE_WRITTEN = {"temp_dir", "continue_run", "save_minutes"}
-WHERE_READ = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
-WHERE_READ |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # published logs
+# settings in which runs of one group may differ
+OUTPUT_SETTINGS = {"temp_dir", "continue_run", "save_minutes"}
+INPUT_SETTINGS = {"resume", "cache_nn_inds", "train_cache_nn_inds", "test_cache_nn_inds"}
+INPUT_SETTINGS |= {"train_cache_nn_dists", "test_cache_nn_dists"}  # of the published runs
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of different seeds, two or more, one of each; `num_repeats` further runs of these seeds are left out."""
+    """Two or more runs, one for each seed; `num_repeats` further runs of these seeds are left out."""
 
     runs: list[Run]
     num_repeats: int
 
 
 def join_continued(runs: Sequence[Run]) -> list[Run]:
-    """Each run once: of one that was stopped and continued the last part, which has all scalars, with the durations
-    and problems of all. Parts have one `run_id`, and began at different times."""
-    parts: dict[object, list[Run]] = defaultdict(list)
+    """Each run once. Of a continued run the last part is returned, which has all scalars, with the durations and
+    problems of all parts. Parts have the same `run_id` and different starts; a copied folder has the same start."""
+    by_id: dict[object, list[Run]] = defaultdict(list)
     for run in runs:
-        parts[run.run_id if isinstance(run.run_id, str) else run.folder].append(run)
+        by_id[run.run_id if isinstance(run.run_id, str) else run.folder].append(run)
     joined = []
-    for same in parts.values():
-        starts = {run.start for run in same if run.start}
-        if len(same) == 1 or len(starts) < len(same):
-            joined += same
+    for parts in by_id.values():
+        starts = {run.start for run in parts if run.start}
+        if len(parts) == 1 or len(starts) < len(parts):
+            joined += parts
             continue
-        *earlier, latest = sorted(same, key=_start)
-        durations = [run.duration for run in same if run.duration is not None]
+        *earlier, latest = sorted(parts, key=_start)
+        durations = [run.duration for run in parts if run.duration is not None]
         problems = [f"{run.folder}: {problem}" for run in earlier for problem in run.problems]
-        duration = sum(durations, timedelta()) if len(durations) == len(same) else None
+        duration = sum(durations, timedelta()) if len(durations) == len(parts) else None
         joined.append(replace(latest, duration=duration, problems=latest.problems + problems))
     return joined
 
@@ -51,21 +51,21 @@ def join_continued(runs: Sequence[Run]) -> list[Run]:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Completed runs with recalls that differ only in `seed` and in the files they read and write.
 
-    Of runs that repeat a seed and the files read, only the last one started counts. Where a seed still occurs twice
-    then, runs of a group must have read the same files too, or files whose paths differ only in the seed: what differs
-    may be the checkpoint, as when a frozen and a finetuned model are evaluated.
+    Where runs have the same seed and read the same files, only the one started last counts. Where a seed still occurs
+    twice, a frozen and a finetuned checkpoint may have been evaluated: runs of a group must then have read the same
+    files, or files whose paths differ only in the seed.
     """
     completed = [run for run in runs if run.status == "COMPLETED" and run.best and run.config]
-    repeats = [sorted(same, key=_start) for same in _partition(completed, WHERE_WRITTEN)]
+    repeats = [sorted(repeated, key=_start) for repeated in _partition(completed, OUTPUT_SETTINGS)]
     num_repeats = {latest.folder: len(earlier) for *earlier, latest in repeats}
     groups = []
-    for group in _partition([latest for *_, latest in repeats], {"seed"} | WHERE_WRITTEN | WHERE_READ):
+    for group in _partition([latest for *_, latest in repeats], {"seed"} | OUTPUT_SETTINGS | INPUT_SETTINGS):
         if _seeds_differ(group):
             groups.append(group)
             continue
-        alike = _partition(group, {"seed"} | WHERE_WRITTEN)
-        alone = [run for (run, *others) in alike if not others]
-        groups += alike + _partition(alone, {"seed"} | WHERE_WRITTEN, seed_in_paths=True)
+        same_inputs = _partition(group, {"seed"} | OUTPUT_SETTINGS)
+        single = [run for (run, *others) in same_inputs if not others]
+        groups += same_inputs + _partition(single, {"seed"} | OUTPUT_SETTINGS, seed_in_paths=True)
     return [
         Group(group, sum(num_repeats[run.folder] for run in group))
         for group in groups
@@ -82,33 +82,33 @@ def _seeds_differ(group: Sequence[Run]) -> bool:
 
 
 def _partition(runs: Sequence[Run], ignored: set[str], seed_in_paths: bool = False) -> list[list[Run]]:
-    """Runs of equal configs, but for `ignored` keys, and for a run's seed in its paths when `seed_in_paths`."""
+    """Runs by their configs without `ignored` keys; with `seed_in_paths` also without the run's seed in its paths."""
     groups = defaultdict(list)
     for run in runs:
         seed = re.compile(rf"(?<!\d){re.escape(str(run.config.get('seed')))}(?!\d)") if seed_in_paths else None
-        groups[json.dumps([run.experiment, _compared(run.config, ignored, seed)], sort_keys=True)].append(run)
+        groups[json.dumps([run.experiment, _comparable(run.config, ignored, seed)], sort_keys=True)].append(run)
     return list(groups.values())
 
 
-def _compared(node, ignored: set[str], seed: re.Pattern | None):
-    """A config without `ignored` keys, with one name for what `seed` matches in its texts."""
+def _comparable(node, ignored: set[str], seed: re.Pattern | None):
+    """A config without `ignored` keys, every match of `seed` in its texts replaced by `seed`."""
     if isinstance(node, dict):
-        return {key: _compared(node[key], ignored, seed) for key in node if key not in ignored}
+        return {key: _comparable(node[key], ignored, seed) for key in node if key not in ignored}
     return seed.sub("seed", node) if seed and isinstance(node, str) else node
 
 
 def collect_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs, and a line for each folder that holds none, and one more where none could be read."""
-    found = {folder: find_run_folders(folder) for folder in folders}
-    paths: dict[str, Path] = {}  # by their real paths: one may be named twice
-    for path in (path for paths_below in found.values() for path in paths_below):
-        paths.setdefault(os.path.realpath(path), path)
-    runs = join_continued([read_run(folder) for folder in paths.values()])
-    problems = [
-        f"{printable(folder)}: {'no Sacred run was found in it' if folder.is_dir() else 'no such folder'}"
-        for folder, paths_below in found.items()
-        if not paths_below
-    ]
+    """The runs, and a line for each folder without runs; one line more where no run could be read."""
+    paths: dict[str, Path] = {}  # by their real paths, as a folder may be given twice
+    problems = []
+    for folder in folders:
+        run_folders = find_run_folders(folder)
+        for path in run_folders:
+            paths.setdefault(os.path.realpath(path), path)
+        if not run_folders:
+            reason = "no Sacred run was found in it" if folder.is_dir() else "no such folder"
+            problems.append(f"{printable(folder)}: {reason}")
+    runs = join_continued([read_run(path) for path in paths.values()])
     if all(run.status == "UNREADABLE" for run in runs):
         problems.append("no run could be read: give folders named by `-F`, or one that holds such")
     return runs, problems

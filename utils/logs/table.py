@@ -1,4 +1,4 @@
-"""Runs as tables: one row a run, and mean ± spread over seeds; text, CSV or Markdown."""
+"""Runs as tables: a row for each run, and mean ± sample standard deviation over seeds; text, CSV or Markdown."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from utils.logs.recalls import GAIN, MEASURES, Recalls
 from utils.logs.runs import Run
 from utils.text import Row, natural_key, printable, text_table
 
-# the columns of a text table, which is read in a terminal; CSV and Markdown have all
-IN_TEXT = {"folder", "ranking", "group", "n", "seed", "seeds", "repeats left out", "duration", "status"}
-IN_TEXT |= {"R@1 best", "best epoch", "R@1 last", "R@1", "R@10", "R@100", "mAP@R", "MRR", GAIN}
+# columns of a text table; CSV and Markdown have all
+TEXT_COLUMNS = {"folder", "ranking", "group", "n", "seed", "seeds", "repeats left out", "duration", "status"}
+TEXT_COLUMNS |= {"R@1 best", "best epoch", "R@1 last", "R@1", "R@10", "R@100", "mAP@R", "MRR", GAIN}
 
 
 def run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[Row]:
@@ -41,8 +41,8 @@ def run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[Row]:
     ]
 
 
-def group_rows(groups: Sequence[Group], show: Callable[[float, float], object]) -> list[Row]:
-    """One row per group; `show(mean, sample standard deviation)` makes the cell of a recall that all its runs have.
+def group_rows(groups: Sequence[Group], as_cell: Callable[[float, float], object]) -> list[Row]:
+    """One row per group. `as_cell(mean, sample standard deviation)` makes the cell of a recall that all its runs have.
 
     Where seeds were repeated, a column counts the runs that are left out.
     """
@@ -63,7 +63,7 @@ def group_rows(groups: Sequence[Group], show: Callable[[float, float], object]) 
         for side, recalls in sides.items():
             for k in ks:
                 values = [recall[k] for recall in recalls if k in recall]
-                row[f"R@{k} {side}"] = show(mean(values), stdev(values)) if len(values) == len(runs) else None
+                row[f"R@{k} {side}"] = as_cell(mean(values), stdev(values)) if len(values) == len(runs) else None
         rows.append(row)
     return rows
 
@@ -72,16 +72,16 @@ def ranking_rows(runs: Sequence[Run]) -> list[Row]:
     """One row for each ranking of each evaluation that has several."""
     evaluations = [run for run in runs if len(run.rankings) > 1]
     names = {name for run in evaluations for row in run.rankings.values() for name in row}
-    ordered = sorted(names, key=lambda name: (_place(name, (*MEASURES, GAIN)), natural_key(name)))
+    ordered = sorted(names, key=lambda name: (_position(name, (*MEASURES, GAIN)), natural_key(name)))
     return [
         {"folder": run.folder, "ranking": ranking, **{name: row.get(name) for name in ordered}}
         for run in evaluations
-        for ranking, row in sorted(run.rankings.items(), key=lambda item: _place(item[0], RANKINGS))
+        for ranking, row in sorted(run.rankings.items(), key=lambda item: _position(item[0], RANKINGS))
     ]
 
 
-def _place(name: str, order: Sequence[str]) -> int:
-    """Where a name stands in an order; before all where it does not."""
+def _position(name: str, order: Sequence[str]) -> int:
+    """The position of a name in `order`, -1 for an unknown name."""
     return order.index(name) if name in order else -1
 
 
@@ -116,8 +116,8 @@ def as_tables(
     heading: str = "",
     escaped: Callable[[str], str] = str,
 ) -> str:
-    """Runs, groups, rankings and what could not be read, each table laid out by `table`, headings after `heading`,
-    other lines `escaped`."""
+    """Runs, groups, rankings, and the problems of runs. `table` formats a table, `heading` precedes each title, and
+    `escaped` is applied to each problem."""
     groups = group_runs(runs)
     parts = [table(run_rows(runs, groups))]
     if groups:
@@ -125,16 +125,16 @@ def as_tables(
         parts += [heading + "Runs that differ only in their seed: mean ± sample standard deviation", table(rows)]
     if rankings := ranking_rows(runs):
         parts += [heading + "Rankings of evaluations, in %, with the 95 % interval of the change", table(rankings)]
-    if unread := unread_lines(runs):
+    if unread := problem_lines(runs):
         parts += [heading + "Could not be read", "\n".join(f"- {escaped(line)}" for line in unread)]
     return "\n\n".join(parts) + "\n"
 
 
 def fixed_table(rows: list[Row]) -> str:
-    """A `text_table` of the columns in IN_TEXT."""
-    return text_table([{name: value for name, value in row.items() if name in IN_TEXT} for row in rows])
+    """A `text_table` of the columns in TEXT_COLUMNS."""
+    return text_table([{name: value for name, value in row.items() if name in TEXT_COLUMNS} for row in rows])
 
 
-def unread_lines(runs: Sequence[Run]) -> list[str]:
-    """For each run folder of which something could not be read: the folder and why."""
+def problem_lines(runs: Sequence[Run]) -> list[str]:
+    """A line for each run with problems."""
     return [printable(f"{run.folder}: {'; '.join(run.problems)}") for run in runs if run.problems]
