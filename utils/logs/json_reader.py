@@ -23,8 +23,9 @@ def read_json(path: Path) -> dict:
     """A file's JSON object, empty where there is no file. InputError for anything else."""
     if not os.path.lexists(path):
         return {}
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} is no valid JSON ({error})") from error
     if not isinstance(content, dict):

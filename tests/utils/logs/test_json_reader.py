@@ -1,60 +1,62 @@
+import math
 import os
-import socket
+from datetime import UTC, datetime
 
 import pytest
 
+from tests.utils.logs.folders import encoded, scalar
 from utils.errors import InputError
-from utils.logs import json_reader
-from utils.logs.json_reader import read_config, read_json, read_text
-
-
-def read(folder, content):
-    (folder / "info.json").write_text(content)
-    return read_json(folder / "info.json")
+from utils.logs.json_reader import curve, nested, number, read_json, read_text, time
 
 
 def test_json(tmp_path):
-    assert read_json(tmp_path / "info.json") == {}
-    assert read(tmp_path, '{"a": [1, 2.5, "x"]}') == {"a": [1, 2.5, "x"]}
+    file = tmp_path / "info.json"
+    assert read_json(file) == {}
+    file.write_text('{"a": [1, 2.5, "x"]}')
+    assert read_json(file) == {"a": [1, 2.5, "x"]}
     for content, problem in (
-        (" \n", "info.json is empty"),
+        ("", r"info.json is no valid JSON \(Expecting value: line 1 column 1 \(char 0\)\)"),
         ("[1]", "info.json holds no JSON object"),
         ('{"a": 1', r"info.json is no valid JSON \(Expecting ',' delimiter: line 1 column 8 \(char 7\)\)"),
         (f'{{"a": {"9" * 5001}}}', r"info.json is no valid JSON \(Exceeds the limit"),
         ("[" * 100_000, r"info.json is no valid JSON \(maximum recursion depth exceeded"),
     ):
+        file.write_text(content)
         with pytest.raises(InputError, match=problem):
-            read(tmp_path, content)
+            read_json(file)
 
 
-@pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
-def test_deep_settings(tmp_path, opening, closing):
-    for levels in (100, 450):
-        read(tmp_path, f'{{"a": {opening * levels}1{closing * levels}}}')
-        with pytest.raises(InputError, match=r"info\.json is nested more than 100 levels deep"):
-            read_config(tmp_path / "info.json")
-    read(tmp_path, f'{{"a": {opening * 99}1{closing * 99}}}')
-    assert list(read_config(tmp_path / "info.json")) == ["a"]
-
-
-def test_only_regular_files_are_read(tmp_path, monkeypatch):
+def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.chdir(tmp_path)  # the address of a socket has at most 107 bytes
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket")
-    (tmp_path / "zeros").symlink_to("/dev/zero")
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "dangling").symlink_to("nowhere")
-    for name in ("folder", "pipe", "socket", "zeros", "loop", "dangling"):
+    for name, target in (("zeros", "/dev/zero"), ("loop", "loop"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+    for name in ("folder", "pipe", "zeros", "loop", "dangling"):
         with pytest.raises(InputError, match=f"{name} is no regular file"):
             read_text(tmp_path / name)
     assert read_text(tmp_path / "none") == ""
 
 
-def test_huge_files_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_reader, "LARGEST_FILE", 1_000_000)
-    with (tmp_path / "cout.txt").open("wb") as file:
-        file.truncate(10**12)
-    with pytest.raises(InputError, match=r"cout\.txt is not read: it is larger than 1 MB"):
-        read_text(tmp_path / "cout.txt")
+def test_nested():
+    assert nested({"a": {"b": 3}}, "a", "b") == 3
+    assert nested({"a": [3]}, "a", "b") is None
+    assert nested(None, "a") is None
+
+
+def test_numbers():
+    assert [number(node) for node in (0, 86.5, -100, encoded(3.5))] == [0, 86.5, -100, 3.5]
+    for node in (None, "5", math.nan, math.inf, [1], {}, {"value": {"value": 1}}):
+        with pytest.raises(ValueError, match="is no finite number"):
+            number(node)
+
+
+def test_times():
+    assert time({"stop_time": None}, "stop_time") is None
+    entry = {"stop_time": "2026-01-02T03:04:05.5"}
+    assert time(entry, "stop_time") == datetime(2026, 1, 2, 3, 4, 5, 500_000, UTC)
+
+
+def test_curves():
+    assert curve({}, "train.loss") == []
+    scalars = scalar([1.5, 0, 0.5, 2, 3, math.nan], [1, 3.0, encoded(2.0), math.nan, math.inf, 1])
+    assert curve({"train.loss": scalars}, "train.loss") == [(0, 3.0), (0.5, 2.0), (1.5, 1)]
