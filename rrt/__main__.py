@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rrt.index import Found, Index, own_reranker, read_content, update
-from rrt.page import describe, page
+from rrt.index import Index, Result, update
+from rrt.index_folder import own_reranker, read_content
+from rrt.page import page, scores_text
 from rrt.photos import find_photos
 from rrt.picture import attention_picture
 from rrt.pretrained import WHERE_FROM
@@ -21,7 +22,6 @@ from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
 from utils.text import printable, shortened
 
-MOST = 1_000_000  # photos of an answer
 JSON_FORMAT = 1
 JSON_HELP = f"""--json prints {{"format": {JSON_FORMAT}, "answers": [...]}} with an answer for each query:
   query  its absolute path
@@ -30,14 +30,14 @@ JSON_HELP = f"""--json prints {{"format": {JSON_FORMAT}, "answers": [...]}} with
     rank            from 1
     rank_by_cosine  that before reranking, from 1
     score           what ranks it: the logit, with --fusion the sum, with --rerank 0 the cosine;
-                    null behind the photos that were rescored
+                    null behind the reranked photos
     logit           of the matcher, or null
     cosine          of the descriptors, from -1 to 1"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with unfailing_output() as lost:
+    with unfailing_output() as output_error:
         options = argparse.Namespace(**expand_home(vars(_parser().parse_args(arguments))))
         try:
             options.run(options)
@@ -48,75 +48,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("interrupted", file=sys.stderr)
             return 130
         has_written = options.run is index or getattr(options, "html", None) is not None
-        return 0 if has_written else exit_code(lost())
+        return 0 if has_written else exit_code(output_error())
 
 
 def index(options: argparse.Namespace) -> None:
     """Index photos."""
     if options.yes and not options.sync:
-        raise InputError("--yes is of --sync: leave it out, or give both")
+        raise InputError("--yes needs --sync: leave it out, or give both")
     left_out: Counter[str] = Counter()
     paths = find_photos(options.photos, left_out)
-    done = update(options.to, paths, _model_for(options), progress=True, sync=options.sync, yes=options.yes)
-    for line in done.problems:
+    updated = update(options.to, paths, _model_for(options), progress=True, sync=options.sync, yes=options.yes)
+    for line in updated.problems:
         print(printable(line), file=sys.stderr)
     if left_out:
-        print(_listed(left_out), file=sys.stderr)
+        print(_left_out_line(left_out), file=sys.stderr)
     print(
-        printable(options.to) + f" has {done.photos} photos: {done.added} were added, {done.updated} embedded anew, "
-        f"{done.removed} taken out; {len(done.problems)} could not be read"
-        + f", of which {done.kept} are kept as they were embedded before"
-        * bool(done.kept)
+        printable(options.to)
+        + f" has {updated.photos} photos: {updated.added} added, {updated.updated} embedded again, "
+        f"{updated.removed} removed; {len(updated.problems)} could not be read"
+        + f", of which {updated.kept} are kept as they were embedded before"
+        * bool(updated.kept)
     )
-    if done.not_given:
-        print(f"{done.not_given} of them are not among the photos given and are kept; --sync takes them out")
+    if updated.not_given:
+        print(f"{updated.not_given} of them are not among PHOTOS and are kept; --sync removes them")
 
 
-def _listed(left_out: Counter[str]) -> str:
-    """How many files were left out, and their most frequent endings."""
-    listed = [f"{shortened(printable(ending), 12) or 'none'} ({count})" for ending, count in left_out.most_common(5)]
-    more = ", ..." * (len(left_out) > len(listed))
-    return f"{left_out.total()} files were left out by their endings: {', '.join(listed)}{more}"
+def _left_out_line(left_out: Counter[str]) -> str:
+    """The number of skipped files, and their most frequent endings."""
+    endings = [f"{shortened(printable(ending), 12) or 'none'} ({count})" for ending, count in left_out.most_common(5)]
+    more = ", ..." * (len(left_out) > len(endings))
+    return f"{left_out.total()} files were skipped by their endings: {', '.join(endings)}{more}"
 
 
 def search(options: argparse.Namespace) -> None:
     """Search an index."""
     if options.fusion and not options.rerank:
-        raise InputError("--fusion is of reranking: leave it out, or --rerank 0")
-    searched = Index(options.index)
+        raise InputError("--fusion needs reranking: leave it out, or --rerank 0")
+    photos = Index(options.index)
     queries = [Path(query) for query in options.queries]
-    found = searched.search(searched.reranker.embed(queries), options.top, options.rerank, options.fusion)
+    results = photos.search(photos.reranker.embed(queries), options.top, options.rerank, options.fusion)
     if options.html is not None:
         with atomic_write(options.html) as file:
-            file.write(page(queries, found).encode())
-        print(f"{printable(options.html)} shows what was found: open it in a browser")
+            file.write(page(queries, results).encode())
+        print(f"{printable(options.html)} shows the results: open it in a browser")
     elif options.json:
-        print(json.dumps(_as_json(queries, found), indent=1, allow_nan=False))
+        print(json.dumps(_as_json(queries, results), indent=1, allow_nan=False))
     else:
-        for query, photos in zip(queries, found, strict=True):
+        for query, of_query in zip(queries, results, strict=True):
             print(printable(query))
-            for rank, photo in enumerate(photos, start=1):
-                print(f"{rank:4}. {describe(photo)}  {printable(photo.photo)}")
+            for rank, result in enumerate(of_query, start=1):
+                print(f"{rank:4}. {scores_text(result)}  {printable(result.photo)}")
 
 
-def _as_json(queries: Sequence[Path], found: Sequence[Sequence[Found]]) -> dict[str, Any]:
-    """What JSON_HELP describes."""
+def _as_json(queries: Sequence[Path], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
+    """The object that JSON_HELP describes."""
+    fields = [name for name in Result._fields if name != "stamp"]
     answers = [
         {
             "query": str(query.absolute()),
             "found": [
-                {
-                    "photo": photo.photo,
-                    "rank": rank,
-                    "rank_by_cosine": photo.rank_by_cosine,
-                    "score": photo.score,
-                    "logit": photo.logit,
-                    "cosine": photo.cosine,
-                }
-                for rank, photo in enumerate(photos, start=1)
+                {"rank": rank} | {name: getattr(result, name) for name in fields}
+                for rank, result in enumerate(of_query, start=1)
             ],
         }
-        for query, photos in zip(queries, found, strict=True)
+        for query, of_query in zip(queries, results, strict=True)
     ]
     return {"format": JSON_FORMAT, "answers": answers}
 
@@ -130,7 +125,7 @@ def compare(options: argparse.Namespace) -> None:
         picture = attention_picture(reranker, options.a, options.b)
         with atomic_write(options.picture) as file:
             picture.save(file, "PNG")
-        print(f"{printable(options.picture)}: the brighter a patch, the more the matcher reads from it")
+        print(f"{printable(options.picture)}: the brighter a patch, the more the matcher attends to it")
 
 
 def _model(options: argparse.Namespace) -> Reranker:
@@ -140,11 +135,11 @@ def _model(options: argparse.Namespace) -> Reranker:
 
 
 def _model_for(options: argparse.Namespace) -> Reranker:
-    """The model that was given, or the index's own."""
+    """The model of --model, or the index's own."""
     if options.model is not None or not (options.to / "index.json").exists():
         return _model(options)
     if options.crop_size is not None or options.setting:
-        raise InputError("--crop-size and --setting are of a --model: give it, or leave them out")
+        raise InputError("--crop-size and --setting need --model: give it, or leave them out")
     return own_reranker(options.to, read_content(options.to).model)
 
 
@@ -153,15 +148,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", help=WHERE_FROM)
-    model.add_argument("--crop-size", type=int, metavar="PIXELS", help="of a model that does not say it, where not 224")
+    model.add_argument("--crop-size", type=int, metavar="PIXELS", help="of a model without its own crop size; 224")
     model.add_argument(
-        "--setting", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="of a model that says none"
+        "--setting",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of a model without its own settings",
     )
 
-    of_index = commands.add_parser("index", parents=[model], help="embed photos, or what is new or changed of them")
+    of_index = commands.add_parser("index", parents=[model], help="embed new and changed photos")
     of_index.add_argument("photos", nargs="+", metavar="PHOTOS", help="folders, photos, or a list NAME.txt of paths")
     of_index.add_argument("--to", type=Path, required=True, metavar="INDEX", help="folder; photos are added to it")
-    of_index.add_argument("--sync", action="store_true", help="take out the index's photos that PHOTOS do not have")
+    of_index.add_argument("--sync", action="store_true", help="remove the index's photos that are not among PHOTOS")
     of_index.add_argument(
         "--yes", action="store_true", help="even more than one in ten, and those of folders that are empty now"
     )
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     of_search.add_argument("queries", nargs="+", metavar="QUERY", help="photos")
     of_search.add_argument("--top", type=_number, default=10, metavar="N", help="photos for each query; 10")
     of_search.add_argument(
-        "--rerank", type=_number, default=100, metavar="N", help="rescore the first N: 100, or 0 for none"
+        "--rerank", type=_number, default=100, metavar="N", help="rerank the first N; 100, 0 for none"
     )
     of_search.add_argument(
         "--fusion", type=float, nargs=2, metavar=("W", "V"), help="rerank by logit + W * cosine + V * chamfer"
@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     of_compare = commands.add_parser("compare", parents=[model], help="score a pair of photos")
     of_compare.add_argument("a", metavar="QUERY")
     of_compare.add_argument("b", metavar="CANDIDATE")
-    of_compare.add_argument("--picture", type=_png, metavar="FILE", help="PNG of what the matcher reads in them")
+    of_compare.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the matcher's attention")
     of_compare.set_defaults(run=compare)
     return parser
 
@@ -203,15 +203,9 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _png(text: str) -> Path:
-    if Path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text} is no name of a PNG: choose one that ends in .png")
-    return Path(text)
-
-
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) > MOST:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {MOST:,}")
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0")
     return int(text)
 
 

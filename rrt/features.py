@@ -1,4 +1,4 @@
-"""Features of images: their descriptors and local maps, checked."""
+"""Features of images: descriptors and local maps."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from utils.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the network answers for n images: descriptors (n, dg), of length 1, and local maps (n, dl, h, w), float32.
+    """The network's output for n images: descriptors (n, dg) of length 1, and local maps (n, dl, h, w), float32.
 
-    Arrays of numpy do as well. Those of some images are had by a slice, positions or a mask: `features[:10]`; one
-    position gives those of one image, n = 1. `descriptors, maps = features` unpacks both. InputError where one is
-    lacking, or where they are not of as many images.
+    Both may be numpy arrays, too. A slice, positions or a mask select images: `features[:10]`; a single position gives
+    features of one image, n = 1. `descriptors, maps = features` unpacks both. InputError where one is missing, or
+    where they are not of the same number of images.
     """
 
     descriptors: Any
@@ -42,17 +42,17 @@ class Features:
 
 
 def are_features(parts: Iterable) -> bool:
-    """Whether these are descriptors and maps of as many images."""
+    """Whether the parts are descriptors and maps of the same number of images."""
     descriptors, maps = ((*getattr(part, "shape", ()),) for part in parts)
     return (len(descriptors), len(maps)) == (2, 4) and descriptors[0] == maps[0]
 
 
-def as_float32(rows: np.ndarray | Tensor) -> Tensor:
-    if isinstance(rows, np.ndarray):
-        rows = np.require(rows, requirements="W")  # torch warns of what may not be written
-    numbers = torch.as_tensor(rows, device="cpu").detach()
-    if numbers.dtype == torch.uint16:
-        numbers = numbers.view(torch.bfloat16)  # whose bits numpy has no other type for
-    if not numbers.is_floating_point():
-        raise InputError(f"features of {numbers.dtype}: give floating-point numbers")
-    return numbers.to(torch.float32)
+def as_float32(values: np.ndarray | Tensor) -> Tensor:
+    if isinstance(values, np.ndarray):
+        values = np.require(values, requirements="W")  # torch warns of read-only arrays
+    tensor = torch.as_tensor(values, device="cpu").detach()
+    if tensor.dtype == torch.uint16:
+        tensor = tensor.view(torch.bfloat16)  # numpy has no bfloat16
+    if not tensor.is_floating_point():
+        raise InputError(f"features of {tensor.dtype}: give floating-point numbers")
+    return tensor.to(torch.float32)

@@ -1,4 +1,4 @@
-"""An index of photos, searched: by the cosine of descriptors, and the first candidates by the matcher."""
+"""Search in an index of photos: by the cosine of descriptors; the first candidates are reranked by the matcher."""
 
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,15 +16,15 @@ from utils.errors import InputError
 from utils.runtime.precision import float32_throughout
 from utils.store.array_file import StoredRows
 
-__all__ = ["Found", "Index", "Update", "update"]
-OPEN_PARTS = 256  # files at a time
+__all__ = ["Index", "Result", "Update", "update"]
+MAX_OPEN_PARTS = 256  # files
 
 
-class Found(NamedTuple):
-    """A photo of the index, for a query; without reranking there is no logit, and the cosine is the score."""
+class Result(NamedTuple):
+    """A photo of the index, for a query. Without reranking the logit is None, and the score is the cosine."""
 
     photo: str
-    score: float | None  # None: behind the candidates that were rescored
+    score: float | None  # None behind the reranked photos
     logit: float | None
     cosine: float  # from -1 to 1
     rank_by_cosine: int  # from 1
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 
 class Index:
-    """An index that is searched, as it is now; `reranker` is its network. InputError where it is damaged."""
+    """An index as it is on the disk now; `reranker` is its network. InputError where it is damaged."""
 
     @float32_throughout()
     def __init__(self, folder: Path, device: torch.device | str | None = None):
@@ -43,30 +43,30 @@ class Index:
         self.reranker = own_reranker(folder, self.content.model, device)
         self.parts = np.array([photo.part for photo in self.photos])
         self.rows = np.array([photo.row for photo in self.photos])
-        of_parts = {number: self._rows_of(number, "descriptors")[:] for number in self.content.parts}
-        self.descriptors = torch.stack([of_parts[photo.part][photo.row] for photo in self.photos])
-        self._maps = lru_cache(OPEN_PARTS)(partial(self._rows_of, name="maps"))
+        descriptors = {part: self._rows_of(part, "descriptors")[:] for part in self.content.parts}
+        self.descriptors = torch.stack([descriptors[photo.part][photo.row] for photo in self.photos])
+        self._maps = lru_cache(MAX_OPEN_PARTS)(partial(self._rows_of, name="maps"))
 
     def _rows_of(self, part: int, name: str) -> StoredRows:
-        """A tensor of a part, once it is found to be whole."""
+        """A tensor of a part; InputError where it is damaged."""
         store = part_of(self.folder, self.content, part)
         if store.count_valid_rows([name]) < self.content.parts[part]:
             if read_content(self.folder) != self.content:
-                raise InputError(f"{self.folder} has been indexed again meanwhile: search again")
-            raise InputError(f"{store.folder} is damaged: run `python -m rrt index` again, which makes it anew")
+                raise InputError(f"{self.folder} was changed during the search: search again")
+            raise InputError(f"{store.folder} is damaged: `python -m rrt index` embeds its photos again")
         return store.tensors[name]
 
     @float32_throughout()
-    def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = None) -> list[list[Found]]:
+    def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = None) -> list[list[Result]]:
         """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`."""
-        kept = min(max(top, rerank), len(self.photos))
-        cosines, positions = (queries.descriptors @ self.descriptors.T).topk(kept)
+        num_candidates = min(max(top, rerank), len(self.photos))
+        cosines, positions = (queries.descriptors @ self.descriptors.T).topk(num_candidates)
         return [
-            self._ranked(Features(*query), own_cosines, own_positions, rerank, fusion)[:top]
-            for *query, own_cosines, own_positions in zip(
+            self._ranked(Features(*query), query_cosines, query_positions, rerank, fusion)[:top]
+            for *query, query_cosines, query_positions in zip(
                 queries.descriptors[:, None],
                 queries.maps[:, None],
-                cosines.clamp(-1, 1).tolist(),  # rounding leads beyond
+                cosines.clamp(-1, 1).tolist(),  # against rounding
                 positions,
                 strict=True,
             )
@@ -74,27 +74,27 @@ class Index:
 
     def _ranked(
         self, query: Features, cosines: list[float], positions: Tensor, rerank: int, fusion: Fusion
-    ) -> list[Found]:
+    ) -> list[Result]:
         photos = [self.photos[position] for position in positions.tolist()]
-        found = [
-            Found(photo.path, None if rerank else cosine, None, cosine, rank, photo.stamp)
+        results = [
+            Result(photo.path, None if rerank else cosine, None, cosine, rank, photo.stamp)
             for rank, (photo, cosine) in enumerate(zip(photos, cosines, strict=True), start=1)
         ]
         if not rerank:
-            return found
-        rescored = positions[:rerank]
-        gallery = Features(self.descriptors[rescored], self._maps_of(rescored.numpy()))
+            return results
+        reranked = positions[:rerank]
+        gallery = Features(self.descriptors[reranked], self._maps_of(reranked.numpy()))
         matches = self.reranker.rank(query, gallery, fusion=fusion)
-        ranked = [found[match.index]._replace(score=match.score, logit=match.logit) for match in matches]
-        return ranked + found[rerank:]
+        ranked = [results[match.index]._replace(score=match.score, logit=match.logit) for match in matches]
+        return ranked + results[rerank:]
 
     def _maps_of(self, positions: np.ndarray) -> Tensor:
-        """The local maps of some photos."""
+        """The local maps of the photos at `positions`."""
         parts, rows = self.parts[positions], self.rows[positions]
         maps = self._maps(int(parts[0])).empty_rows(len(positions))
-        for number in np.unique(parts).tolist():
-            own = np.flatnonzero(parts == number)
-            own = own[rows[own].argsort()]
-            stored = self._maps(number)
-            maps[torch.from_numpy(own)] = stored.read(rows[own], stored.empty_rows(len(own)))
+        for part in np.unique(parts).tolist():
+            in_part = np.flatnonzero(parts == part)
+            in_part = in_part[rows[in_part].argsort()]
+            stored = self._maps(part)
+            maps[torch.from_numpy(in_part)] = stored.read(rows[in_part], stored.empty_rows(len(in_part)))
         return maps

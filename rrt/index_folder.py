@@ -1,12 +1,12 @@
-"""An index of photos: a folder with the network, and descriptors and local maps of each photo.
+"""An index of photos: a folder with the network, and the descriptors and local maps of each photo.
 
 * `model`: the network, as `Reranker.save_pretrained` writes it,
-* `part_N`: a store (`utils.store.store`) of up to PART photos that were embedded together,
-* `index.json`: `format`, the network's sum as `model`, the numbers of photos of `parts`, the number of the `next` part,
-  and the `photos`: path, size, the times of change of content and file, part and row.
+* `part_N`: a store (`utils.store.store`) of up to PART_SIZE photos that were embedded together,
+* `index.json`: `format`; `model`, the network's digest; `parts`, the number of photos in each part; `next`, the number
+  of the next part; and `photos`: path, size, mtime, ctime, part and row.
 
-`index.json` is replaced whole, after what it tells of is on the disk: an interrupt costs the part that is being made.
-No number of a part comes twice, so that who searches meanwhile finds a part as it was, or none.
+`index.json` is replaced atomically, after its parts are on the disk: an interrupt costs the part that is being made.
+Part numbers are never used twice, so a search at the same time finds a part unchanged, or no part.
 """
 
 import json
@@ -25,7 +25,7 @@ from utils.io.atomic import atomic_write
 from utils.store.feature_cache import DIMS
 from utils.store.store import Store
 
-FORMAT = 2  # 1: photos as stored, not turned upright, and without the time of change of the file itself
+FORMAT = 2  # 1: photos were not turned upright, and had no ctime
 OWN_FOLDERS = re.compile(r"model|part_\d+")
 OWN_FILES = ("index.json", "store.json", *(f"{name}.npy" for name in DIMS), CONFIG, WEIGHTS)
 
@@ -42,21 +42,21 @@ class Photo(NamedTuple):
 
     @property
     def stamp(self) -> tuple[int, int, int]:
-        """What tells the file from another in its place."""
+        """As `utils.io.disk.stamp` makes it: another file of the same name has another stamp."""
         return self.size, self.mtime, self.ctime
 
 
 class Content(NamedTuple):
-    """What `index.json` holds."""
+    """The content of `index.json`."""
 
     model: str
-    parts: dict[int, int]  # photos of each part, those that are gone included
-    next: int  # a part's number
+    parts: dict[int, int]  # number of photos by part, including removed ones
+    next: int  # number of the next part
     photos: list[Photo]
 
 
 def read_content(folder: Path) -> Content:
-    """What `index.json` of a folder holds; InputError where there is none, it is damaged, or of another version."""
+    """The content of `index.json`; InputError where it is missing, damaged, or of another version."""
     file = folder / "index.json"
     if not file.is_file():
         raise InputError(f"{folder} is no index: `python -m rrt index PHOTOS... --to {folder}` makes one")
@@ -65,28 +65,25 @@ def read_content(folder: Path) -> Content:
         version = content["format"]
         if version == FORMAT:
             return _checked(content)
-        if not isinstance(version, int):
-            raise ValueError("its version is no number")
     except OSError as error:
         raise InputError(
-            f"{file} cannot be read ({error.strerror or error}): mend that, the index may be whole"
+            f"{file} cannot be read ({error.strerror or error}): the index itself may be intact"
         ) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} is damaged: delete the folder and index again") from error
-    made = "was made before photos were turned upright" if version == 1 else f"is of version {version}, not {FORMAT}"
-    raise InputError(f"the index {folder} {made}: index again into a new folder")
+    raise InputError(f"the index {folder} is of version {version}, not {FORMAT}: index again into a new folder")
 
 
 def _checked(content: dict) -> Content:
-    """The content of `index.json`; ValueError, KeyError, TypeError or OverflowError where it makes no sense."""
+    """The content of a decoded `index.json`; ValueError, KeyError, TypeError or OverflowError where it is damaged."""
     parts = {int(number): int(count) for number, count in content["parts"]}
     photos = [Photo(str(path), *map(int, numbers)) for path, *numbers in content["photos"]]
-    following = int(content["next"])
+    next_part = int(content["next"])
     if not all(photo.path.startswith(os.sep) and 0 <= photo.row < parts[photo.part] for photo in photos):
-        raise ValueError("it names rows that no part has")
-    if max(parts, default=-1) >= following:
-        raise ValueError("the next part is there already")
-    return Content(str(content["model"]), parts, following, photos)
+        raise ValueError("a photo has a row that its part does not have")
+    if max(parts, default=-1) >= next_part:
+        raise ValueError("the next part exists already")
+    return Content(str(content["model"]), parts, next_part, photos)
 
 
 def write_content(folder: Path, content: Content) -> None:
@@ -105,18 +102,18 @@ def part_of(folder: Path, content: Content, number: int) -> Store:
     return Store(folder / f"part_{number}", DIMS, content.parts[number], {"model": content.model})
 
 
-def is_whole(store: Store, count: int) -> bool:
-    return store.count_valid_rows(DIMS) == count
+def is_intact(store: Store, num_photos: int) -> bool:
+    return store.count_valid_rows(DIMS) == num_photos
 
 
 def own_reranker(folder: Path, model: str, device: torch.device | str | None = None) -> Reranker:
-    """The network that an index keeps, whose sum is `model`; InputError where it is damaged or gone."""
+    """The network of an index, whose digest is `model`; InputError where it is damaged or missing."""
     damaged = InputError(
-        f"{folder / 'model'} is damaged or gone: `python -m rrt index PHOTOS... --to {folder} --model MODEL` writes it "
-        "anew, where MODEL is the one that the index was made with; what is embedded stays"
+        f"{folder / 'model'} is damaged or missing: `python -m rrt index PHOTOS... --to {folder} --model MODEL` writes "
+        "it again, where MODEL is the one that made the index; embedded photos are kept"
     )
     try:
-        pretrained = load(folder.absolute() / "model", None, {})  # absolute: no repository of the hub
+        pretrained = load(folder.absolute() / "model", None, {})  # a relative path may name a repository of the hub
     except InputError as error:
         raise damaged from error
     reranker = Reranker(*pretrained, device=device)
@@ -126,7 +123,7 @@ def own_reranker(folder: Path, model: str, device: torch.device | str | None = N
 
 
 def has_model(folder: Path, model: str) -> bool:
-    """Whether an index keeps its network."""
+    """Whether the network of an index is intact."""
     try:
         own_reranker(folder, model, "cpu")
         return True
@@ -135,7 +132,7 @@ def has_model(folder: Path, model: str) -> bool:
 
 
 def is_own(path: Path) -> bool:
-    """Whether something in the folder is an index's, or the system's."""
+    """Whether a file or folder belongs to an index, or is hidden."""
     if path.is_dir() and not is_hidden(path.name):
         is_flat = not any(child.is_dir() and not is_hidden(child.name) for child in path.iterdir())
         return bool(OWN_FOLDERS.fullmatch(path.name)) and is_flat and all(map(is_own, path.iterdir()))

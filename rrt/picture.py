@@ -1,4 +1,4 @@
-"""A picture of what the matcher reads in a pair of photos."""
+"""A picture of the matcher's attention in a pair of photos."""
 
 import torch
 from PIL import Image
@@ -8,15 +8,15 @@ from rrt.reranker import Reranker
 from utils.runtime.precision import float32_throughout
 
 SIDE, GAP = 448, 16  # pixels
-DARKEST = 0.85  # how much of a photo's light a patch loses that is not read
+DARKENING = 0.85  # of a patch without attention
 
 
 @float32_throughout()
 @torch.inference_mode()
 def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
-    """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges, not turned.
+    """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges.
 
-    The brighter a patch, the more the readout takes from it in the last layer, in the mean of its heads.
+    The brighter a patch, the more the readout attends to it in the last layer, in the mean of its heads.
     """
     pixels = torch.stack([reranker.pixels(photo) for photo in (a, b)])
     query, candidate = (part[None] for part in reranker.embed_pixels(pixels).maps.to(reranker.device))
@@ -24,13 +24,13 @@ def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
     weights = matcher.attention(matcher.encode_queries(query), matcher.encode_candidates(candidate))
     readout = weights[0, -1, :, 0].mean(dim=0).cpu()
     n = query[0, 0].numel()
-    sides = [readout[1 : n + 1].view(query.shape[2:]), readout[n + 2 :].view(candidate.shape[2:])]
-    most = torch.cat([side.flatten() for side in sides]).max()
+    grids = [readout[1 : n + 1].view(query.shape[2:]), readout[n + 2 :].view(candidate.shape[2:])]
+    maximum = torch.cat([grid.flatten() for grid in grids]).max()
     picture = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
-    for number, (image, weight) in enumerate(zip(pixels, sides, strict=True)):
+    for side, (image, weight) in enumerate(zip(pixels, grids, strict=True)):
         view = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
-        light = Image.fromarray((255 * (1 - DARKEST * (1 - weight / most))).byte().numpy())
+        light = Image.fromarray((255 * (1 - DARKENING * (1 - weight / maximum))).byte().numpy())
         light = light.resize((SIDE, SIDE), Image.Resampling.NEAREST)
         black = Image.new("RGB", view.size)
-        picture.paste(Image.composite(view, black, light), (number * (SIDE + GAP), 0))
+        picture.paste(Image.composite(view, black, light), (side * (SIDE + GAP), 0))
     return picture

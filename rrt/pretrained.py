@@ -1,6 +1,6 @@
-"""Trained networks from where they are kept, and into a folder: `config.json` and `model.safetensors`.
+"""Trained networks: loaded from checkpoints, folders and the hub, and saved into a folder.
 
-`config.json` has `crop_size` and, as `network`, the settings that the answers depend on.
+A folder has `model.safetensors` and `config.json`: `crop_size`, and as `network` the settings on which results depend.
 """
 
 import json
@@ -37,7 +37,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Pretrained(NamedTuple):
-    """A trained network, with the settings and the size of images it was found with."""
+    """A trained network, its settings, and the crop size of its training."""
 
     network: RerankingNetwork
     settings: dict[str, Any]
@@ -45,9 +45,9 @@ class Pretrained(NamedTuple):
 
 
 def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
-    """The network of `source`: see WHERE_FROM. `given` are settings that it does not say itself.
+    """The network of `source`: see WHERE_FROM. `given` are settings that the source does not have.
 
-    InputError where there is none, where it is damaged, says no settings, or says others than those given.
+    InputError where the source is missing or damaged, where settings are missing, or differ from those given.
     """
     given, crop_size = {name: plain(value) for name, value in given.items()}, plain(crop_size)
     check_given(given)
@@ -68,7 +68,7 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
 
 
 def save(folder: Path, network: RerankingNetwork, settings: Mapping[str, Any], crop_size: int) -> None:
-    """Write both files of a network into a folder, which is made: both or neither. InputError where they cannot be."""
+    """Write both files of a network into a folder, both or neither. InputError where they cannot be written."""
     tensors = {name: tensor.contiguous() for name, tensor in state_dict_to_cpu(network.state_dict()).items()}
     content = {"crop_size": crop_size, "network": dict(settings)}
     with atomic_write_all(folder / CONFIG, folder / WEIGHTS) as (config, weights):
@@ -77,7 +77,7 @@ def save(folder: Path, network: RerankingNetwork, settings: Mapping[str, Any], c
 
 
 def check_given(given: Mapping[str, Any]) -> None:
-    """Raise InputError for settings that there are not, and for values that they cannot have."""
+    """Raise InputError for unknown settings, and for invalid values."""
     unknown = [name for name in given if name not in ANSWER_SETTINGS]
     if unknown:
         raise InputError(f"{listing(unknown)} is no setting of the network: choose from {listing(ANSWER_SETTINGS)}")
@@ -87,18 +87,18 @@ def check_given(given: Mapping[str, Any]) -> None:
 @float32_throughout()
 def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
     content = read_tensors(path)
-    origin = training_info_of(content)
-    said = {name: value for name, value in origin.model.items() if name in ANSWER_SETTINGS}
-    if not said and not given and path.name not in CHECKPOINTS.names:
+    training = training_info_of(content)
+    stored = {name: value for name, value in training.model.items() if name in ANSWER_SETTINGS}
+    if not stored and not given and path.name not in CHECKPOINTS.names:
         raise InputError(
-            f"checkpoint {path} does not say by which settings it was trained: give those that differ from "
+            f"checkpoint {path} does not have its settings: give those that differ from "
             + ", ".join(f"{name}={value!r}" for name, value in DEFAULTS.items())
             + "; where none does, arch='resnet50'"
         )
-    if origin.matcher_trained is False:
+    if training.matcher_trained is False:
         raise InputError(f"checkpoint {path} has a matcher that was never trained: experiment_rerank.py trains it")
-    said_crop_size = CROP_SIZE if origin.crop_size is None else origin.crop_size
-    return _network(path, content, {**given, **said}, given, said_crop_size if crop_size is None else crop_size)
+    stored_crop_size = CROP_SIZE if training.crop_size is None else training.crop_size
+    return _network(path, content, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
 
 
 @float32_throughout()
@@ -108,19 +108,19 @@ def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[s
             raise InputError(f"{path} does not exist: give {WHERE_FROM}")
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
-        said, said_crop_size = dict(content["network"]), content["crop_size"]
+        stored, stored_crop_size = dict(content["network"]), content["crop_size"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{config} is not as save_pretrained writes it: save the network anew, or index anew if it is an index's"
         ) from error
     try:
         tensors = safetensors.torch.load_file(weights)
-    except Exception as error:  # a damaged file can raise anything
+    except Exception as error:  # damaged files raise many types
         raise InputError(f"{weights} could not be read: {error}") from error
-    differing = [name for name in given if said.get(name, given[name]) != given[name]]
-    if differing:
-        raise InputError(f"{config} says other values of {listing(differing)}: leave them out")
-    return _network(weights, tensors, {**given, **said}, given, said_crop_size if crop_size is None else crop_size)
+    different = [name for name in given if stored.get(name, given[name]) != given[name]]
+    if different:
+        raise InputError(f"{config} has other values of {listing(different)}: leave them out")
+    return _network(weights, tensors, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
 
 
 def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], crop_size: int) -> Pretrained:
@@ -141,7 +141,7 @@ def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], 
 
 
 def _published() -> Path:
-    """The published checkpoint with a finetuned backbone, fetched into the hub's cache the first time."""
+    """The published checkpoint with a finetuned backbone, fetched into the hub's cache at its first use."""
     folder = Path(HF_HOME) / "rrt"
     path = folder / CHECKPOINTS.names[-1]
     if not path.exists():
@@ -150,11 +150,11 @@ def _published() -> Path:
 
 
 def _from_hub(repository: str) -> tuple[Path, Path]:
-    """The two files of a repository of the hub; where it cannot be reached, those that were fetched before."""
+    """The two files of a repository of the hub, or those fetched before where the hub cannot be reached."""
     reason = None
     try:
         ask(ENDPOINT)
-    except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
+    except Exception as error:  # the hub's client and its transports raise many types
         reason = in_one_line(error)
     try:
         config, weights = (

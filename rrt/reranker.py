@@ -1,4 +1,4 @@
-"""The library's face: a trained network that embeds images, scores pairs of them and ranks candidates."""
+"""`Reranker`: a trained network that embeds images, scores pairs of them and ranks candidates."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -25,13 +25,13 @@ from utils.runtime.device import MicroBatches
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain
 
-IMAGES_READ = 64  # whose pixels are in memory at a time: of 224 x 224, 10 MB
+IMAGES_AT_ONCE = 64  # read before they are embedded; of 224 x 224 pixels they take 10 MB
 
 
 class Match(NamedTuple):
-    """A candidate: its position among those that were given, the score that ranks it, and two it is made of."""
+    """A candidate: its position among the candidates, the score that ranks it, and two scores of the pair."""
 
-    index: int  # type: ignore[assignment]  # a tuple's method has the name, too
+    index: int  # type: ignore[assignment]  # the name of a tuple's method
     score: float
     logit: float  # of the matcher
     cosine: float  # of the global descriptors
@@ -41,19 +41,19 @@ Images = Photo | Iterable[Photo] | Features
 
 
 class Reranker:
-    """A trained network in eval mode. Any number of threads may use one; a computation waits for the one before.
+    """A trained network in eval mode. Several threads may use one: their computations run one after another.
 
-    Nothing is printed, and no file written but by `save_pretrained` and where `from_pretrained` fetches one, and shows
-    its progress. All is computed in float32, without TF32, whatever torch is set to; while it is, torch's settings are
-    the library's.
+    It prints nothing and writes no files, but for `save_pretrained` and the downloads of `from_pretrained`, which show
+    their progress. It computes in float32 without TF32: torch's settings are changed for each computation, and restored
+    after it.
 
     Images are paths, PIL images, or arrays and tensors, of uint8 or of floats from 0 to 1: (3, h, w), grey ones
-    (1, h, w) or of uint8 (h, w), arrays (h, w, 3), too. Each, of any size, is resized and cropped as in the evaluation.
-    `Features`, which `embed` returns, do for images everywhere. A pair's score is the matcher's logit, or with
-    `fusion=(w, v)` `logit + w * cosine + v * chamfer`, where cosine is that of the global descriptors and chamfer the
-    Chamfer similarity of the local maps.
+    (1, h, w) or of uint8 (h, w), arrays also (h, w, 3). Images of any size are resized and cropped as in the
+    evaluation. `Features`, which `embed` returns, are taken in place of images everywhere. A pair's score is the
+    matcher's logit, or with `fusion=(w, v)` `logit + w * cosine + v * chamfer`: the cosine of the global descriptors,
+    and the Chamfer similarity of the local maps.
 
-    InputError, a ValueError, tells what is wrong with what was given.
+    Invalid arguments raise InputError, a ValueError.
     """
 
     @float32_throughout()
@@ -64,9 +64,9 @@ class Reranker:
         crop_size: int = CROP_SIZE,
         device: torch.device | str | None = None,
     ):
-        """`settings` are those that `network` was made with, `crop_size` the pixels of a side of what it sees.
+        """`settings` are those of `network`; `crop_size` is the side of its input in pixels.
 
-        `device` None: CUDA where there is a device, else the CPU.
+        `device` None: CUDA where available, else the CPU.
         """
         network.backbone.check_crop_size(crop_size)
         self.device = device_of(device)
@@ -83,21 +83,21 @@ class Reranker:
         device: torch.device | str | None = None,
         **settings,
     ) -> "Reranker":
-        """A checkpoint of this project or the published ones, a folder that `save_pretrained` has written or a
-        repository of the hub with its two files, or 'published', which fetches the published checkpoint.
+        """The network of `source`: a checkpoint of this project or a published one, a folder of `save_pretrained`, a
+        repository of the hub with the same two files, or 'published', which fetches the published checkpoint.
 
-        `settings` such as arch='resnet18' are needed where a checkpoint does not say its own. `crop_size` None: that of
-        the training, or 224 where it is not said.
-        InputError where it cannot be had, or where settings do not fit.
+        `settings` such as arch='resnet18' are needed for a checkpoint that does not have its own. `crop_size` None: as
+        in the training, or 224 where that is unknown.
+        InputError where the source is missing or damaged, or where settings do not fit it.
         """
         return cls(*load(source, crop_size, settings), device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder, which can be a repository of the hub."""
+        """Write `config.json` and `model.safetensors` into a folder. It may be uploaded to the hub as a repository."""
         save(Path(folder), self.network, self.settings, self.crop_size)
 
     def digest(self) -> str:
-        """A SHA-256 sum, in hexadecimal, of all that answers depend on."""
+        """The SHA-256 sum, in hexadecimal, of the settings and weights on which results depend."""
         content = hashlib.sha256(repr((sorted(self.settings.items()), self.crop_size)).encode())
         for name, tensor in self.network.state_dict().items():
             if not name.startswith("classifier."):
@@ -106,21 +106,21 @@ class Reranker:
         return content.hexdigest()
 
     def embed(self, images: Photo | Iterable[Photo], progress: bool = False) -> Features:
-        """Descriptors (n, dg) and local maps (n, dl, h, w) of images, or of one, on the CPU; `progress` shows a bar.
+        """Descriptors (n, dg) and local maps (n, dl, h, w) of one or more images, on the CPU; `progress` shows a bar.
 
-        InputError, with its position, for an image that cannot be read.
+        InputError, with the position of the image, where one cannot be read.
         """
-        listed, parts = as_list(images), []
-        with tqdm(total=len(listed), desc="Embedding", unit="image", disable=not progress) as shown:
-            for start in range(0, len(listed), IMAGES_READ):
-                batch = listed[start : start + IMAGES_READ]
+        images, parts = as_list(images), []
+        with tqdm(total=len(images), desc="Embedding", unit="image", disable=not progress) as bar:
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                batch = images[start : start + IMAGES_AT_ONCE]
                 pixels = [self._pixels_of(image, start + i) for i, image in enumerate(batch)]
                 parts.append(self.embed_pixels(torch.stack(pixels)))
-                shown.update(len(batch))
+                bar.update(len(batch))
         return Features(*map(torch.cat, zip(*parts, strict=True))) if parts else self._nothing()
 
     def pixels(self, image: Photo) -> Tensor:
-        """An image as the network sees it, uint8 (3, crop_size, crop_size)."""
+        """The network's input for an image, uint8 (3, crop_size, crop_size)."""
         return pixels_of(image, self._transform)
 
     def _pixels_of(self, image: Photo, position: int) -> Tensor:
@@ -130,35 +130,34 @@ class Reranker:
             raise InputError(f"image {position}: {error}") from error
 
     def embed_pixels(self, pixels: Tensor) -> Features:
-        """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), a few images at a time."""
+        """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), in micro-batches."""
 
         @float32_throughout()
-        def embed(piece: Tensor) -> tuple[Tensor, Tensor]:
-            descriptors, maps = self._embedder(piece.to(self.device))
+        def embed(batch: Tensor) -> tuple[Tensor, Tensor]:
+            descriptors, maps = self._embedder(batch.to(self.device))
             return F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()
 
         return Features(*MicroBatches(embed, self.device)(pixels))
 
     def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
-        """Scores float32 (n,) of n pairs: queries `a`, candidates `b`, image by image."""
-        first, second = self._features(a), self._features(b)
-        if len(first) != len(second):
-            raise InputError(f"{len(first)} and {len(second)} images are no pairs: give as many of each")
-        if not len(first):
-            return first.descriptors.new_empty(0)
-        # of each row one candidate: its own
-        ranking = self.rerank(first, second, np.arange(len(first))[:, None], fusion)
+        """Scores float32 (n,) of n pairs, each of a query of `a` and the candidate of `b` at the same position."""
+        queries, candidates = self._checked(a), self._checked(b)
+        if len(queries) != len(candidates):
+            raise InputError(f"{len(queries)} and {len(candidates)} images are no pairs: give as many of each")
+        if not len(queries):
+            return queries.descriptors.new_empty(0)
+        ranking = self.rerank(queries, candidates, np.arange(len(queries))[:, None], fusion)
         return torch.from_numpy(ranking.scores[:, 0])
 
     def rank(self, query: Images, candidates: Images, top_k: int | None = None, fusion: Fusion = None) -> list[Match]:
-        """The `top_k` best candidates of one query, or all, best first; none where there are no candidates."""
-        of_query, gallery = self._features(query), self._features(candidates)
-        if len(of_query) != 1:
-            raise InputError(f"{len(of_query)} queries: rank takes one, rerank any number")
+        """The `top_k` best candidates of one query, or all, best first."""
+        queries, gallery = self._checked(query), self._checked(candidates)
+        if len(queries) != 1:
+            raise InputError(f"{len(queries)} queries: rank takes one, rerank any number")
         check_settings({"top_k": plain(top_k)}, {"top_k": TOP_K})
         if not len(gallery):
             return []
-        scored = self._scored(of_query, gallery, torch.from_numpy(np.arange(len(gallery))[None]), fusion)
+        scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), fusion)
         assert scored.logits is not None
         (scores,), (positions,) = ranking_by(scored, weights_of(fusion, scored.cosines.shape[1]))
         logits, cosines = scored.logits[0], scored.cosines[0]
@@ -170,27 +169,24 @@ class Reranker:
     def rerank(
         self, queries: Features, gallery: Features, neighbours: np.ndarray | Tensor, fusion: Fusion = None
     ) -> Ranking:
-        """One's own search results in a new order: `scores` float32 (n, k), falling, and gallery `positions` (n, k).
+        """Search results in a new order: `scores` float32 (n, k), descending, and gallery `positions` (n, k).
 
-        `neighbours` (n, k), or (k,) for one query, holds each query's candidates, as positions in the gallery, of
-        whatever search. -1 is no candidate, as faiss fills up shorter rows: it comes behind the others, at a score of
-        -inf. The matcher reads local maps, so queries and gallery are `Features` with both: of numpy or torch, from
-        `embed`. Equal scores keep their order. InputError for features of another network, and for positions outside
-        the gallery.
+        `neighbours` (n, k), or (k,) for one query, holds each query's candidates of any search, as positions in the
+        gallery. -1 is padding, as faiss pads shorter rows: it comes last, with a score of -inf. Equal scores keep their
+        order. InputError for features of another network, and for positions outside the gallery.
         """
-        queries, gallery = self._features(queries), self._given(gallery)
+        queries, gallery = self._checked(queries), self._as_features(gallery)
         positions = positions_of(neighbours, len(queries), len(gallery))
-        weights, absent = weights_of(fusion, positions.shape[1]), positions < 0
-        if absent.all():
+        weights, is_padding = weights_of(fusion, positions.shape[1]), positions < 0
+        if is_padding.all():
             return Ranking(np.full(positions.shape, -np.inf, np.float32), positions.numpy())
-        rows, places = positions.where(~absent, positions.max()).unique(return_inverse=True)
-        candidates = self._features(gallery, rows)  # a gallery may be large, and in a file
-        scored = self._scored(queries, candidates, places, fusion)
+        rows, row_positions = positions.where(~is_padding, positions.max()).unique(return_inverse=True)
+        candidates = self._checked(gallery, rows)  # a gallery may be large, and in a file
+        scored = self._scored(queries, candidates, row_positions, fusion)
         assert scored.logits is not None
-        scored.logits[absent.numpy()] = -np.inf
+        scored.logits[is_padding.numpy()] = -np.inf
         ranking = ranking_by(scored, weights)
-        found = np.where(np.isneginf(ranking.scores), -1, rows.numpy()[ranking.positions])
-        return ranking._replace(positions=found)
+        return ranking._replace(positions=np.where(np.isneginf(ranking.scores), -1, rows.numpy()[ranking.positions]))
 
     @float32_throughout()
     def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
@@ -203,18 +199,17 @@ class Reranker:
         similarities = chamfer[0].numpy() if chamfer else np.zeros_like(cosines)
         return Candidates(positions.numpy(), cosines, similarities, logits.numpy())
 
-    def _given(self, images: Images) -> Features:
-        """Features that were given, or those of images that were."""
+    def _as_features(self, images: Images) -> Features:
+        """The features of images; features are returned as they are."""
         if isinstance(images, Features):
             return images
         if isinstance(images, tuple | list) and len(images) == 2 and are_features(images):
             return Features(*images)
         return self.embed(images)
 
-    def _features(self, images: Images, rows: Tensor | None = None) -> Features:
-        """Features as float32 tensors, of some rows or all, those of images computed; InputError for those of another
-        network, and where they are not finite."""
-        features = self._given(images)
+    def _checked(self, images: Images, rows: Tensor | None = None) -> Features:
+        """Features as float32 tensors, of all rows or some. InputError for features of another network, and for NaN."""
+        features = self._as_features(images)
         made_by = self.network.settings
         dg, dl = made_by.num_global_features, made_by.num_local_features
         descriptors, maps = (tuple(part.shape) for part in features)

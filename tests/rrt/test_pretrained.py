@@ -57,7 +57,7 @@ def test_fetches_the_published_one(content, tmp_path, monkeypatch):
 
 def test_a_checkpoint_without_settings(content, reranker, tmp_path):
     save_tensors(tmp_path / "bare.pt", content["state"])
-    with pytest.raises(InputError, match=r"does not say by which settings .* arch='resnet50', .*ert_nhead=4"):
+    with pytest.raises(InputError, match=r"does not have its settings: .* arch='resnet50', .*ert_nhead=4"):
         Reranker.from_pretrained(tmp_path / "bare.pt")
     loaded = Reranker.from_pretrained(tmp_path / "bare.pt", CROP_SIZE, "cpu", **DIFFERING)
     assert loaded.digest() == reranker.digest()
@@ -94,7 +94,7 @@ def test_what_is_no_model(reranker, tmp_path):
         Reranker.from_pretrained(tmp_path)
     reranker.save_pretrained(tmp_path)
     config, weights = json.loads((tmp_path / CONFIG).read_text()), (tmp_path / WEIGHTS).read_bytes()
-    with pytest.raises(InputError, match="says other values of 'arch'"):
+    with pytest.raises(InputError, match="has other values of 'arch'"):
         Reranker.from_pretrained(tmp_path, arch="resnet34")
     for damaged in ("", "[]", "[" * 100_000, json.dumps(config | {"network": 3}), json.dumps({"crop_size": 64})):
         (tmp_path / CONFIG).write_text(damaged)

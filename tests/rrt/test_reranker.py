@@ -201,7 +201,7 @@ def test_kinds_of_images(reranker, paths):
         (None, "NoneType is no image: give a path"),
         (3, "int is no image: give a path"),
         (b"a.jpg", "bytes is no image: give a path"),
-        (np.ones((4, 4)), r"of float64 is no image: .*descriptors alone"),
+        (np.ones((4, 4)), r"of float64 is no image: .*The matcher needs local maps"),
         (np.zeros((0, 4, 3), np.uint8), "is no image"),
         (torch.zeros(4, 4, 3), "is no image"),
         (torch.full((3, 4, 4), 255.0), "outside 0 to 1"),
@@ -248,8 +248,11 @@ def test_refuses_what_does_not_fit(reranker, paths):
         (lambda: reranker.rank(Features(features.descriptors[:1, :8], features.maps[:1]), features), "expected .n, 16"),
         (lambda: Features(features.descriptors[:2], features.maps[:1]), r"are no features: give .*local maps"),
         (lambda: Features(features.descriptors, None), r"^\(7, 16\) and None are no features: give .*local maps"),
-        (lambda: reranker.rank(features.descriptors[:1], features), "is no image: .*descriptors alone"),
-        (lambda: reranker.rank(features[0], (features.descriptors, None)), "is no image: .*descriptors alone"),
+        (lambda: reranker.rank(features.descriptors[:1], features), "is no image: .*The matcher needs local maps"),
+        (
+            lambda: reranker.rank(features[0], (features.descriptors, None)),
+            "is no image: .*The matcher needs local maps",
+        ),
         *(
             (
                 lambda given=given: reranker.rerank(features, features, given),
