@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -20,6 +21,23 @@ def test_rankings_and_ranks(evaluation):
         matches = labels.gallery[ranking.positions] == labels.queries[:, None]
         assert evaluated.ranks[name].tolist() == matches.argmax(axis=1).tolist()
     np.testing.assert_array_equal(rankings["logit"].positions, pickle_load(evaluation.folder / "nn_inds.pkl"))
+
+
+FORMER = {"logit": "published", "chamfer + cosine": "chamfer", "logit + cosine + chamfer": "fused"}
+
+
+def test_a_former_run_folder(evaluation):
+    """Its rankings have other names: "chamfer" was what is "chamfer + cosine" now."""
+    run = read_run(evaluation.run)
+    path = evaluation.run / "info.json"
+    info = json.loads(path.read_text())
+    for key in ("measures", "gains"):
+        info[key] = {FORMER.get(name, name): row for name, row in info[key].items()}
+    path.write_text(json.dumps(info))
+    former = read_run(evaluation.run)
+    assert set(info["measures"]) == {"global", "published", "chamfer", "fused"}
+    assert former.rankings == run.rankings and len(run.rankings) == 4
+    assert read_evaluated(former).ranks.keys() == run.rankings.keys()
 
 
 def remove(name):

@@ -1,9 +1,27 @@
-"""Names of the rankings of candidates in tables, in files and on the page."""
+"""Names of the rankings of candidates in tables, in files and on the page, and what former runs called them."""
+
+from collections.abc import Iterable
 
 FITTED = {"chamfer + cosine": False, "logit + cosine + chamfer": True}  # with weights chosen: whether with logits
 FIXED = ("global", "logit", "chamfer", "weighted")  # the last by the user's weights
 RANKINGS = (*FIXED[:3], *FITTED, FIXED[3])  # in the order of tables
 TITLES = {name: f"{name} (crossfit)" if name in FITTED else name for name in RANKINGS}
+FORMER_NAMES = {
+    "published": "logit",
+    "chamfer_alone": "chamfer",
+    "chamfer": "chamfer + cosine",
+    "fused": "logit + cosine + chamfer",
+}
+
+
+def current_names(names: Iterable[str]) -> list[str]:
+    """Today's names of all rankings of one run: "chamfer" has another meaning beside a name that only former runs have.
+
+    A name that is unknown stays.
+    """
+    names = list(names)
+    is_former = not (FORMER_NAMES.keys() - {"chamfer"}).isdisjoint(names)
+    return [FORMER_NAMES.get(name, name) if is_former else name for name in names]
 
 
 def rank_column(name: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from utils.io.ranking_names import current_names
 from utils.logs.json_reader import curve, nested, number
 
 Recalls = dict[int, float]  # K → recall in %
@@ -72,7 +73,10 @@ GAIN = "R@1 over global"
 
 
 def read_rankings(info: Mapping) -> dict[str, dict[str, object]]:
-    """`info['measures']` in %, with the change at R@1 and its interval as a text where `info['gains']` has them."""
+    """`info['measures']` in %, with the change at R@1 and its interval as a text where `info['gains']` has them.
+
+    Rankings of former runs have today's names.
+    """
     rankings: dict[str, dict[str, object]] = {}
     for name, row in info.get("measures", {}).items():
         rankings[name] = {
@@ -83,4 +87,4 @@ def read_rankings(info: Mapping) -> dict[str, dict[str, object]]:
         if (gain := nested(info, "gains", name, "R@1")) is not None:
             points, low, high = map(number, gain)  # type: ignore[call-overload]
             rankings[name][GAIN] = f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
-    return rankings
+    return dict(zip(current_names(rankings), rankings.values(), strict=True))
