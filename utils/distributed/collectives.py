@@ -19,7 +19,7 @@ BUCKET_BYTES = 25 << 20  # of gradients, all-reduced at a time
 def synchronised(batches: Iterable[T]) -> Iterator[T]:
     """Yield this rank's batches, with a barrier before the first one and an all-reduce before each and at the end.
 
-    Ranks may have different numbers of batches. A rank that hangs raises PeerError in the others.
+    Ranks may have different numbers of batches. A rank that hangs raises RuntimeError in the others.
     """
     barrier()
     iterator = iter(batches)

@@ -50,7 +50,7 @@ def begin_run(
     "deterministic", cuDNN is deterministic, and on a GPU all of torch, which raises if an operation is not;
     "benchmark" is left to `fit`. InputError for an invalid setting, for a `temp_dir` that cannot be written or that
     another process has locked, and for a GPU that cannot be used or is out of memory. DeviceError if the GPU fails.
-    PeerError if another rank ends, or does not answer for `timeout_minutes`.
+    RuntimeError of torch if another rank ends, or does not answer for `timeout_minutes`.
     """
     check_settings(_config, RULES | rules[""])
     for name in rules.keys() - {""}:

@@ -116,7 +116,7 @@ def device_errors_as_input_errors(setting: str) -> Iterator[None]:
                 f"{setting}, or enlarge it (docker run --shm-size=8g)"
             ) from error
         if "DataLoader worker" in message and isinstance(error, RuntimeError):
-            raise_pending_signal()
+            raise_pending_signal()  # which the worker has received, too
             raise InputError(
                 f"a worker of the loader was ended ({message}): where memory is short, lower dataset.num_workers or "
                 f"{setting}"

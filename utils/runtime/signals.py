@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from utils.errors import InputError
+from utils.runtime.ranks import is_distributed
 
 # of terminals and batch schedulers; Windows knows the first two
 END_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-SIGHUP_WINDOW = 1  # seconds in which a terminal that closes sends SIGHUP by the shell and by the system
+REPEAT_WINDOW = 2  # seconds in which a terminal that closes, or a launcher, sends a signal again
 # bytes; the system takes 107 for a socket, and Python adds "/pymp-xxxxxxxx/listener-xxxxxxxx"
 MAX_TMPDIR_LENGTH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
@@ -34,12 +35,11 @@ class _Pending:
     number: int | None = None
     received_at = 0.0  # on the monotonic clock
     deferred_by = 0
-    window = 0.0  # seconds in which further signals are the same request
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """In the block, `END_SIGNALS` raise Interrupted; a second signal ends the process at once.
+    """In the block, `END_SIGNALS` raise Interrupted; another one after `REPEAT_WINDOW` ends the process at once.
 
     Outside the main thread nothing changes. InputError where no temporary file can be written.
     """
@@ -51,30 +51,22 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, frame) -> None:
         if os.getpid() != process:  # a worker of the loader inherits the handler
             raise Interrupted(128 + number)
-        if _Pending.number is None and number == signal.SIGHUP:
-            coalesce_signals(max(SIGHUP_WINDOW, _Pending.window))
-        if not _Pending.window or (
-            _Pending.number is not None and time.monotonic() - _Pending.received_at > _Pending.window
-        ):
-            for handled in END_SIGNALS:
-                signal.signal(handled, signal.SIG_DFL)
-        if _Pending.number is not None:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                os.kill(process, number)
-            return
-        _Pending.received_at = time.monotonic()
-        print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
-        _Pending.number = number
-        if not _Pending.deferred_by:
-            raise Interrupted(128 + number)
+        if _Pending.number is None:
+            print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
+            _Pending.number, _Pending.received_at = number, time.monotonic()
+            if not _Pending.deferred_by:
+                raise Interrupted(128 + number)
+        elif time.monotonic() - _Pending.received_at > REPEAT_WINDOW:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(process, number)
 
     make_socket_folder()
-    _Pending.number, _Pending.window = None, 0.0
+    _Pending.number = None
     before = [signal.signal(handled, end) for handled in END_SIGNALS]
     try:
         yield
     finally:
-        if not _Pending.window or _Pending.number is None:  # else more signals may follow until the process has ended
+        if _Pending.number is None or not is_distributed():  # else the launcher may send it again
             for handled, handler in zip(END_SIGNALS, before, strict=True):
                 signal.signal(handled, handler)
             _Pending.number = None
@@ -97,12 +89,6 @@ def make_socket_folder() -> None:
         tempfile.tempdir = before
 
 
-def coalesce_signals(seconds: float) -> None:
-    """Take signals within so many seconds of the first one for the same request: a launcher passes on the signal that
-    the process has received itself."""
-    _Pending.window = seconds
-
-
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Defer signals to the end of the block, of nested ones the outermost, which raises Interrupted.
@@ -113,15 +99,14 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: _Pending.number is not None
     finally:
         _Pending.deferred_by -= 1
-    if _Pending.number is not None and not _Pending.deferred_by:
-        raise Interrupted(128 + _Pending.number)
+    if not _Pending.deferred_by:
+        raise_pending_signal()
 
 
 def raise_pending_signal() -> None:
-    """Wait a second for a signal, and raise Interrupted if there is one: a peer's failure is often our own SIGTERM,
-    which the peer received first."""
-    with deferred_signals():
-        time.sleep(1)
+    """Raise Interrupted if a signal has come."""
+    if _Pending.number is not None:
+        raise Interrupted(128 + _Pending.number)
 
 
 def die_with_parent(worker: int) -> None:

@@ -11,7 +11,7 @@ from torch.backends import cudnn
 from tqdm import tqdm
 
 from utils.distributed.collectives import all_reduce_gradients, any_rank
-from utils.distributed.group import barrier, is_peer_failure
+from utils.distributed.group import barrier, world_size
 from utils.errors import DeviceError, DivergedError
 from utils.io.checkpoint import num_of_trainable_params
 from utils.runtime.device import device_errors_as_input_errors, device_of
@@ -119,10 +119,8 @@ def train_epoch(state: TrainingState, step: Step, loader, log=None, files: Train
                 loss, accuracy = step(images, labels, scaler.scale)
                 all_reduce_gradients(modules.parameters())
                 is_stopping = any_rank(signal_has_come())
-            except RuntimeError as error:  # weights are as the last iteration has left them
-                if not (
-                    device.type == "cuda" and is_peer_failure(error)
-                ):  # else the GPU may wait for that process for ever
+            except RuntimeError:  # weights are as the last iteration has left them
+                if device.type == "cpu" or world_size() == 1:  # else the GPU may wait for another rank for ever
                     set_random_state(drawn_from)
                     save()
                 raise
