@@ -22,7 +22,6 @@ soak: install
 
 bench: install
 	$(BIN)/python -m benchmarks run
-	$(BIN)/python -m benchmarks saving
 	$(BIN)/python -m benchmarks processes
 	$(BIN)/python -m benchmarks memory
 
@@ -39,7 +38,6 @@ GPU_TESTS = $(PYTHON) -m pytest -q $(shell $(PYTHON) -c "import xdist" 2>/dev/nu
 
 bench-gpu:
 	$(PYTHON) -m benchmarks run --device cuda
-	$(PYTHON) -m benchmarks saving --device cuda
 	$(PYTHON) -m benchmarks processes --device cuda
 
 # SOP, the published weights and neighbours, the three published evaluations, and one table of both

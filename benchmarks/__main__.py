@@ -4,10 +4,9 @@ import sys
 from importlib import import_module
 
 BENCHMARKS = {
-    "run": "every stage beside its straightforward counterpart and the machine's limit",
-    "memory": "peak memory of an evaluation at SOP's full size, and of training steps",
-    "processes": "a job of several processes beside one of one",
-    "saving": "what last.pt costs a training",
+    "run": "every stage beside the reference implementation and the machine's limit",
+    "memory": "peak memory of an evaluation at SOP's full size",
+    "processes": "rates of several ranks beside those of one process",
     "reproduce": "the published evaluations beside the published recalls",
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import straightforward
+from benchmarks import reference
 from benchmarks.measure import PLAIN, Stage
 from sop.dataset import Draw, ImageSet
 from sop.images.image_cache import CachedImageSet
@@ -41,7 +41,7 @@ def loading(device: torch.device) -> Stage:
 
     def straight() -> list[torch.Tensor]:
         in_use = Path(temporary.name)  # the folder lasts as long as something refers to `temporary`
-        return [straightforward.load(in_use / path, 224) for path in split.paths]
+        return [reference.load(in_use / path, 224) for path in split.paths]
 
     variants = {
         PLAIN: straight,

@@ -1,6 +1,5 @@
 """Times and memory of variants that take turns, and the table they are printed in."""
 
-import ctypes
 import re
 import statistics
 import time
@@ -9,15 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
-from utils.runtime.memory import keep_freed_memory
+from utils.runtime.memory import keep_freed_memory, release_freed_memory
 
-PLAIN = "straightforward"
-
-Measured = TypeVar("Measured")
+PLAIN = "reference"
 
 
 class Cost(NamedTuple):
@@ -36,7 +33,7 @@ class Cost(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What is compared: `variants` are "straightforward", ours by a name each, and the limits, "limit " before it."""
+    """What is compared: `variants` are "reference", ours by name, and the limit of NAME as "limit NAME"."""
 
     title: str
     size: int
@@ -52,31 +49,26 @@ def new_process(keeping: bool = False) -> ProcessPoolExecutor:
 
 
 def costs_of(prepare: Callable[[torch.device], Stage], device: torch.device) -> tuple[Stage, dict[str, Cost]]:
-    """A stage, without its variants, and their costs; they take turns, and memory is the GPU's on a GPU.
+    """A stage, without its variants, and their costs; variants take turns.
 
-    On a CPU each has a process of its own: what ran before changes how fast memory is had, and all but the
-    straightforward keep what they free.
+    Memory is the GPU's on a GPU. On a CPU each variant has its own process, as memory that others have freed is had
+    faster, and all but the reference keep the memory that they free.
     """
-    with ExitStack() as processes:
-        plain_process = processes.enter_context(new_process())
-        stage, names = plain_process.submit(_begin, prepare, device).result()
-        process_of = dict.fromkeys(names, plain_process)
+    with ExitStack() as stack:
+        first = stack.enter_context(new_process())
+        stage, names = first.submit(_begin, prepare, device).result()
+        processes = dict.fromkeys(names, first)
         if device.type == "cpu":
-            own_processes = {
-                name: processes.enter_context(new_process(keeping=True)) for name in names if name != PLAIN
-            }
-            for begun in [process.submit(_begin, prepare, device) for process in own_processes.values()]:
-                begun.result()
-            process_of |= own_processes
+            processes |= {name: stack.enter_context(new_process(keeping=True)) for name in names if name != PLAIN}
+            for process in set(processes.values()) - {first}:
+                process.submit(_begin, prepare, device).result()
 
-        def take_turns(measure: Callable[[str, torch.device], Measured]) -> dict[str, Measured]:
-            return {name: process_of[name].submit(measure, name, device).result() for name in names}
+        def take_turns() -> dict[str, tuple[float, int | None]]:
+            return {name: processes[name].submit(_seconds_and_memory, name, device).result() for name in names}
 
-        first_round = take_turns(_seconds_and_memory)
-        rounds = [{name: seconds for name, (seconds, _) in first_round.items()}]
-        rounds += [take_turns(_seconds) for _ in range(stage.warm_up + stage.repetitions - 1)]
-    counted = rounds[stage.warm_up :]
-    return stage, {name: Cost([seconds[name] for seconds in counted], first_round[name][1]) for name in names}
+        rounds = [take_turns() for _ in range(stage.warm_up + stage.repetitions)]
+    times = {name: [measured[name][0] for measured in rounds[stage.warm_up :]] for name in names}
+    return stage, {name: Cost(times[name], rounds[0][name][1]) for name in names}
 
 
 _variants: dict[str, Callable[[], object]] = {}  # of this process
@@ -88,49 +80,54 @@ def _begin(prepare: Callable[[torch.device], Stage], device: torch.device) -> tu
     return stage._replace(variants={}), list(_variants)
 
 
-def _seconds(name: str, device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The time that `work` takes, on a GPU to its end."""
     start = time.perf_counter()
-    _variants[name]()
+    work()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def _seconds_and_memory(name: str, device: torch.device) -> tuple[float, int | None]:
-    """Also the most memory held during the run, above what was held before."""
+    """Seconds, and the peak of memory above what was held before."""
+    work = _variants[name]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        return _seconds(name, device), torch.cuda.max_memory_allocated() - before
+        return seconds(work, device), torch.cuda.max_memory_allocated() - before
+    release_freed_memory()  # so that it counts when it is taken again
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when it is taken again
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _resident("VmRSS")
-    except (OSError, AttributeError):
-        return _seconds(name, device), None
-    return _seconds(name, device), _resident("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        return seconds(work, device), None
+    before = _resident("VmRSS")
+    return seconds(work, device), _resident("VmHWM") - before
 
 
 def _resident(figure: str) -> int:
     """A memory figure of this process, in bytes, of those in Linux's status file."""
-    found = re.search(rf"{figure}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+    figures = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/self/status").read_text()))
+    return 1024 * int(figures[figure])
+
+
+def table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def print_titles() -> None:
-    titles = ("stage", "size", "straightforward", "ours", "ratio", "share of the limit", "memory, both")
-    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|", flush=True)
+    titles = ("stage", "size", "reference", "ours", "ratio", "% of the limit", "memory, both")
+    print(table_row(*titles), table_row(*["---"] * len(titles)), sep="\n", flush=True)
 
 
 def print_rows(stage: Stage, costs: dict[str, Cost]) -> None:
-    """A row of each variant: stage, size, straightforward, ours, ratio, share of the limit and memory."""
+    """A row of each of our variants."""
     plain = costs[PLAIN]
     for name, cost in costs.items():
         if name == PLAIN or name.startswith("limit"):
             continue
         limit = costs.get(f"limit {name}")
-        cells = (
+        row = table_row(
             f"{stage.title}, {name}",
             f"{stage.size:,}",
             f"{stage.size / plain.seconds:,.0f} {stage.unit}/s",
@@ -139,4 +136,4 @@ def print_rows(stage: Stage, costs: dict[str, Cost]) -> None:
             f"{100 * limit.ratio_to(cost):.0f} %" if limit else "",
             "" if plain.memory is None or cost.memory is None else f"{plain.memory >> 20} / {cost.memory >> 20} MiB",
         )
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(row, flush=True)

@@ -1,4 +1,4 @@
-"""Every stage beside its straightforward counterpart and the machine's limit: `python -m benchmarks run`.
+"""Every stage beside the reference implementation and the machine's limit: `python -m benchmarks run`.
 
 Times, and ratios, are medians of repetitions in which the variants take turns: ratios hold on a machine whose speed
 drifts.
@@ -15,7 +15,7 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from benchmarks import straightforward
+from benchmarks import reference
 from benchmarks.bounds import bounds_of
 from benchmarks.loading import loading
 from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
@@ -95,7 +95,7 @@ def pair_scoring(device: torch.device) -> Stage:
         rerank(model, stored[dtype][:queries], stored[dtype], neighbours)
 
     def straight() -> None:
-        straightforward.rerank(model, maps[:queries], maps, neighbours)
+        reference.rerank(model, maps[:queries], maps, neighbours)
 
     def similarities() -> None:
         pair_scores(model, maps[:queries], maps, neighbours, [Chamfer()])
@@ -120,7 +120,7 @@ def embedding(device: torch.device) -> Stage:
             embedder(piece.to(device, non_blocking=True))[0].cpu()
 
     def straight() -> None:
-        straightforward.embed(model, floats.to(device)).cpu()
+        reference.embed(model, floats.to(device)).cpu()
 
     return Stage("embedding", count, "images", compared(device, straight, ours))
 
@@ -147,13 +147,13 @@ def sampling(kind: str, device: torch.device) -> Stage:
         "triplets": (
             images,
             "anchors",
-            lambda: straightforward.triplets(plain_labels, plain_neighbours),
+            lambda: reference.triplets(plain_labels, plain_neighbours),
             lambda: TripletSampler(labels, neighbours, 300, 0),
         ),
         "identities": (
             74,
             "batches",
-            lambda: straightforward.identity_batches(plain_labels, 400, 2, 74),
+            lambda: reference.identity_batches(plain_labels, 400, 2, 74),
             lambda: RandomIdentitySampler(labels, 800, 400, 74, 0),
         ),
     }[kind]
@@ -179,11 +179,11 @@ def training(task: str, device: torch.device) -> Stage:
 
     def plain_loss() -> torch.Tensor:
         images = floats.to(device)
-        maps = straightforward.backbone(plain, images)
+        maps = reference.backbone(plain, images)
         if task == "global":
             return contrastive(None, plain.global_descriptors(maps), labels.to(device))
         local = plain.remap_local(maps)
-        scores = [straightforward.score(plain.matcher, local[0::3], local[role::3]) for role in (1, 2)]
+        scores = [reference.score(plain.matcher, local[0::3], local[role::3]) for role in (1, 2)]
         targets = torch.cat((torch.ones_like(scores[0]), torch.zeros_like(scores[1])))
         return cross_entropy(torch.cat(scores), None, targets).mean()
 

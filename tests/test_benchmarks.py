@@ -1,4 +1,4 @@
-"""The straightforward implementation is an oracle as well as a yardstick."""
+"""The reference implementation, by which tests check answers, too, and the benchmarks themselves."""
 
 import os
 import random
@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import measure, memory, run, straightforward
+from benchmarks import measure, memory, reference, run
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.bounds import bounds_of, embedding_kernels, scoring_kernels
 from models.matcher import Matcher
@@ -34,7 +34,7 @@ def test_reranking(queries, columns, shape, normalize_before):
     model = published_model(6, arch="resnet18", ert_normalize_before=normalize_before).eval()
     query_maps, gallery_maps = torch.randn(queries, 128, *shape), torch.randn(11, 128, *shape)
     neighbours = torch.stack([torch.randperm(11)[:columns] for _ in range(queries)])
-    expected, got = (f(model, query_maps, gallery_maps, neighbours) for f in (straightforward.rerank, rerank))
+    expected, got = (f(model, query_maps, gallery_maps, neighbours) for f in (reference.rerank, rerank))
     np.testing.assert_allclose(got[0], expected[0], atol=2e-5 * max(1.0, np.abs(expected[0]).max()))
     np.testing.assert_array_equal(got[1], expected[1])
 
@@ -51,21 +51,21 @@ def test_scores_are_those_of_torchs_encoder(activation, normalize_before):
             encoded = (maps[i] + code).flatten(1).T + matcher.seg_encoder.weight[row]
             tokens[i, start : start + len(encoded)] = encoded
         tokens[i, 0], tokens[i, 11] = matcher.seg_encoder.weight[0], matcher.seg_encoder.weight[1]
-    torch.testing.assert_close(straightforward.pair_tokens(matcher, query, candidate), tokens)
+    torch.testing.assert_close(reference.pair_tokens(matcher, query, candidate), tokens)
     expected = matcher.classifier(matcher.encoder(tokens)[:, 0])[:, 0]
-    torch.testing.assert_close(straightforward.score(matcher, query, candidate), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference.score(matcher, query, candidate), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_embedding():
     model, images = published_model(6, arch="resnet18").eval(), torch.rand(3, 3, 64, 96)
-    torch.testing.assert_close(model.embedder()(images)[0], straightforward.embed(model, images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.embedder()(images)[0], reference.embed(model, images), rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_are_identical(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.JPG", "JPEG")
     images = ImageSet(tmp_path, Split(["a.JPG"], [0]), {0: 0}, make_test_transform(112))
-    assert torch.equal(images[0][0].float() / 255, straightforward.load(tmp_path / "a.JPG", 112))
+    assert torch.equal(images[0][0].float() / 255, reference.load(tmp_path / "a.JPG", 112))
 
 
 def test_triplets_have_the_same_distribution():
@@ -76,7 +76,7 @@ def test_triplets_have_the_same_distribution():
     counts = []
     for draw in (
         lambda number: np.concatenate(list(sampler.batches(np.random.default_rng(number)))).reshape(-1, 3),
-        lambda number: np.array(list(straightforward.triplets(labels.tolist(), neighbours.tolist()))),
+        lambda number: np.array(list(reference.triplets(labels.tolist(), neighbours.tolist()))),
     ):
         triplets = np.concatenate([draw(number) for number in range(rounds)])
         counts.append(np.histogramdd(triplets, bins=[np.arange(10)] * 3)[0])
@@ -124,7 +124,7 @@ def noting(path, device):
         with path.open("a") as file:
             file.write(f"{name} {os.getpid()}\n")
 
-    variants = {name: partial(note, name) for name in ("straightforward", "ours", "limit ours")}
+    variants = {name: partial(note, name) for name in ("reference", "ours", "limit ours")}
     return measure.Stage("noting", 12, "notes", variants, repetitions=2, warm_up=3)
 
 
@@ -134,7 +134,7 @@ def test_variants_take_turns_each_in_a_process_of_its_own(tmp_path, monkeypatch,
     names, processes = zip(
         *(line.rsplit(" ", 1) for line in (tmp_path / "notes").read_text().splitlines()), strict=True
     )
-    assert list(names) == ["straightforward", "ours", "limit ours"] * 5
+    assert list(names) == ["reference", "ours", "limit ours"] * 5
     assert len(set(processes)) == 3
     assert processes == processes[:3] * 5
     assert [len(costs[name].times) for name in names[:3]] == [2, 2, 2]

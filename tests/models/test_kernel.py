@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import straightforward
+from benchmarks import reference
 from models import encoder_layer, fused
 from models.matcher import Matcher
 from tests import ROOT
@@ -80,7 +80,7 @@ def test_the_matcher_by_the_kernel(norm_first, dtype, monkeypatch):
     matcher = Matcher(32, 2, 3, 128, normalize_before=norm_first).eval().to(DEVICE)
     query, candidate = torch.randn(12, 32, 2, 3, device=DEVICE), torch.randn(12, 32, 1, 2, device=DEVICE)
     found = matcher.computing_in(dtype)(None, query, None, candidate)
-    expected = straightforward.score(matcher, query, candidate)
+    expected = reference.score(matcher, query, candidate)
     tolerance = 0.01 if dtype == torch.float16 else 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
     assert used == [(8, 10, 32), (12, 10, 32), (12, 10, 32), (12, 1, 32)]  # a trial, then the layers

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import straightforward
+from benchmarks import reference
 from models.matcher import Matcher
 from tests.reference import META, assert_answer, normal, published_model
 
@@ -22,7 +22,7 @@ def test_published(variant):
 def test_equals_torch_encoder_with_gradients(normalize_before, activation, shapes):
     matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before)
     query, candidate = (torch.randn(shape, requires_grad=True) for shape in shapes)
-    fast, plain = matcher(None, query, None, candidate), straightforward.score(matcher, query, candidate)
+    fast, plain = matcher(None, query, None, candidate), reference.score(matcher, query, candidate)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     inputs = (query, candidate, *matcher.parameters())
     for a, b in zip(torch.autograd.grad(fast.sum(), inputs), torch.autograd.grad(plain.sum(), inputs), strict=True):
@@ -37,7 +37,7 @@ def test_equals_torch_encoder_without_gradients(normalize_before, activation, sh
     matcher = Matcher(16, 2, 3, 40, 0.0, activation, normalize_before).eval()
     query, candidate = (torch.randn(shape) for shape in shapes)
     torch.testing.assert_close(
-        matcher(None, query, None, candidate), straightforward.score(matcher, query, candidate), rtol=1e-5, atol=1e-5
+        matcher(None, query, None, candidate), reference.score(matcher, query, candidate), rtol=1e-5, atol=1e-5
     )
 
 
@@ -48,11 +48,11 @@ def test_attention_equals_that_of_torch(normalize_before, shapes):
     matcher = Matcher(16, 4, 3, 40, normalize_before=normalize_before).eval()
     query, candidate = map(torch.randn, shapes)
     found = matcher.attention(matcher.encode_queries(query), matcher.encode_candidates(candidate))
-    tokens, expected = straightforward.pair_tokens(matcher, query, candidate), []
+    tokens, expected = reference.pair_tokens(matcher, query, candidate), []
     for layer in matcher.encoder.layers:
         x = layer.norm1(tokens) if normalize_before else tokens
         expected.append(layer.self_attn(x, x, x, need_weights=True, average_attn_weights=False)[1])
-        tokens = straightforward.encoder_layer(layer, tokens)
+        tokens = reference.encoder_layer(layer, tokens)
     torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
 
@@ -63,7 +63,7 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(matcher(None, maps, None, maps), matcher(None, maps, None, maps))
     matcher.eval()
     torch.testing.assert_close(
-        matcher(None, maps, None, maps), straightforward.score(matcher, maps, maps), rtol=1e-5, atol=1e-5
+        matcher(None, maps, None, maps), reference.score(matcher, maps, maps), rtol=1e-5, atol=1e-5
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import straightforward
+from benchmarks import reference
 from models.matcher import Matcher
 from utils.errors import InputError
 from utils.retrieval import pair_scoring
@@ -35,8 +35,7 @@ def test_equals_loop_over_pairs(monkeypatch, pairs, queries, columns, normalize_
     scores, positions = rerank(copy.deepcopy(model).to(device), query_maps, gallery_maps, neighbours)
     for i in range(queries):
         row = [
-            float(straightforward.score(model.matcher, query_maps[i : i + 1], gallery_maps[j : j + 1]))
-            for j in neighbours[i]
+            float(reference.score(model.matcher, query_maps[i : i + 1], gallery_maps[j : j + 1])) for j in neighbours[i]
         ]
         order = sorted(range(columns), key=lambda place, row=row: -row[place])
         np.testing.assert_allclose(scores[i], [row[place] for place in order], atol=1e-5)

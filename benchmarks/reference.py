@@ -1,4 +1,4 @@
-"""The method written plainly, for comparison in speed and in answers: no step is saved, everything is float32.
+"""A plain implementation of the method, to compare speed and answers with: no step is saved, everything is float32.
 
 Images become floats by PIL and ToTensor, all tokens go through all layers, attention weights are returned, local maps
 stay on the CPU and are copied pair by pair, samplers are Python loops.
