@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from sop.preparation.archive import read_list, unpack
 from sop.splits import class_map, read_split
 from utils.errors import InputError
-from utils.io.checkpoint import TrainingInfo, load_weights, save_checkpoint
+from utils.io.checkpoint import TrainingInfo, checkpoint_content, load_weights, save_tensors
 from utils.io.neighbours import load_neighbours, pickle_save
 from utils.logs.runs import find_run_folders, read_run
 from utils.logs.table import as_csv, as_tables
@@ -154,7 +154,7 @@ def each(paths: list[Path], read: Callable[[Path], object]) -> None:
 
 def make_checkpoint(folder: Path) -> list[Path]:
     state = tiny_state()
-    save_checkpoint(folder / "c.pt", state.model, state.optimizer, state.scheduler, state.origin)
+    save_tensors(folder / "c.pt", checkpoint_content(state.model, state.optimizer, state.scheduler, state.origin))
     torch.save(state.model.state_dict(), folder / "former.pt", _use_new_zipfile_serialization=False)
     return [folder / "c.pt", folder / "former.pt"]
 

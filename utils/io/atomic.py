@@ -1,4 +1,4 @@
-"""Files that take their name once they are whole."""
+"""Atomic writes: a file takes its name when it is complete."""
 
 import errno
 import os
@@ -18,11 +18,11 @@ LEFTOVER_AGE = 24 * 60 * 60  # seconds
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` once everything is written and on the disk; its folder is made.
+    """A binary file that takes the name `path` when it has been written to the disk; its folder is created.
 
-    When the body or the writing fails, a file that stood there before stays as it was and nothing else is left behind.
-    Any number of processes may write the same file: each has a temporary one of its own, and the last to end wins.
-    Raises InputError when the operating system refuses, on a full disk for instance.
+    If the block or a write fails, an earlier file of that name is kept, and the temporary file is deleted. Several
+    processes may write the same file, each a temporary one; the last to finish wins. InputError if the operating system
+    refuses, for instance on a full disk.
     """
     with atomic_write_all(path) as (file,):
         yield file
@@ -30,14 +30,14 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_write_all(*paths: Path | str) -> Iterator[list[BinaryIO]]:
-    """`atomic_write` of several files: they take their names when all are written, or none does."""
+    """`atomic_write` of several files, which take their names when all are written."""
     targets = [Path(path) for path in paths]
     try:
         with ExitStack() as stack:
             for folder in {target.parent for target in targets}:
                 folder.mkdir(parents=True, exist_ok=True)
             for target in targets:
-                if target.is_dir():  # it could not be renamed to, when others have been
+                if target.is_dir():  # else it would fail after others have been renamed
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             files = [stack.enter_context(_temporary_file(target)) for target in targets]
             yield files
@@ -67,8 +67,7 @@ def _temporary_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete a folder's temporary files, whatever their target, that nobody has written to for a day: theirs were
-    killed."""
+    """Delete the temporary files of killed processes in a folder: those not written to for a day."""
     with suppress(OSError):
         for leftover in folder.iterdir():
             if TEMPORARY.fullmatch(leftover.name):
@@ -78,7 +77,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk; a file system that cannot is let be."""
+    """Flush a folder's entries to the disk, if the file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Checkpoints: dicts with `state`, `optim` and `scheduler`, read without running any code they may hold.
+"""Checkpoints: dicts with `state`, `optim` and `scheduler`, read by a restricted unpickler.
 
-Ours also have an `origin`: the `model` settings that the answers depend on, whether the matcher was trained, and the
-size of its images.
+Ours also have an `origin`: the `model` settings that scores depend on, whether the matcher was trained, and the crop
+size of the training images.
 """
 
 import pickle
@@ -39,9 +39,9 @@ def state_dict_to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TrainingInfo(NamedTuple):
-    """Where weights come from, as far as it is known."""
+    """How weights were trained, as far as it is known."""
 
-    model: dict[str, Any]  # settings that answers depend on, by name
+    model: dict[str, Any]  # settings that scores depend on, by name
     matcher_trained: bool | None
     crop_size: int | None = None  # pixels of a side of the training images
 
@@ -49,13 +49,8 @@ class TrainingInfo(NamedTuple):
 UNKNOWN = TrainingInfo({}, None)
 
 
-def save_checkpoint(path: Path | str, model: nn.Module, optimizer, scheduler, origin: TrainingInfo = UNKNOWN) -> None:
-    """Write model, optimiser and scheduler states, and their origin, whole or not at all."""
-    save_tensors(path, checkpoint_content(model, optimizer, scheduler, origin))
-
-
 def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: TrainingInfo = UNKNOWN) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
     content = {
         "state": state_dict_to_cpu(model.state_dict()),
         "optim": optimizer.state_dict(),
@@ -67,8 +62,8 @@ def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: TrainingI
 
 
 def save_tensors(path: Path | str, content: dict) -> None:
-    """Write tensors and plain values as torch.save does, whole or not at all; InputError when it cannot be written."""
-    with deferred_signals(), atomic_write(path) as file:  # torch would hide what a signal raises
+    """Write tensors and plain values atomically, by torch.save; InputError if the file cannot be written."""
+    with deferred_signals(), atomic_write(path) as file:  # torch would hide the exception of a signal
         try:
             torch.save(content, file)
         except RuntimeError as error:
@@ -142,30 +137,30 @@ def check_fits(state: Mapping[str, Tensor], module: nn.Module, path: Path | str)
 
 
 def read_tensors(path: Path | str) -> object:
-    """What a file of `save_tensors` holds: tensors and plain values; InputError for anything else."""
+    """Read tensors and plain values from a file of `save_tensors`; InputError for anything else."""
     try:
         with open_regular_file(path) as file:
-            if file.read(4) == b"PK\3\4":  # by which torch tells its present format from its former one
+            if file.read(4) == b"PK\3\4":  # of torch's present format; the former one is no zip file
                 check_stored_zip(file, with_sums=True)
             file.seek(0)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or refused, all the same
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read or refused anyway
                 return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist: check resume=") from error
     except pickle.UnpicklingError as error:
         reason = re.search(r"Unsupported (?:global|class|operand).*|.*GLOBAL .*", str(error))
-        told = reason[0].strip() if reason else _first_line(error)
-        told = told.partition(" was not an allowed global")[0]  # torch's advice to allow it is none
+        line = reason[0].strip() if reason else _first_line(error)
+        line = line.partition(" was not an allowed global")[0]  # without torch's advice to allow it
         raise InputError(
-            f"checkpoint {path} was refused, and no code in it was run: it is no plain checkpoint of tensors ({told})"
+            f"checkpoint {path} was refused, and no code in it was run: it is no plain checkpoint of tensors ({line})"
         ) from None
     except Exception as error:  # a hostile or damaged file can raise anything
         raise InputError(f"checkpoint {path} could not be read: {_first_line(error)}") from error
 
 
 def state_of(content: object, path: Path | str) -> dict[str, Tensor]:
-    """The state dict in what the checkpoint `path` holds; InputError where there is none."""
+    """The state dict in the `content` of the checkpoint `path`; InputError if there is none."""
     state = content.get("state", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state, state.values())):
         raise InputError(f"{path} is not a checkpoint: expected a dict with 'state', or a dict of named tensors")
@@ -173,19 +168,19 @@ def state_of(content: object, path: Path | str) -> dict[str, Tensor]:
 
 
 def _is_named_tensor(name: object, tensor: object) -> bool:
-    """Whether it is a plain tensor with its numbers, and its name a text."""
+    """Whether it is a dense tensor on the CPU, named by a string."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
         return False
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def training_info_of(content: object) -> TrainingInfo:
-    """Where weights come from; where a checkpoint does not say, its optimiser tells which training it is of."""
-    said = content.get("origin") if isinstance(content, dict) else None
-    if isinstance(said, dict) and isinstance(said.get("model"), dict):
-        plain = {name: value for name, value in said["model"].items() if isinstance(value, str | int | float | None)}
-        crop_size = said.get("crop_size")
-        return TrainingInfo(plain, bool(said.get("matcher_trained")), crop_size if isinstance(crop_size, int) else None)
+    """How the weights of a checkpoint were trained; without an `origin`, by its optimiser."""
+    origin = content.get("origin") if isinstance(content, dict) else None
+    if isinstance(origin, dict) and isinstance(origin.get("model"), dict):
+        model = {name: value for name, value in origin["model"].items() if isinstance(value, str | int | float | None)}
+        size = origin.get("crop_size")
+        return TrainingInfo(model, bool(origin.get("matcher_trained")), size if isinstance(size, int) else None)
     try:
         group = content["optim"]["param_groups"][0]  # type: ignore[index]
         return TrainingInfo({}, "nesterov" not in group)  # SGD trains the global descriptor alone

@@ -1,4 +1,4 @@
-"""Files as they lie on the disk: opened, summed, checked, and whether there is room for more."""
+"""Files on the disk: opening, MD5 sums, zip checks, free space."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from utils.errors import InputError
 
 
 def open_regular_file(path: Path | str) -> BinaryIO:
-    """A file of the disk opened to read bytes; OSError for anything else, such as a pipe that nobody writes to."""
+    """Open a file to read bytes; OSError for anything but a regular file, such as a pipe."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no file", str(path))
@@ -21,7 +21,7 @@ def open_regular_file(path: Path | str) -> BinaryIO:
 
 
 def md5(path: Path | str) -> str:
-    """A file's MD5 sum in hexadecimal; InputError where it cannot be read."""
+    """A file's MD5 sum in hexadecimal; InputError if it cannot be read."""
     try:
         with open_regular_file(path) as file:
             return hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
@@ -30,16 +30,18 @@ def md5(path: Path | str) -> str:
 
 
 def stamp(path: Path | str) -> tuple[int, int, int]:
-    """What tells a file from what stood there before, without reading it: its size in bytes, and the times, in ns since
-    1970, at which its content and the file itself changed. `mv` and copies that keep the first time set the second."""
+    """Size in bytes and times of change, in ns since 1970, by which a changed file is noticed without reading it.
+
+    The times are those of content and of inode: `mv`, and copies that keep the first, set the second.
+    """
     stat = Path(path).stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
-    """Raise BadZipFile unless a zip file holds its members as they are: reading it then takes no more than its size.
+    """Raise BadZipFile if members are compressed, as torch and numpy write none: reading takes no more than the size.
 
-    So torch and numpy write. `with_sums` also reads all of it, and notices where a bit was lost.
+    `with_sums` also reads all members and checks their CRC-32.
     """
     with zipfile.ZipFile(file) as content:
         members = content.infolist()
@@ -51,10 +53,10 @@ def check_stored_zip(file: BinaryIO, with_sums: bool = False) -> None:
         raise zipfile.BadZipFile(f"it is damaged in {damaged}")
 
 
-def check_disk_space(folders: Mapping[Path, int], what: str) -> None:
-    """Raise InputError unless the folders, or where they are to be made, have so many bytes free for `what`.
+def check_disk_space(folders: Mapping[Path, int], content: str) -> None:
+    """Raise InputError if the disks of the folders, which need not exist yet, have fewer bytes free for `content`.
 
-    Folders on one disk share its room.
+    The sizes of folders on one disk are added.
     """
     disks: dict[int, tuple[list[str], int, int]] = {}  # folders, bytes needed and free
     for folder, size in folders.items():
@@ -62,12 +64,12 @@ def check_disk_space(folders: Mapping[Path, int], what: str) -> None:
             existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
             disk, free = existing.stat().st_dev, shutil.disk_usage(existing).free
         except OSError as error:
-            raise InputError(f"{folder} cannot take {what}: {error.strerror}; choose another folder") from error
+            raise InputError(f"{folder} cannot take {content}: {error.strerror}; choose another folder") from error
         names, needed, _ = disks.get(disk, ([], 0, 0))
         disks[disk] = [*names, str(folder)], needed + size, free
     for names, needed, free in disks.values():
         if free < needed:
             raise InputError(
-                f"{what} in {' and '.join(names)} needs {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: make "
-                "room, or choose a folder on another disk"
+                f"{content} in {' and '.join(names)} needs {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free: "
+                "make room, or choose a folder on another disk"
             )

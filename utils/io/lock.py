@@ -1,4 +1,4 @@
-"""A lock that one process at a time holds, and that is free when the process is gone."""
+"""A lock file that one process at a time holds, until it releases it or dies."""
 
 import os
 import socket
@@ -12,12 +12,12 @@ from utils.errors import InputError
 
 
 @contextmanager
-def exclusive_lock(lock: Path, what: str, advice: str) -> Iterator[None]:
-    """Hold the lock file `lock` in the block; the system releases it when the process dies, however that comes.
+def exclusive_lock(lock: Path, content: str, advice: str) -> Iterator[None]:
+    """Hold the lock file `lock` in the block; the system releases it when the process dies.
 
-    The file itself stays, except in a new folder that has nothing else. Raises InputError where another process holds
-    it, with that process (a file beside it names it), `what` it writes and some `advice`, and where the operating
-    system refuses.
+    The file is kept, except in a folder that was created for it and is empty otherwise. InputError if another process
+    holds the lock, with the process (named by a file beside it), the `content` that it writes, and `advice`; also if
+    the operating system refuses.
     """
     holder = lock.with_name(f"{lock.name}.holder")
     with ExitStack() as stack:
@@ -30,7 +30,7 @@ def exclusive_lock(lock: Path, what: str, advice: str) -> Iterator[None]:
             name = ""
             with suppress(OSError):
                 name = holder.read_text(encoding="utf-8", errors="replace")
-            raise InputError(f"{what} is being written by {name or 'another process'}: {advice}") from None
+            raise InputError(f"{content} is being written by {name or 'another process'}: {advice}") from None
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{lock.parent} cannot be written to: {reason}; choose another folder") from error

@@ -1,7 +1,6 @@
-"""Neighbour files: one pickled numpy array each, read without running any code that a file may hold.
+"""Neighbour files: one pickled numpy array each, read by a restricted unpickler.
 
-A file is written as numpy 1 names its parts, in pickle protocol 3, so that every Python since 3.6 with any numpy can
-read it.
+Files are written in pickle protocol 3 with numpy 1's names: every Python since 3.6 can read them, with any numpy.
 """
 
 import csv
@@ -36,7 +35,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for numpy's ndarray: its content is taken from the pickled bytes."""
+    """Stands in for numpy's ndarray: it is made of the pickled bytes."""
 
     array: np.ndarray
 
@@ -58,7 +57,7 @@ class _Array:
 
 
 def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
-    """Stands in for `_codecs.encode` and, where there are none, `bytes`: so pickle protocols 0 to 2 write bytes."""
+    """Stands in for `_codecs.encode` and for an empty `bytes()`, as which pickle protocols 0 to 2 write bytes."""
     return text.encode(encoding)
 
 
@@ -75,7 +74,7 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1's and 2's
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the names in a pickled array, and nothing else."""
+    """Resolves the names in a pickled array, and no others."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in NAMES:
@@ -84,7 +83,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def pickle_load(path: Path | str) -> np.ndarray:
-    """The numpy array of numbers pickled in a file; InputError for anything else, and none of its code is run."""
+    """Read a pickled numpy array of numbers; InputError for anything else, without running code in it."""
     path = Path(path)
     try:
         with open_regular_file(path) as file:
@@ -101,7 +100,7 @@ def pickle_load(path: Path | str) -> np.ndarray:
 
 
 def pickle_save(path: Path | str, data) -> None:
-    """Pickle an array of numbers into a file, whole or not at all."""
+    """Pickle an array of numbers into a file, atomically."""
     array = np.asarray(data)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"only arrays of numbers are pickled, not {array.dtype}")
@@ -110,10 +109,10 @@ def pickle_save(path: Path | str, data) -> None:
 
 
 def _dump(array: np.ndarray, file: BinaryIO) -> None:
-    """Pickle an array of numbers into a file, its parts by numpy 1's names."""
+    """Pickle an array of numbers into a file, with numpy 1's names."""
 
     def write(chunk) -> None:
-        """The array's constructor, which stands first in the file, goes by numpy 1's name."""
+        """Rename the array's constructor, which comes first in the file."""
         if file.tell() == 0:
             file.write(bytes(chunk[:100]).replace(b"numpy._core.multiarray", b"numpy.core.multiarray", 1))
             chunk = chunk[100:]
@@ -132,11 +131,10 @@ def load_neighbours(
 ) -> np.ndarray:
     """A neighbour file: int64 (num_queries, K), positions in a gallery of `num_gallery` images, nearest first.
 
-    `other_sets` names other image sets and their sizes, to recognise a file made for one of them. Raises InputError,
-    with what was found and what was expected, for a wrong type, shape, number of rows or range, where an evaluation has
-    noted other queries than `paths` beside the file, and, in a self-search, for queries among their own neighbours. The
-    published files have a few of these, where photos are identical: up to `MAX_SELF_MATCHES` of the queries they are
-    only counted.
+    `other_sets` has the sizes of other image sets, by name, to recognise a file made for one of them. InputError for a
+    wrong dtype, shape, number of rows or range, for a table beside the file that lists other queries than `paths`, and,
+    in a self-search, for more than `MAX_SELF_MATCHES` of the queries among their own neighbours. Fewer are reported:
+    the published files have some, where photos are identical.
     """
     neighbours = pickle_load(path)
     if neighbours.dtype.kind not in "iu":
@@ -172,18 +170,18 @@ def load_neighbours(
 
 
 def _check_queries(path: Path, paths: Sequence[str]) -> None:
-    """InputError where the table beside a neighbour file of an evaluation lists other queries than `paths`.
+    """InputError if an evaluation's table beside its neighbour file lists other queries than `paths`.
 
-    A copy of the file alone has none, and one that cannot be read says nothing.
+    A table that is missing or cannot be read is ignored.
     """
-    noted: list[str] = []
+    listed: list[str] = []
     if path.name == INDS:
         with (
             suppress(OSError, ValueError, csv.Error, KeyError),
             path.with_name(PER_QUERY).open(encoding="utf-8", newline="") as table,
         ):
-            noted = [row["path"] for row in csv.DictReader(table)]
-    for row, (before, now) in enumerate(zip(noted, paths, strict=False)):
+            listed = [row["path"] for row in csv.DictReader(table)]
+    for row, (before, now) in enumerate(zip(listed, paths, strict=False)):
         if before != now:
             raise InputError(
                 f"neighbour file {path} is of other images: by {PER_QUERY} beside it row {row} is of {before}, "
@@ -192,10 +190,10 @@ def _check_queries(path: Path, paths: Sequence[str]) -> None:
 
 
 def _check_self_matches(path: Path | str, neighbours: np.ndarray) -> None:
-    """Count the queries that are among their own neighbours; InputError for too many."""
+    """Report queries that are among their own neighbours; InputError for too many."""
     has_own = (neighbours == np.arange(len(neighbours))[:, None]).any(axis=1)
-    count, share = int(has_own.sum()), has_own.mean()
-    if share > MAX_SELF_MATCHES:
+    count, fraction = int(has_own.sum()), has_own.mean()
+    if fraction > MAX_SELF_MATCHES:
         raise InputError(
             f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours (the first in "
             f"row {has_own.argmax()}), and would find themselves: make it anew with eval_global.py"
@@ -203,12 +201,12 @@ def _check_self_matches(path: Path | str, neighbours: np.ndarray) -> None:
     if count:
         print(
             f"neighbour file {path}: {count} of {len(neighbours)} queries are among their own neighbours and count as "
-            f"matches; recalls are at most {100 * share:.2g} points too high by it"
+            f"matches; recalls are at most {100 * fraction:.2g} points too high by it"
         )
 
 
 def save_neighbours(folder: Path | str, distances: np.ndarray, positions: np.ndarray) -> None:
-    """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K), both or none."""
+    """Write `nn_dists.pkl` (float32, distances or logits) and `nn_inds.pkl` (int64), both (n, K); both or neither."""
     with atomic_write_all(Path(folder) / "nn_dists.pkl", Path(folder) / INDS) as (dists, inds):
         _dump(distances.astype(np.float32, copy=False), dists)
         _dump(positions.astype(np.int64, copy=False), inds)

@@ -15,9 +15,9 @@ FORMER_NAMES = {
 
 
 def current_names(names: Iterable[str]) -> list[str]:
-    """Today's names of all rankings of one run: "chamfer" has another meaning beside a name that only former runs have.
+    """Today's names of all rankings of one run; unknown names are kept.
 
-    A name that is unknown stays.
+    "chamfer" is a former name only beside another former name.
     """
     names = list(names)
     is_former = not (FORMER_NAMES.keys() - {"chamfer"}).isdisjoint(names)

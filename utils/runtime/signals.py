@@ -19,7 +19,7 @@ from utils.runtime.ranks import is_distributed
 END_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-REPEAT_WINDOW = 2  # seconds in which a terminal that closes, or a launcher, sends a signal again
+REPEAT_WINDOW = 5  # seconds in which a terminal that closes, or a launcher, sends a signal again
 # bytes; the system takes 107 for a socket, and Python adds "/pymp-xxxxxxxx/listener-xxxxxxxx"
 MAX_TMPDIR_LENGTH = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h

@@ -1,4 +1,4 @@
-"""Descriptors and local maps kept on disk: the same network on the same photos does not embed them again."""
+"""Descriptors and local maps kept on disk, so that a network embeds the same photos once."""
 
 import hashlib
 from collections import deque
@@ -18,7 +18,7 @@ from utils.runtime.ranks import is_main_process
 from utils.store.array_file import StoredRows
 from utils.store.store import Store
 
-DIMS = {"descriptors": 2, "maps": 4}  # what a network answers for an image, and its dimensions for all images
+DIMS = {"descriptors": 2, "maps": 4}  # outputs of a network, and their dimensions for all images
 
 
 def kept_features(
@@ -29,13 +29,12 @@ def kept_features(
     names: Sequence[str],
     embed: Callable[[int], Iterable[Sequence[Tensor]]],
 ) -> list[StoredRows] | None:
-    """Tensors of `DIMS` of an image set, from the store of its list of photos in `folder`; what is missing is written.
+    """The tensors `names` of an image set, from the store of its list of photos in `folder`; missing rows are written.
 
-    `embed(image)` gives descriptors (B, d) and maps (B, d, h, w), batch by batch, from an image on. What was made with
-    other weights or settings of the network, photos of other sizes or times, another transform or precision is made
-    anew, and a line says which of them it is. An embedding that was interrupted goes on behind its last chunk. None,
-    and a line, where the store cannot be written, as when another process does. Of a job of several processes the first
-    one decides and writes.
+    `embed(start)` yields batches of descriptors (B, d) and maps (B, d, h, w) from image `start` on. Rows are made anew,
+    and the reason is printed, if the weights or settings of the network, sizes or times of the photos, the transform or
+    the precision have changed. An interrupted embedding is continued after its last chunk. Returns None, with a line
+    printed, if the store cannot be written, for instance because another process writes it. Rank 0 decides and writes.
     """
     made_with = {
         "network": _digest(model.fingerprint()),
@@ -55,7 +54,7 @@ def kept_features(
             except InputError as error:
                 print(f"descriptors are not kept: {error}")
                 return None
-            store.load()  # what another process may have written meanwhile
+            store.load()  # another process may have written it meanwhile
             start = store.count_valid_rows(DIMS)
             _report(store, start)
             return start
@@ -68,7 +67,7 @@ def kept_features(
             if is_main_process():
                 store.write(start, batches)
             else:
-                deque(batches, maxlen=0)  # takes part in embedding
+                deque(batches, maxlen=0)  # takes part in the collectives
         barrier()
         if not is_main_process():
             store.load()
@@ -81,7 +80,7 @@ def kept_features(
 
 
 def _report(store: Store, start: int) -> None:
-    """Say why the images from one on are embedded although there is a store."""
+    """Print why the images from `start` on are embedded although there is a store."""
     if store.file.exists() and store.changed():
         print(f"{store.folder} does not fit, by its {listing(store.changed())}: the images are embedded again")
     elif start < store.rows:

@@ -1,14 +1,11 @@
-"""A folder that keeps tensors of images: `.npy` files, and a `store.json` that says what they hold, and how far.
+"""A folder of tensors of images: `NAME.npy` for each (`utils.store.array_file`), and a `store.json` with
 
-`NAME.npy` has the numbers of tensor NAME (`utils.store.array_file`), `store.json`
+* `made_with`: the fingerprint of what the tensors were computed from, by name,
+* `tensors`: dtype and shape (images, ...), by name,
+* `rows`: the number of leading rows that have been written.
 
-* `made_with`: what they follow from, by name,
-* `tensors`: number format and shape (images, ...), by name,
-* `rows`: how many of the first rows are there.
-
-Only these rows count. They are written in chunks, and a chunk is on the disk before `store.json`, which is replaced
-whole, tells of it: an interrupt, at whatever moment, costs the chunk that is being made. A new file reaches the size
-that its header calls for with its last chunk: until then `numpy.load` refuses it.
+Rows are written in chunks. A chunk is on the disk before `store.json` is replaced, atomically, by one that counts it:
+an interrupt costs one chunk. `numpy.load` refuses a file until its last chunk is written.
 """
 
 import json
@@ -31,7 +28,10 @@ DTYPES = {str(dtype): dtype for dtype in FORMATS}
 
 
 class Store:
-    """Tensors of `count` images in a folder; `dims` has their names and numbers of dimensions."""
+    """Tensors of `count` images in a folder; `dims` has their names and numbers of dimensions.
+
+    `made_with` is the fingerprint, by name, of what they are computed from.
+    """
 
     def __init__(self, folder: Path, dims: Mapping[str, int], count: int, made_with: Mapping[str, str]):
         self.folder, self.dims, self.count, self.made_with = folder, dims, count, dict(made_with)
@@ -41,17 +41,17 @@ class Store:
         self.load()
 
     def load(self) -> None:
-        """Take what `store.json` says; a damaged one says nothing."""
-        self.found: dict[str, str] = {}  # what the rows were made with
+        """Read `store.json`; a damaged one counts as none."""
+        self.stored_fingerprint: dict[str, str] = {}
         self.layouts: dict[str, Layout] = {}
         self.rows = 0
-        with suppress(Exception):  # whatever is wrong with it, the rows are made anew
+        with suppress(Exception):  # the rows are then made anew
             with open_regular_file(self.file) as file:
                 content = json.load(file)
             layouts = {name: self._layout(name, *content["tensors"][name]) for name in self.dims}
             rows = int(content["rows"])
             if 0 <= rows <= self.count:
-                self.found, self.layouts, self.rows = dict(content["made_with"]), layouts, rows
+                self.stored_fingerprint, self.layouts, self.rows = dict(content["made_with"]), layouts, rows
 
     def _layout(self, name: str, dtype: str, shape: Sequence[int]) -> Layout:
         layout = Layout(DTYPES[dtype], tuple(map(int, shape)))
@@ -60,13 +60,13 @@ class Store:
         return layout
 
     def changed(self) -> list[str]:
-        """The names of what the rows were made with and is another now."""
-        return [name for name, value in self.made_with.items() if self.found.get(name) != value]
+        """The names in the fingerprint whose values differ from the stored ones."""
+        return [name for name, value in self.made_with.items() if self.stored_fingerprint.get(name) != value]
 
     def count_valid_rows(self, names: Iterable[str]) -> int:
-        """How many of the first rows of some tensors are there; `tensors` then has these tensors.
+        """The number of leading rows that all tensors `names` have; opens them in `self.tensors`.
 
-        None of those that were made with something else, nor where a file is not the one that was written.
+        0 if the fingerprint differs, or a file is not the one that was written.
         """
         rows = 0 if self.changed() else self.rows
         for name in names if rows else ():
@@ -79,11 +79,11 @@ class Store:
         return rows
 
     def write(self, start: int, batches: Iterable[Iterable[Tensor]]) -> None:
-        """Write the rows from `start` on, which come in batches (B, ...) of each tensor, and end a chunk with one.
+        """Write the rows from `start` on, given as batches (B, ...) of each tensor; a chunk is some whole batches.
 
-        InputError where there is no room, or a file cannot be written: chunks that were are kept.
+        InputError if the disk lacks space or a file cannot be written; complete chunks are kept.
         """
-        self.found, self.rows = self.made_with, start
+        self.stored_fingerprint, self.rows = self.made_with, start
         with ExitStack() as stack:
             files: list[IO[bytes]] = []
             rows: list[Sequence[Tensor]] = []
@@ -98,12 +98,12 @@ class Store:
                     start, rows = end, []
 
     def _open(self, start: int, batch: Sequence[Tensor], stack: ExitStack) -> list[IO[bytes]]:
-        """The files, to be written from a row on. From the first on they are new: who reads others keeps these."""
+        """Open the files to write rows from `start` on; from 0 on new ones, so that open readers keep theirs."""
         shapes = [(self.count, *part.shape[1:]) for part in batch]
         layouts = {name: Layout(part.dtype, shape) for name, part, shape in zip(self.dims, batch, shapes, strict=True)}
         if start and layouts != self.layouts:
             raise InputError(f"{self.folder} holds tensors of other shapes: delete it")
-        missing = sum(layout.place(self.count) - layout.place(start) for layout in layouts.values())
+        missing = sum(layout.offset(self.count) - layout.offset(start) for layout in layouts.values())
         check_disk_space({self.folder: missing}, f"what is kept of {self.count} images")
         self.layouts = layouts
         with self._writing():
@@ -118,10 +118,10 @@ class Store:
         return files
 
     def _write_chunk(self, files: Sequence[IO[bytes]], start: int, end: int, tensors: Sequence[Tensor]) -> None:
-        """Have rows on the disk, then `store.json` that tells of them."""
+        """Write rows to the disk, then a `store.json` that counts them."""
         with self._writing():
             for layout, file, tensor in zip(self.layouts.values(), files, tensors, strict=True):
-                file.seek(layout.place(start))
+                file.seek(layout.offset(start))
                 file.write(bytes_of(tensor.cpu().contiguous()))
                 file.flush()
                 os.fsync(file.fileno())
@@ -136,7 +136,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn what the operating system raises into an InputError."""
+        """Translate OSError to InputError."""
         try:
             yield
         except OSError as error:

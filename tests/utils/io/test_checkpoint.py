@@ -15,7 +15,7 @@ from tests.models.test_resnet import new
 from tests.narrow import narrow
 from utils import pickle_save, state_dict_to_cpu
 from utils.errors import InputError
-from utils.io.checkpoint import UNKNOWN, TrainingInfo, load_weights, save_checkpoint
+from utils.io.checkpoint import UNKNOWN, TrainingInfo, checkpoint_content, load_weights, save_tensors
 
 
 def small(num_classes=5, **changes):
@@ -44,7 +44,7 @@ def test_saved_and_loaded(tmp_path):
         scheduler = MultiStepLR(optimizer, [1, 2])
         model(torch.rand(2, 3, 32, 32))[1].sum().backward()
         optimizer.step()
-        save_checkpoint(tmp_path / "run" / "c.pt", model, optimizer, scheduler)
+        save_tensors(tmp_path / "run" / "c.pt", checkpoint_content(model, optimizer, scheduler))
         content = torch.load(tmp_path / "run" / "c.pt", weights_only=True)
         assert set(content) == {"state", "optim", "scheduler"}
         assert content["scheduler"]["milestones"] == {1: 1, 2: 1}
@@ -167,11 +167,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     model = small()
     optimizer = SGD(model.parameters(), 0.1)
     scheduler = MultiStepLR(optimizer, [1])
-    save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler)
+    save_tensors(tmp_path / "c.pt", checkpoint_content(model, optimizer, scheduler))
     before = (tmp_path / "c.pt").read_bytes()
     told = r"c\.pt could not be written: File too large; what stood there is kept"
     with limited(resource.RLIMIT_FSIZE, 1_000_000), pytest.raises(InputError, match=told):
-        save_checkpoint(tmp_path / "c.pt", randomised(), optimizer, scheduler)
+        save_tensors(tmp_path / "c.pt", checkpoint_content(randomised(), optimizer, scheduler))
     assert (tmp_path / "c.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
 
@@ -235,7 +235,7 @@ def test_settings_that_change_the_answer(tmp_path):
     optimizer = AdamW(model.parameters())
     scheduler = MultiStepLR(optimizer, [1])
     origin = TrainingInfo({"ert_nhead": 32, "norm_layer": None}, matcher_trained=True, crop_size=96)
-    save_checkpoint(tmp_path / "c.pt", model, optimizer, scheduler, origin)
+    save_tensors(tmp_path / "c.pt", checkpoint_content(model, optimizer, scheduler, origin))
     assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "norm_layer": None}) == origin
     assert load_weights(tmp_path / "c.pt", small(), False, {"ert_nhead": 32, "unheard_of": 1}) == origin
     with pytest.raises(InputError, match=r"c\.pt was trained with model\.ert_nhead=32, not 4: set the same"):
@@ -245,7 +245,7 @@ def test_settings_that_change_the_answer(tmp_path):
 def test_what_older_checkpoints_tell_of_their_training(tmp_path):
     model = randomised()
     for optimizer, expected in ((SGD(model.parameters(), 0.1), False), (AdamW(model.parameters()), True)):
-        save_checkpoint(tmp_path / "c.pt", model, optimizer, MultiStepLR(optimizer, [1]))
+        save_tensors(tmp_path / "c.pt", checkpoint_content(model, optimizer, MultiStepLR(optimizer, [1])))
         assert load_weights(tmp_path / "c.pt", small(), False).matcher_trained is expected
     torch.save(
         {"state": model.state_dict(), "origin": {"model": {"a": torch.ones(2), "b": 1}, "crop_size": "96"}},

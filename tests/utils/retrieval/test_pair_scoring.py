@@ -96,9 +96,7 @@ def test_blocks_read_each_feature_map_once_in_order(monkeypatch, tmp_path):
     maps, read = torch.randn(30, 16, 3, 2), []
     kept = stored(tmp_path / "maps", maps)
     take = StoredRows.read
-    monkeypatch.setattr(
-        StoredRows, "read", lambda self, rows, room: read.append(rows.tolist()) or take(self, rows, room)
-    )
+    monkeypatch.setattr(StoredRows, "read", lambda self, rows, out: read.append(rows.tolist()) or take(self, rows, out))
     neighbours = torch.randint(0, 30, (10, 4))
     pair_scores(Model(), maps, kept, neighbours, [Chamfer()])
     assert read == [sorted(set(part.tolist())) for part in neighbours.flatten().split(10)]

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from tests.reference import pixels, published_model
 from utils import BinaryCrossEntropyWithLogits, Contrastive
-from utils.io.checkpoint import save_checkpoint
+from utils.io.checkpoint import checkpoint_content, save_tensors
 from utils.training.loop import train_global, train_rerank
 from utils.training.state import parameter_groups
 
@@ -77,7 +77,7 @@ def test_a_saved_state_goes_into_a_plain_optimizer(task, tmp_path):
     optimizer = make(task, model, True)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path / "c.pt", model, optimizer, MultiStepLR(optimizer, [1]))
+    save_tensors(tmp_path / "c.pt", checkpoint_content(model, optimizer, MultiStepLR(optimizer, [1])))
     saved = torch.load(tmp_path / "c.pt", weights_only=True)["optim"]
     for group in saved["param_groups"]:
         group["fused"] = False
