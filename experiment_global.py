@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
-from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
+from sop.ingredient import DATASET_RULES, MAY_CHANGE_ON_RESUME, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import command, training_run
 from utils.experiment.command import note_files
@@ -89,7 +89,7 @@ def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed)
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **resized)
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))
-        training = open_training(loaders.photo_sizes)
+        training = open_training(loaders.photo_sizes, MAY_CHANGE_ON_RESUME)
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
-from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
+from sop.ingredient import DATASET_RULES, MAY_CHANGE_ON_RESUME, data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
 from utils.errors import InputError
 from utils.evaluation import evaluate_rerank
@@ -92,7 +92,7 @@ def main(_run, _config, resume, cache_nn_inds, frozen_views, micro_batch, timeou
         neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))
-        training = open_training(loaders.photo_sizes)
+        training = open_training(loaders.photo_sizes, MAY_CHANGE_ON_RESUME)
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])

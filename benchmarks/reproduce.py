@@ -18,7 +18,7 @@ from typing import Any
 
 import eval_global
 import eval_rerank
-from sop.ingredient import input_files
+from sop.ingredient import MAY_CHANGE_ON_RESUME, input_files
 from sop.preparation.published import CHECKPOINTS, evaluation_commands
 from utils.io.disk import md5
 from utils.logs.json_reader import nested, read_json
@@ -62,7 +62,7 @@ def config_of(words: Sequence[str]) -> dict:
 
 
 def _settings(config: Mapping[str, Any]) -> object:
-    return run_signature(config, [], "")["settings"]
+    return run_signature(config, [], "", MAY_CHANGE_ON_RESUME)["settings"]
 
 
 def _sums(config: Mapping[str, Any]) -> list[str]:

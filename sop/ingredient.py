@@ -35,6 +35,20 @@ DATASET_RULES: Rules = {
     "train_cache_nn_inds": TEXT.or_none(),
 }
 
+# Settings that do not alter a run, and paths: what the files hold is compared.
+MAY_CHANGE_ON_RESUME = {
+    "dataset.data_path",
+    "dataset.train_file",
+    "dataset.test_file",
+    "dataset.val_file",
+    "dataset.train_cache_nn_inds",
+    "dataset.test_cache_nn_inds",
+    "dataset.image_cache",
+    "dataset.num_workers",
+    "dataset.skip_unreadable",
+    "dataset.pin_memory",
+}
+
 
 def _quotient(dividend: object, divisor: object) -> int | None:
     """The integer quotient; None for settings that `DATASET_RULES` refuse."""

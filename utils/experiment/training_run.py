@@ -2,7 +2,7 @@
 
 import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +88,7 @@ class Training(NamedTuple):
 
 def open_training(
     photo_sizes: Callable[[], list[int]],
+    may_change: Collection[str],
     _run,
     _config: dict,
     temp_dir: str,
@@ -98,16 +99,17 @@ def open_training(
 ) -> Training:
     """Look for a run to continue in `temp_dir`, before weights are loaded and after `note_files`.
 
-    `photo_sizes` returns the bytes of all photos, -1 for a missing one. InputError if there is an unfinished run and
-    `continue_run` is None, or if the run to continue has other settings, files or photos. Rank 0 looks, and
-    broadcasts the result.
+    `photo_sizes` returns the bytes of all photos, -1 for a missing one; `may_change` names settings of ingredients that
+    may differ from those of the run to continue. InputError if there is an unfinished run and `continue_run` is None,
+    or if the run to continue has other settings, files or photos. Rank 0 looks, and broadcasts the result.
     """
     settings = (temp_dir, epochs, continue_run, save_minutes, cpu)
-    return broadcast_from_rank0(lambda: _open_training(photo_sizes(), _run, _config, *settings))
+    return broadcast_from_rank0(lambda: _open_training(photo_sizes(), may_change, _run, _config, *settings))
 
 
 def _open_training(
     photo_sizes: list[int],
+    may_change: Collection[str],
     _run,
     _config: dict,
     temp_dir: str,
@@ -118,7 +120,7 @@ def _open_training(
 ) -> Training:
     checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
     device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
-    about = run_signature(_config, [*_run.info["md5"].values()], device) | {"photos": photo_sizes}
+    about = run_signature(_config, [*_run.info["md5"].values()], device, may_change) | {"photos": photo_sizes}
     is_best_lost = False
     earlier = None if continue_run is False else read_last(Path(temp_dir))
     if earlier is not None and continue_run is None and not is_finished(earlier):

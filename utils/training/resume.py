@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from utils.runtime.ranks import is_main_process, rank
 from utils.runtime.signals import deferred_signals
 
 LAST = "last.pt"
-# Those that do not alter a run, or its rounding alone, and paths: what the files hold is compared.
+# Settings that do not alter a run, or its rounding alone, and paths: what the files hold is compared.
 MAY_CHANGE_ON_RESUME = {
     "continue_run",
     "save_minutes",
@@ -35,16 +35,6 @@ MAY_CHANGE_ON_RESUME = {
     "temp_dir",
     "resume",
     "cache_nn_inds",
-    "dataset.data_path",
-    "dataset.train_file",
-    "dataset.test_file",
-    "dataset.val_file",
-    "dataset.train_cache_nn_inds",
-    "dataset.test_cache_nn_inds",
-    "dataset.image_cache",
-    "dataset.num_workers",
-    "dataset.skip_unreadable",
-    "dataset.pin_memory",
 }
 EXPECTED = {  # the parts of `last.pt` and their types
     "model": dict,
@@ -210,15 +200,18 @@ def restore_random_state(content: dict) -> None:
         raise InputError(f"{LAST} holds no random state ({error}): set continue_run=False to start anew") from error
 
 
-def run_signature(config: Mapping[str, Any], sums: list[str], device: str) -> dict[str, Any]:
+def run_signature(
+    config: Mapping[str, Any], sums: list[str], device: str, may_change: Collection[str] = ()
+) -> dict[str, Any]:
     """What must be equal in a run and what continues it: settings, MD5 sums of the files read, the kind of device.
 
-    And `photos`, the bytes of each, -1 for one that is missing: the lists may lie in another folder with other photos.
+    `may_change` names settings of ingredients ("dataset.data_path") that need not be equal. And `photos`, the bytes of
+    each, -1 for one that is missing: the lists may lie in another folder with other photos.
     """
     flat = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     for part in config.keys() - flat.keys():
         flat |= {f"{part}.{key}": value for key, value in config[part].items()}
-    settings = {key: value for key, value in flat.items() if key not in MAY_CHANGE_ON_RESUME}
+    settings = {key: value for key, value in flat.items() if key not in MAY_CHANGE_ON_RESUME.union(may_change)}
     return {"settings": json.dumps(settings, sort_keys=True), "sums": sums, "device": device}
 
 

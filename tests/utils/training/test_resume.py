@@ -70,6 +70,13 @@ def test_pieces_of_another_size_alter_a_run_by_rounding_alone():
         check_continues({"about": about[0]}, about[2])
 
 
+def test_ingredients_tell_which_settings_may_change():
+    about = [run_signature({"data": {"path": path, "size": 1}}, [], "cpu", {"data.path"}) for path in "ab"]
+    check_continues({"about": about[0]}, about[1])
+    with pytest.raises(InputError, match=r"data\.path='b', not None\. Set"):
+        check_continues({"about": about[0]}, run_signature({"data": {"path": "b", "size": 1}}, [], "cpu"))
+
+
 def test_weights_that_are_not_finite_are_not_taken_up_again(tmp_path):
     """A network's fused ReLU may hide them."""
     state = tiny_state()
