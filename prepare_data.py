@@ -7,10 +7,10 @@ from sacred import Experiment
 
 from sop.demo.photos import draw_demo
 from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, official_md5, read_list, unpack
+from sop.preparation.atomic_folder import BUSY_ADVICE, is_empty_or_missing
 from sop.preparation.download import download
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, NEIGHBOURS, evaluation_commands, fetch
 from sop.preparation.settings import check, check_split_files
-from sop.preparation.unfinished import LATER, is_free
 from sop.preparation.verify import verify_images
 from sop.splits import hold_out, read_split, write_splits
 from utils.experiment.sacred_setup import reports_errors, set_up
@@ -21,13 +21,13 @@ ex = set_up(Experiment("Prepare SOP"), is_distributed=False)
 
 
 def make_splits(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
-    """Write the split files, after both lists were read without an error."""
+    """Write the split files; none is written if a list is malformed."""
     splits = {train_file: read_list(folder / TRAIN_LIST), test_file: read_list(folder / TEST_LIST)}
     if val_classes:
         splits[train_file], splits[val_file] = hold_out(splits[train_file], val_classes)
     with ExitStack() as locks:
-        for place in sorted({(folder / file_name).parent for file_name in splits}):  # the dataset's may be read-only
-            locks.enter_context(exclusive_lock(place / ".lock", f"the set of split files in {place}", LATER))
+        for parent in sorted({(folder / file_name).parent for file_name in splits}):  # the dataset's may be read-only
+            locks.enter_context(exclusive_lock(parent / ".lock", f"the set of split files in {parent}", BUSY_ADVICE))
         write_splits(folder, splits)
     for file_name, split in splits.items():
         print(f"{folder / file_name}: {len(split.paths)} images")
@@ -95,6 +95,6 @@ def main(_config, sop_dir, sop_url, sop_md5, train_file, test_file, val_file, va
     check(_config)
     folder = Path(sop_dir)
     check_split_files(folder, train_file, test_file, val_file, val_classes)
-    if is_free(folder):
+    if is_empty_or_missing(folder):
         unpack(download(sop_url, folder.parent, sop_md5), folder)
     make_splits(folder, train_file, test_file, val_file, val_classes)

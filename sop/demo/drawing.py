@@ -1,4 +1,4 @@
-"""Photos of made-up products, alike within a family and told apart by their small prints.
+"""Photos of made-up products, which are alike within a family except for their small prints.
 
 Everything is drawn at twice the photo's size and halved. A product lives in its own space: its front is the square
 |x|, |y| <= 1 at z = 0 with y downwards, its back lies at z = depth, and the camera looks along z.
@@ -16,20 +16,20 @@ from sop.demo.shapes import COLOURWAYS, GLYPHS, INKS, SHAPES, Colour, Range, Sha
 class Difficulty(NamedTuple):
     """How hard the products are to tell apart; lengths are in the product's space."""
 
-    prints: tuple[int, int] = (3, 4)  # how many on a product, fewest and most
+    prints: tuple[int, int] = (3, 4)  # number on a product, minimum and maximum
     print_size: Range = (0.25, 0.31)  # their radius
     yaw: float = 30.0  # degrees to either side, like the next two
     pitch: float = 16.0
     roll: float = 16.0
     scale: Range = (0.72, 0.92)  # half the photo's width over one unit
     shift: float = 0.1  # of half the photo's width, to either side
-    occluders: tuple[int, int] = (0, 1)  # how many, fewest and most
+    occluders: tuple[int, int] = (0, 1)  # number, minimum and maximum
     occluder_size: Range = (0.22, 0.42)  # their radius
-    clutter: tuple[int, int] = (5, 12)  # shapes in the background, fewest and most
-    stray: float = 0.1  # the share of them that are prints
-    blur: float = 0.012  # of the background, its radius in photo widths, at most
+    clutter: tuple[int, int] = (5, 12)  # number of shapes in the background, minimum and maximum
+    stray: float = 0.1  # fraction of them that are prints
+    blur: float = 0.012  # maximum radius for the background, in photo widths
     exposure: Range = (0.7, 1.2)  # times the light
-    falloff: float = 0.3  # of the light, from the photo's centre to its darkest edge, at most
+    falloff: float = 0.3  # maximum loss of light from the photo's centre to its darkest edge
     cast: float = 0.1  # of a colour channel, up or down
     noise: Range = (2.0, 7.0)  # standard deviation, in grey levels of 255
 
@@ -49,7 +49,7 @@ class Product(NamedTuple):
 
 
 class Album(NamedTuple):
-    """Photos to draw: one product, a view of it at each path."""
+    """The photos of one product to draw: a view of it at each path."""
 
     paths: list[Path]
     seed: int
@@ -70,7 +70,7 @@ def draw_photos(album: Album) -> None:
 
 
 def _product(rng: np.random.Generator, shape_name: str, colourway: int, canvas: int) -> Product:
-    """A product of a family with prints of its own; its front is canvas x canvas pixels."""
+    """A product of a family, with random prints; its front is canvas x canvas pixels."""
     shape, (body, accent) = SHAPES[shape_name], COLOURWAYS[colourway]
     front = Image.new("RGBA", (canvas, canvas), (*body, 0))
     draw = ImageDraw.Draw(front)
@@ -131,7 +131,7 @@ def _camera(rng: np.random.Generator, canvas: int) -> np.ndarray:
 
 
 def _project(camera: np.ndarray, points: np.ndarray, z: float) -> np.ndarray:
-    """Where the camera sees points (n, 2) at a depth: (n, 2), in pixels."""
+    """Project points (n, 2) at depth `z` to pixels (n, 2)."""
     seen = np.column_stack([points, np.full(len(points), z), np.ones(len(points))]) @ camera.T
     return seen[:, :2] / seen[:, 2:]
 
@@ -179,7 +179,7 @@ def _background(rng: np.random.Generator, canvas: int) -> Image.Image:
 
 
 def _light(rng: np.random.Generator, photo: Image.Image) -> Image.Image:
-    """The photo under a light of some strength, direction and colour, with a sensor's noise."""
+    """The photo under random light (strength, direction, colour) with sensor noise."""
     across = np.linspace(-1, 1, photo.width, dtype=np.float32)
     angle, falloff = rng.uniform(0, 2 * np.pi), rng.uniform(0, DIFFICULTY.falloff)
     slope = 1 + falloff * (np.cos(angle) * across + np.sin(angle) * across[:, None])

@@ -1,4 +1,4 @@
-"""A small set of drawn photos in SOP's layout: every command can be tried in minutes and without a download."""
+"""A small set of drawn photos in SOP's layout, to try every command in minutes and without a download."""
 
 import json
 import os
@@ -12,35 +12,37 @@ from tqdm import tqdm
 from sop.demo.drawing import DIFFICULTY, Album, draw_photos
 from sop.demo.shapes import SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST
-from sop.preparation.unfinished import is_free, unfinished
+from sop.preparation.atomic_folder import atomic_folder, is_empty_or_missing
 from utils.errors import InputError
 
 SETTINGS_FILE = "demo.json"
-SMALLEST = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
-MAX_PROCESSES = 8  # each starts an interpreter of its own
+MINIMUM = {"num_products": 2, "views": 2, "seed": 0, "size": 32}
+MAX_PROCESSES = 8  # each starts its own interpreter
 
 
 def draw_demo(
     folder: Path, num_products: int = 800, views: int = 6, seed: int = 0, size: int = 128, processes: int | None = None
 ) -> None:
-    """Draw a demo set as `folder`, whole or not at all: photos of size x size pixels, and SOP's two lists of them.
+    """Draw a demo set in `folder`, completely or not at all: photos of size x size pixels, and SOP's two lists of them.
 
-    There are `views` photos of each product; the first half of the products are for training, the others for testing.
-    The settings give the set, whatever the number of processes (by default one a core). A set of the same settings that
-    stands there is kept; what an interrupted call left is started over. Raises InputError for settings that make no
-    set, for a folder that holds anything else, while another process draws it, and when the operating system refuses.
+    Each product has `views` photos; the first half of the products are for training, the others for testing. The photos
+    do not depend on the number of processes (by default one a core). An existing set of the same settings is kept; an
+    interrupted call is started over. InputError for settings that are too small, for a folder that holds anything else,
+    while another process draws it, and for errors of the operating system.
     """
     settings = {"num_products": num_products, "views": views, "seed": seed, "size": size}
-    for name, smallest in SMALLEST.items():
-        if settings[name] < smallest:
-            raise InputError(f"{name}={settings[name]} makes no demo set: the least is {smallest}")
-    if not is_free(folder):
+    for name, minimum in MINIMUM.items():
+        if settings[name] < minimum:
+            raise InputError(f"{name}={settings[name]} makes no demo set: the least is {minimum}")
+    if not is_empty_or_missing(folder):
         _check_same(folder, settings)
         print(f"{folder}: the demo set is there already and is kept")
         return
     folder = folder.resolve()
     try:
-        with unfinished(folder, "drawing", num_files=num_products * views + 3) as hidden:  # two lists and the settings
+        with atomic_folder(
+            folder, "drawing", num_files=num_products * views + 3
+        ) as hidden:  # two lists and the settings
             for shape in SHAPES:
                 (hidden / _super_class(shape)).mkdir()
             albums = [
@@ -62,7 +64,7 @@ def photo_paths(product: int, views: int) -> list[str]:
 
 
 def read_settings(folder: Path) -> dict:
-    """The settings of the demo set in a folder; InputError when there is none."""
+    """The settings of the demo set in a folder; InputError if there is none."""
     try:
         settings = json.loads((folder / SETTINGS_FILE).read_text())
         if not isinstance(settings, dict):
@@ -90,7 +92,7 @@ def _write_lists(folder: Path, num_products: int, views: int) -> None:
 
 
 def _recorded(settings: dict) -> dict:
-    """Settings as the settings file holds them, with how hard the drawing is."""
+    """The content of the settings file: settings and difficulty."""
     return json.loads(json.dumps(settings | DIFFICULTY._asdict()))
 
 
@@ -107,7 +109,7 @@ def _check_same(folder: Path, settings: dict) -> None:
 
 @contextmanager
 def _parallel(processes: int) -> Iterator[Callable]:
-    """A map over some processes, its results in any order; one process is this one."""
+    """A `map` over some processes, with results in any order; a single process is this one."""
     if processes == 1:
         yield map
         return

@@ -1,4 +1,4 @@
-"""What the drawn products are made of: polygons, each an array (n, 2) of its corners, and colours.
+"""The shapes and colours of the drawn products; a polygon is an array (n, 2) of its corners.
 
 Lengths are in the product's space: its front is the square |x|, |y| <= 1, with y downwards.
 """
@@ -13,12 +13,12 @@ Colour = tuple[int, ...]
 
 
 class Shape(NamedTuple):
-    """What the products of a super class have in common."""
+    """The common shape of a super class."""
 
     outline: np.ndarray  # (n, 2) corners of the body
     parts: list[np.ndarray]  # polygons of the second colour: cap, handle, tape
     depth: float
-    front: tuple[float, float, float, float]  # left, top, right, bottom: where the prints' middles lie
+    front: tuple[float, float, float, float]  # left, top, right, bottom of the area for the prints' centres
     round: bool  # shaded like a cylinder
 
 

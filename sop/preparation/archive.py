@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from sop.lists import malformed, numbered_lines
-from sop.preparation.unfinished import unfinished
+from sop.preparation.atomic_folder import atomic_folder
 from sop.splits import Split
 from utils.errors import InputError
 
@@ -37,17 +37,16 @@ def official_md5(url: str) -> str | None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the single top folder of SOP's archive as `folder`, whole or not at all, by one process at a time.
+    """Unpack the single top folder of SOP's archive as `folder`, completely or not at all.
 
-    What an interrupted call left is started over. InputError for an archive that is not to be trusted, that is damaged
-    or not SOP's, while another process makes `folder`, and when the operating system refuses; `folder` is then as it
-    was, and the archive is kept.
+    An interrupted call is started over. InputError for an archive that is refused, damaged or not SOP's, while another
+    process makes `folder`, and for errors of the operating system; `folder` and the archive are left as they were.
     """
     folder = folder.resolve()
     try:
         with open_archive(archive) as (content, members):
             files = _below_top(members, archive)
-            with unfinished(folder, "unpacking", len(files)) as hidden:
+            with atomic_folder(folder, "unpacking", len(files)) as hidden:
                 for path, member in tqdm(files.items(), desc=f"Unpacking {archive.name}", unit="file"):
                     target = hidden / path
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +63,8 @@ def unpack(archive: Path, folder: Path) -> None:
 def open_archive(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Members]]:
     """A zip archive and its files by their paths, which stay in the folder that it is unpacked to.
 
-    InputError for a path that does not, for an archive larger than a dataset, and for a damaged one, which may also be
-    noticed in the block.
+    InputError for a path that does not, for an archive larger than a dataset, and for a damaged one; damage may also
+    show while the block reads.
     """
     try:
         with zipfile.ZipFile(archive) as content:

@@ -1,4 +1,4 @@
-"""Fetching one large file: resumed, retried, checked by its MD5, and under its name only when it is whole."""
+"""Download of one large file: resumed, retried, MD5-checked, and under its name only when it is complete."""
 
 import hashlib
 import time
@@ -9,24 +9,23 @@ import requests
 from tqdm import tqdm
 
 from sop.preparation.archive import SOP_URL
-from sop.preparation.unfinished import LATER
+from sop.preparation.atomic_folder import BUSY_ADVICE
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
 from utils.io.lock import exclusive_lock
 
-CHUNK = 1 << 16  # bytes read at a time; as many are lost when a connection breaks
-ATTEMPTS = 5  # in a row that bring nothing; with pauses of 2, 4, 8 and 16 s half a minute
-TIMEOUT = 30  # seconds to connect, and between two pieces of an answer
+CHUNK = 1 << 16  # bytes read at a time; a broken connection loses at most as many
+ATTEMPTS = 5  # in a row without a new byte, with pauses of 2, 4, 8 and 16 s between them
+TIMEOUT = 30  # seconds to connect, and between two chunks
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
 def download(url: str, folder: Path, md5: str | None = None) -> Path:
-    """Fetch `url` (http, https or file) into `folder` under its own name and return the path.
+    """Download `url` (http, https or file) into `folder` under its own name and return the path.
 
-    A whole file that is already there is kept; a partial one is continued. Connections that break and answers that say
-    "later" are tried again with growing pauses. One process at a time fetches a file. InputError when it cannot be had
-    or written, when another process is at it, and when it has another MD5 than `md5` (None: not checked), as when the
-    server's file has changed since it was begun.
+    A complete file is kept, a partial one is continued. Broken connections and transient errors of the server are tried
+    again after growing pauses. InputError if the file cannot be downloaded or written, if another process downloads it,
+    and if its MD5 is not `md5` (None: not checked), as when the server's file has changed since the download began.
     """
     try:
         address = urlparse(url)
@@ -41,7 +40,7 @@ def download(url: str, folder: Path, md5: str | None = None) -> Path:
             f"{url} cannot be fetched: only http, https and file addresses can; SOP's is sop_url={SOP_URL}"
         )
     try:
-        with exclusive_lock(path.with_name(f".{path.name}.lock"), str(path), LATER):
+        with exclusive_lock(path.with_name(f".{path.name}.lock"), str(path), BUSY_ADVICE):
             if path.exists():
                 print(f"{path} is there already")
                 _check_md5(path, md5, "delete it and run the command again")
@@ -93,8 +92,8 @@ def _fetch_whole(url: str, path: Path, md5: str | None) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Bring `part` to full length in as many requests as it takes."""
-    failures, longest = 0, _length(part)
+    """Complete `part`, in as many requests as it takes."""
+    failures, longest = 0, _size(part)
     while True:
         try:
             return _fetch_rest(url, part)
@@ -102,56 +101,61 @@ def _fetch(url: str, part: Path) -> None:
             requests.ConnectionError,
             requests.Timeout,
             requests.exceptions.ChunkedEncodingError,
-            _TryAgain,
+            _TransientError,
         ) as error:
-            have = _length(part)
-            failures, longest = (1, have) if have > longest else (failures + 1, longest)
+            received = _size(part)
+            failures, longest = (1, received) if received > longest else (failures + 1, longest)
             if failures == ATTEMPTS:
-                advice = f"{have} bytes are kept in {part}, run the command again" if have else "check the network"
+                advice = (
+                    f"{received} bytes are kept in {part}, run the command again" if received else "check the network"
+                )
                 raise InputError(
-                    f"{url} could not be fetched, {ATTEMPTS} attempts in a row failed ({_root(error)}): {advice}"
+                    f"{url} could not be fetched, {ATTEMPTS} attempts in a row failed ({_root_cause(error)}): {advice}"
                 ) from error
             pause = 2.0**failures
-            tqdm.write(f"{_root(error)}: trying again in {pause:.0f} s")
+            tqdm.write(f"{_root_cause(error)}: trying again in {pause:.0f} s")
             time.sleep(pause)
         except requests.RequestException as error:
             raise InputError(f"{url} cannot be fetched ({error}): check the address") from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """What an error goes back to, without the layers that passed it on."""
-    return _root(error.__context__) if error.__context__ else error
+def _root_cause(error: BaseException) -> BaseException:
+    """The first error of a chain."""
+    return _root_cause(error.__context__) if error.__context__ else error
 
 
-class _TryAgain(Exception):
-    """The server's answer may be better later."""
+class _TransientError(Exception):
+    """The same request may succeed later."""
 
 
 def _fetch_rest(url: str, part: Path) -> None:
-    """One request for what `part` lacks; for all of it where the server knows no ranges."""
-    have = _length(part)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    """Request the bytes that `part` lacks, or all of them if the server does not support ranges."""
+    received = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={received}-"} if received else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        span, _, size = answer.headers.get("Content-Range", "").partition("/")
+        byte_range, _, size = answer.headers.get("Content-Range", "").partition("/")
         if answer.status_code in TRANSIENT:
-            raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
-        if answer.status_code == 416 and size == str(have):
+            raise _TransientError(f"the server answered {answer.status_code} {answer.reason}")
+        if answer.status_code == 416 and size == str(received):
             return  # an earlier call stopped between the last byte and the renaming
-        if answer.status_code == 416 or (answer.status_code == 206 and not span.startswith(f"bytes {have}-")):
+        if answer.status_code == 416 or (answer.status_code == 206 and not byte_range.startswith(f"bytes {received}-")):
             part.unlink(missing_ok=True)
-            raise _TryAgain("the file on the server is not the one that was begun")
+            raise _TransientError("the file on the server is not the one that was begun")
         if not answer.ok:
             raise InputError(f"{url}: the server answered {answer.status_code} {answer.reason}: check the address")
         if answer.status_code != 206:
-            have, size = 0, answer.headers.get("Content-Length", "")
+            received, size = 0, answer.headers.get("Content-Length", "")
         total = int(size) if size.isdecimal() else None
-        with part.open("ab" if have else "wb") as file, _progress(part.with_suffix(""), total, have) as progress:
+        with (
+            part.open("ab" if received else "wb") as file,
+            _progress(part.with_suffix(""), total, received) as progress,
+        ):
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 progress.update(len(chunk))
-    if total not in (None, _length(part)):
-        raise _TryAgain(f"{_length(part)} of {total} bytes have come")
+    if total not in (None, _size(part)):
+        raise _TransientError(f"{_size(part)} of {total} bytes have come")
 
 
-def _length(path: Path) -> int:
+def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0

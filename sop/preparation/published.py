@@ -1,4 +1,4 @@
-"""The published checkpoints and neighbour files: their names, where they are, how they are evaluated."""
+"""The published checkpoints and neighbour files: names, address, download, and the commands that evaluate them."""
 
 import shutil
 from pathlib import Path, PurePosixPath
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, get_session
 
 from sop.preparation.archive import is_safe, open_archive
-from sop.preparation.unfinished import LATER
+from sop.preparation.atomic_folder import BUSY_ADVICE
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
 from utils.io.lock import exclusive_lock
 
-TIMEOUT = 10  # seconds that a network has for each answer to a first question
+TIMEOUT = 10  # seconds for the first answer of the hub
 HUB_REPOSITORY = "fwtan/rrt_sop_data"
 RERANK = (
     "python eval_rerank.py -F logs/eval_rerank_{backbone}_r50 with temp_dir=logs/eval_rerank_{backbone}_r50 "
@@ -28,7 +28,7 @@ EVAL_RERANK = tuple(RERANK.format(backbone=backbone) for backbone in ("frozen", 
 
 
 class Published(NamedTuple):
-    """A folder of the repository, the files it is known to hold (bare or in zip files), the commands that use them."""
+    """A folder of the repository, its files (bare or in zip files), and the commands that use them."""
 
     folder: str
     names: tuple[str, ...]
@@ -44,49 +44,47 @@ NEIGHBOURS = Published("rrt_sop_caches", ("rrt_r50_sop_nn_inds_test.pkl", "rrt_r
 
 
 def fetch(published: Published, repository: str, target: Path) -> None:
-    """Bring the published files of these names into the folder `target`, each whole or not at all; those that are there
-    are kept.
+    """Download the files that are missing in the folder `target`, each completely or not at all.
 
-    InputError, with what to do by hand, when the hub cannot be reached or does not have them, and while another process
-    fetches into `target`.
+    InputError, with the address to download them from by hand, if the hub cannot be reached or lacks them, and while
+    another process downloads into `target`.
     """
     if not _missing(published, target):
         print(f"{', '.join(published.names)}: all in {target} already")
         return
-    with exclusive_lock(target / ".lock", str(target), LATER):
+    with exclusive_lock(target / ".lock", str(target), BUSY_ADVICE):
         _fetch_missing(published, repository, target)
 
 
 def _fetch_missing(published: Published, repository: str, target: Path) -> None:
-    for leftover in target.glob(".arriving*"):  # of a call that was killed
+    for leftover in target.glob(".downloading*"):  # of a call that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     hub, missing = HfApi(), _missing(published, target)
     by_hand = f"fetch {', '.join(missing)} by hand from {hub.endpoint}/{repository}/tree/main/{published.folder}"
     try:
         ask(hub.endpoint)
-        with TemporaryDirectory(prefix=".arriving", dir=target, ignore_cleanup_errors=True) as arriving:
+        with TemporaryDirectory(prefix=".downloading", dir=target, ignore_cleanup_errors=True) as temporary:
             for path in hub.list_repo_files(repository):
                 is_wanted = Path(path).name in missing or path.endswith(".zip")
                 if path.startswith(f"{published.folder}/") and is_safe(path) and is_wanted:
-                    _put(Path(hub.hf_hub_download(repository, path, local_dir=arriving)), target)
+                    _install(Path(hub.hf_hub_download(repository, path, local_dir=temporary)), target)
     except InputError:
         raise
-    except Exception as error:  # the hub's client, its transports and the system below them raise many kinds
+    except Exception as error:  # the hub's client and its transports raise many kinds
         raise InputError(
             f"{repository} could not be fetched ({in_one_line(error)}): try again later, or {by_hand} into {target}"
         ) from None
-    if lacking := _missing(published, target):
-        raise InputError(f"{repository} does not have {', '.join(lacking)} in {published.folder}/: {by_hand}")
+    if still_missing := _missing(published, target):
+        raise InputError(f"{repository} does not have {', '.join(still_missing)} in {published.folder}/: {by_hand}")
 
 
 def ask(endpoint: str) -> None:
-    """Raise what the hub's client does where the hub cannot be reached: at once, as it would else try for half a
-    minute."""
+    """Raise the error of the hub's client if the hub cannot be reached; the client itself tries for half a minute."""
     get_session().head(endpoint, timeout=TIMEOUT)
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says, or is."""
+    """An error's message on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -94,8 +92,8 @@ def _missing(published: Published, target: Path) -> list[str]:
     return [name for name in published.names if not (target / name).exists()]
 
 
-def _put(file: Path, target: Path) -> None:
-    """Move a file that has arrived into `target`; of a zip file, the files in it that are not there yet."""
+def _install(file: Path, target: Path) -> None:
+    """Move a downloaded file to `target`; a zip file is unpacked there, except files that exist already."""
     if file.suffix != ".zip":
         file.replace(target / file.name)
         return

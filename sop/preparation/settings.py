@@ -1,4 +1,4 @@
-"""What the settings of prepare_data.py may be."""
+"""Rules for the settings of prepare_data.py."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def _is_split_file(value: object) -> bool:
 
 
 def _matching(form: str, allowed: str) -> Rule:
-    """Text of a form, a regular expression."""
+    """Text that matches the regular expression `form`."""
     return Rule(allowed, lambda value: isinstance(value, str) and bool(re.fullmatch(form, value)))
 
 
@@ -54,7 +54,7 @@ def check(config: Mapping[str, object]) -> None:
 
 
 def check_split_files(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
-    """Raise InputError where two of the split files that are to be written for the dataset in `folder` are one."""
+    """Raise InputError if two of the split files to be written for the dataset in `folder` are the same file."""
     files = {"train_file": train_file, "test_file": test_file} | ({"val_file": val_file} if val_classes else {})
     setting_of: dict[str, str] = {}
     for name, file in files.items():

@@ -8,7 +8,7 @@ import pytest
 
 import sop.preparation.archive
 from sop.preparation.archive import SOP_MD5, SOP_URL, is_safe, official_md5, open_archive, unpack
-from sop.preparation.unfinished import is_free
+from sop.preparation.atomic_folder import is_empty_or_missing
 from tests import ROOT
 from tests.faults import fill_disk, names
 from utils.errors import InputError
@@ -61,10 +61,10 @@ def test_an_empty_folder_is_filled_and_what_macos_adds_is_left_out(tmp_path):
     archive = write_archive(tmp_path / "SOP.zip", {"__MACOSX/Stanford_Online_Products/._2.JPG": "x"})
     (tmp_path / "real").mkdir()
     (tmp_path / "sop").symlink_to(tmp_path / "real")
-    assert is_free(tmp_path / "sop") and is_free(tmp_path / "none")
+    assert is_empty_or_missing(tmp_path / "sop") and is_empty_or_missing(tmp_path / "none")
     unpack(archive, tmp_path / "sop")
     assert contents(tmp_path / "real") == FILES and (tmp_path / "sop").is_symlink()
-    assert not is_free(tmp_path / "sop") and not is_free(archive)
+    assert not is_empty_or_missing(tmp_path / "sop") and not is_empty_or_missing(archive)
 
 
 TOP = "Stanford_Online_Products/"
@@ -184,7 +184,7 @@ unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 def test_a_killed_unpacking_is_started_over(archive, tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, archive, tmp_path / "sop"], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
-    assert is_free(tmp_path / "sop")
+    assert is_empty_or_missing(tmp_path / "sop")
     (unfinished,) = tmp_path.glob(".sop.????????.unpacking")
     assert len(contents(unfinished)) == 3
     unpack(archive, tmp_path / "sop")

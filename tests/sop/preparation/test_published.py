@@ -181,8 +181,8 @@ def test_a_connection_that_breaks_keeps_the_files_before_it(served, tmp_path):
 
 
 def test_what_a_killed_call_left_is_cleared(served, tmp_path):
-    (tmp_path / ".arriving").mkdir()
-    (tmp_path / ".arriving" / "rrt_r50_sop_global.pt").write_bytes(b"half")
+    (tmp_path / ".downloading").mkdir()
+    (tmp_path / ".downloading" / "rrt_r50_sop_global.pt").write_bytes(b"half")
     served(BARE)
     fetch(CHECKPOINTS, REPOSITORY, tmp_path)
     assert names(tmp_path) == sorted(CHECKPOINTS.names)

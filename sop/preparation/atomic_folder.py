@@ -1,4 +1,4 @@
-"""Folders that have their name only when they are whole."""
+"""Folders that appear under their name only when they are complete."""
 
 import re
 import secrets
@@ -10,11 +10,11 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.io.lock import exclusive_lock
 
-LATER = "run the command again later, or choose another folder"
+BUSY_ADVICE = "run the command again later, or choose another folder"
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder; InputError where that cannot be seen."""
+def is_empty_or_missing(folder: Path) -> bool:
+    """Whether `folder` is an empty folder or does not exist; InputError if it cannot be read."""
     try:
         return not any(folder.iterdir())
     except FileNotFoundError:
@@ -26,21 +26,21 @@ def is_free(folder: Path) -> bool:
 
 
 @contextmanager
-def unfinished(folder: Path, doing: str, num_files: int) -> Iterator[Path]:
-    """A hidden new folder beside `folder` that takes its place at the end of the block, if all `num_files` are there.
+def atomic_folder(folder: Path, suffix: str, num_files: int) -> Iterator[Path]:
+    """A new hidden folder that is renamed to `folder` at the end of the block, if it then holds `num_files` files.
 
-    Its name has the word `doing`. One process at a time makes `folder`; what a killed one has left is deleted. Raises
-    InputError where another is at it, where `folder` holds something, and for another number of files; OSError when the
-    operating system refuses.
+    The hidden folder lies beside `folder`; its name ends in `suffix`. One process at a time makes `folder`, and deletes
+    hidden folders of killed ones. InputError if another process makes it, if `folder` is not empty, or for another
+    number of files; OSError from the operating system.
     """
-    with exclusive_lock(folder.with_name(f".{folder.name}.lock"), str(folder), LATER):
-        if not is_free(folder):
+    with exclusive_lock(folder.with_name(f".{folder.name}.lock"), str(folder), BUSY_ADVICE):
+        if not is_empty_or_missing(folder):
             raise InputError(f"{folder} is not empty: choose another folder, or move it away")
-        leftover = re.compile(rf"\.{re.escape(folder.name)}(\.[0-9a-f]{{8}})?\.{doing}")
+        leftover = re.compile(rf"\.{re.escape(folder.name)}(\.[0-9a-f]{{8}})?\.{suffix}")
         for path in folder.parent.iterdir():
             if leftover.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-        hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{doing}")
+        hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{suffix}")
         hidden.mkdir()
         try:
             yield hidden

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sop.preparation.unfinished import is_free, unfinished
+from sop.preparation.atomic_folder import atomic_folder, is_empty_or_missing
 from tests import ROOT
 from tests.faults import names
 from utils.errors import InputError
@@ -15,8 +15,8 @@ from utils.errors import InputError
 MAKE = """
 import sys, time
 from pathlib import Path
-from sop.preparation.unfinished import unfinished
-with unfinished(Path(sys.argv[1]), "drawing", 2) as hidden:
+from sop.preparation.atomic_folder import atomic_folder
+with atomic_folder(Path(sys.argv[1]), "drawing", 2) as hidden:
     (hidden / "a").write_text("a")
     print("begun", flush=True)
     time.sleep(60)
@@ -24,7 +24,7 @@ with unfinished(Path(sys.argv[1]), "drawing", 2) as hidden:
 
 
 def make(folder: Path, files: str = "ab", num_files: int = 2) -> None:
-    with unfinished(folder, "drawing", num_files) as hidden:
+    with atomic_folder(folder, "drawing", num_files) as hidden:
         assert hidden.parent == folder.parent
         for name in files:
             (hidden / "below").mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     first.kill()
     assert first.wait() == -signal.SIGKILL
     first.stdout.close()
-    assert is_free(tmp_path / "set")
+    assert is_empty_or_missing(tmp_path / "set")
     make(tmp_path / "set")
     assert names(tmp_path) == ["other", "set"] and names(tmp_path / "set" / "below") == ["a", "b"]
 
@@ -76,10 +76,14 @@ def test_what_is_free(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
-    assert is_free(tmp_path / "none") and is_free(tmp_path / "empty")
-    assert not is_free(tmp_path) and not is_free(tmp_path / "file") and not is_free(tmp_path / "file" / "below")
+    assert is_empty_or_missing(tmp_path / "none") and is_empty_or_missing(tmp_path / "empty")
+    assert (
+        not is_empty_or_missing(tmp_path)
+        and not is_empty_or_missing(tmp_path / "file")
+        and not is_empty_or_missing(tmp_path / "file" / "below")
+    )
     with pytest.raises(InputError, match=r"loop cannot be read \(Too many levels of symbolic links\): choose another"):
-        is_free(tmp_path / "loop")
+        is_empty_or_missing(tmp_path / "loop")
 
 
 def test_a_folder_where_nothing_may_be_made(tmp_path):
