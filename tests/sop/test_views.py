@@ -11,7 +11,7 @@ from sop.dataset import Draw, ImageSet
 from sop.images.transforms import train_transform
 from sop.samplers import RandomSampler, TripletSampler
 from sop.splits import class_map, read_split
-from sop.views import EmbeddedViews, ViewSet
+from sop.views import EmbeddedViews
 from tests.conftest import CUDA
 from tests.reference import published_model
 from tests.utils.training.test_loop import Log
@@ -54,13 +54,6 @@ def test_each_draw_uses_a_crop_of_its_image(images):
     assert (abs(counts - 60) < 4 * np.sqrt(45)).all()  # 240 draws from 4 views
     for (maps, *_), (again, *_) in zip(views, EmbeddedViews(loader, 4, pixels_of), strict=True):
         assert torch.equal(maps, again)
-
-
-def test_crops_depend_on_the_seed(images):
-    assert len(ViewSet(images, 3, 5)) == 72
-    pixels, label, position = ViewSet(images, 3, 5)[2 * 24 + 7]
-    assert torch.equal(pixels, images[Draw(7, (5, 2, 7))][0])
-    assert (label, position) == (images.labels[7], 7)
 
 
 def train(model, loader, embedded):

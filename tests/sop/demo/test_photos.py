@@ -8,7 +8,6 @@ from sop.demo import photos
 from sop.demo.photos import draw_demo
 from sop.demo.shapes import COLOURWAYS, SHAPES, family
 from sop.preparation.archive import TEST_LIST, TRAIN_LIST, read_list
-from sop.splits import read_split, write_splits
 from tests.faults import names
 from utils.errors import InputError
 
@@ -55,14 +54,6 @@ def test_every_photo_is_listed_once_and_is_a_jpeg_of_the_asked_size(folder):
     assert len({(folder / path).read_bytes() for path in listed}) == 27
 
 
-def test_split_files_are_written_from_it(folder):
-    write_splits(folder, {"test.txt": read_list(folder / TEST_LIST)})
-    split = read_split(folder, "test.txt")
-    (folder / "test.txt").unlink()
-    assert split.classes == [number for number in range(4, 9) for _ in range(3)]
-    assert split.paths[0] == "bag_final/000000000005_0.JPG"
-
-
 def test_families_share_shape_and_colours_and_are_spread_evenly():
     members = defaultdict(list)
     for product in range(800):
@@ -93,12 +84,9 @@ def test_a_set_of_the_same_settings_is_kept(folder, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_set_of_other_settings_is_an_error_that_names_them(folder):
+def test_a_set_of_other_settings_or_difficulty_is_an_error_that_names_them(folder, monkeypatch):
     with pytest.raises(InputError, match=r"drawn with views=3, seed=5, not views=4, seed=0: delete it"):
         draw_demo(folder, **SMALL | {"views": 4, "seed": 0})
-
-
-def test_a_set_drawn_at_another_difficulty_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(photos, "DIFFICULTY", photos.DIFFICULTY._replace(prints=(1, 2)))
     with pytest.raises(InputError, match=r"drawn with prints=\[3, 4\], not prints=\[1, 2\]"):
         draw_demo(folder, **SMALL)
@@ -138,14 +126,10 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch, error):
 def test_what_a_killed_drawing_left_is_started_over(folder, tmp_path):
     (tmp_path / ".sop.drawing" / "bag_final").mkdir(parents=True)
     (tmp_path / ".sop.drawing" / "bag_final" / "000000000009_7.JPG").write_bytes(b"half a photo")
+    (tmp_path / "sop").mkdir()
     draw_demo(tmp_path / "sop", **SMALL)
     assert contents(tmp_path / "sop") == contents(folder)
     assert names(tmp_path) == ["sop"]
-
-
-def test_an_empty_folder_is_filled(folder, tmp_path):
-    draw_demo(tmp_path, **SMALL)
-    assert contents(tmp_path) == contents(folder)
 
 
 def test_the_settings_stand_in_the_set(folder):

@@ -65,17 +65,9 @@ def test_equals_uncached_batches(photos, tmp_path, capsys, workers, decode, resi
     assert capsys.readouterr().out.count("is made\n") == 2
 
 
-def test_photos_are_decoded_once(photos, tmp_path, decoded, capsys):
-    loaders_of(photos, image_cache=tmp_path)
-    assert not decoded
-    for _ in range(2):
-        query(photos, tmp_path)
-        assert len(decoded) == 20
-    assert "Caching images: 100%" in capsys.readouterr().err
-
-
 def test_squares_are_an_array_for_numpy(photos, tmp_path):
     loader = loaders_of(photos, image_cache=tmp_path).query
+    assert not names(tmp_path)
     batches(loader)
     squares = np.load(cache_in(tmp_path))
     assert (squares.shape, squares.dtype) == ((20, 3, 37, 37), np.uint8)
@@ -132,9 +124,9 @@ def test_caches_of_several_settings_and_sets(photos, folder, tmp_path, decoded, 
             assert torch.equal(got[0], batches(loaders_of(data, **settings).query)[0])
             del decoded[made:]
     assert len(decoded) == 6 * 20
-    printed = capsys.readouterr().out
-    assert printed.count("is made\n") == 6
-    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed) == list("12345")
+    printed = capsys.readouterr()
+    assert printed.out.count("is made\n") == printed.err.count("Caching images: 100%") == 6
+    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed.out) == list("12345")
 
 
 def test_evaluation(tiny, observed, tmp_path):

@@ -169,13 +169,6 @@ def test_damaged_exif_is_ignored(tmp_path):
         assert np.array_equal(np.asarray(to_rgb(photo, upright=True)), np.asarray(PHOTO))
 
 
-def test_no_transparency_warning(tmp_path, recwarn):
-    (tmp_path / "photo").write_bytes(saved(PALETTE, "PNG", transparency=bytes(range(256))))
-    with opened(tmp_path / "photo") as photo:
-        to_rgb(photo)
-    assert not recwarn.list
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_ignored_by_default(tmp_path, load, kind):
     exif = Image.Exif()

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from sop.preparation.archive import read_list
@@ -45,27 +43,14 @@ def test_a_malformed_list(tmp_path, text, message):
         read_list(tmp_path / "Ebay_train.txt")
 
 
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "Ebay_train.txt").write_bytes(b"\xff\xfe\x00\n\xff\xff")
-    with pytest.raises(InputError, match=r"Ebay_train.txt, line 1: expected UTF-8 text, found b'\\xff\\xfe\\x00'"):
-        read_list(tmp_path / "Ebay_train.txt")
-
-
 def test_a_mark_at_the_beginning_and_strange_characters_in_a_name(tmp_path):
     (tmp_path / "Ebay_train.txt").write_text(HEADER + "1 01 1 a\u2028\x0b b.JPG \n", encoding="utf-8-sig")
     assert read_list(tmp_path / "Ebay_train.txt") == Split(["a\u2028\x0b b.JPG"], [0])
 
 
-def test_what_is_no_list(tmp_path):
-    os.mkfifo(tmp_path / "Ebay_train.txt")
-    with pytest.raises(InputError, match=r"Ebay_train.txt is a folder, a pipe or a device, not a list: "):
-        read_list(tmp_path / "Ebay_train.txt")
-
-
 def test_a_missing_list(tmp_path):
-    with pytest.raises(
-        InputError, match=r"Ebay_train.txt does not exist: .* is not SOP's folder; choose another sop_dir"
-    ):
+    told = r"Ebay_train.txt does not exist: .* is not SOP's folder; choose another sop_dir"
+    with pytest.raises(InputError, match=told):
         read_list(tmp_path / "Ebay_train.txt")
 
 
