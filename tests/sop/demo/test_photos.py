@@ -123,15 +123,6 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch, error):
     assert names(tmp_path) == []
 
 
-def test_what_a_killed_drawing_left_is_started_over(folder, tmp_path):
-    (tmp_path / ".sop.drawing" / "bag_final").mkdir(parents=True)
-    (tmp_path / ".sop.drawing" / "bag_final" / "000000000009_7.JPG").write_bytes(b"half a photo")
-    (tmp_path / "sop").mkdir()
-    draw_demo(tmp_path / "sop", **SMALL)
-    assert contents(tmp_path / "sop") == contents(folder)
-    assert names(tmp_path) == ["sop"]
-
-
 def test_the_settings_stand_in_the_set(folder):
     settings = json.loads((folder / "demo.json").read_text())
     assert {name: settings[name] for name in SMALL if name != "processes"} | {"processes": 1} == SMALL

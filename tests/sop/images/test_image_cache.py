@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -91,25 +92,22 @@ def shorten_list(folder):
     (folder / "test.txt").write_text("\n".join((folder / "test.txt").read_text().splitlines()[:7]))
 
 
-@pytest.mark.parametrize("change", [change_photo, touch_photo, change_list, shorten_list])
+@pytest.mark.parametrize("change", [change_photo, touch_photo, change_list, shorten_list, None])
 def test_changed_photos_or_list_make_a_new_cache(folder, tmp_path, change, capsys):
     cache = tmp_path / "cache"
-    query(folder, cache)
+    with nullcontext() if change else exchanged(folder / "toy_final/6_1.JPG", folder / "toy_final/9_3.JPG"):
+        before = query(folder, cache)[0]
     old = cache_in(cache).parent
-    change(folder)
+    if change:
+        change(folder)
     capsys.readouterr()
-    assert torch.equal(query(folder, cache)[0], batches(loaders_of(folder).query)[0])
+    after = query(folder, cache)[0]
+    assert torch.equal(after, batches(loaders_of(folder).query)[0])
+    assert torch.equal(after, before) == (change is touch_photo)
     told = f"image caches of test.txt for other photos or settings in {cache}: 1, 0.0 GB; those that no run needs"
     assert told in capsys.readouterr().out
     shutil.rmtree(old)
     cache_in(cache)
-
-
-def test_exchanged_photos_make_a_new_cache(folder, tmp_path):
-    with exchanged(folder / "toy_final/6_1.JPG", folder / "toy_final/9_3.JPG"):
-        before = query(folder, tmp_path / "cache")[0]
-    after = query(folder, tmp_path / "cache")[0]
-    assert torch.equal(after, batches(loaders_of(folder).query)[0]) and not torch.equal(after, before)
 
 
 def test_caches_of_several_settings_and_sets(photos, folder, tmp_path, decoded, capsys):

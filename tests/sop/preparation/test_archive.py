@@ -1,6 +1,3 @@
-import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -8,8 +5,6 @@ import pytest
 
 import sop.preparation.archive
 from sop.preparation.archive import SOP_MD5, SOP_URL, is_safe, official_md5, unpack
-from sop.preparation.atomic_folder import is_empty_or_missing
-from tests import ROOT
 from tests.faults import fill_disk, names
 from utils.errors import InputError
 
@@ -127,32 +122,6 @@ def test_a_full_disk(archive, tmp_path, monkeypatch):
     assert names(tmp_path) == ["SOP.zip", "sop"] and names(tmp_path / "sop") == []
     unpack(archive, tmp_path / "sop")
     assert contents(tmp_path / "sop") == FILES
-
-
-KILLED = """
-import os, signal, shutil, sys
-from pathlib import Path
-from sop.preparation.archive import unpack
-copy, left = shutil.copyfileobj, [3]
-def copy_until_killed(source, file):
-    copy(source, file)
-    file.flush()
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-shutil.copyfileobj = copy_until_killed
-unpack(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
-def test_a_killed_unpacking_is_started_over(archive, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, archive, tmp_path / "sop"], cwd=ROOT)
-    assert killed.returncode == -signal.SIGKILL
-    assert is_empty_or_missing(tmp_path / "sop")
-    (unfinished,) = tmp_path.glob(".sop.????????.unpacking")
-    assert len(contents(unfinished)) == 3
-    unpack(archive, tmp_path / "sop")
-    assert contents(tmp_path / "sop") == FILES and names(tmp_path) == ["SOP.zip", "sop"]
 
 
 def test_safe_names():
