@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from rrt.__main__ import main
 from rrt.index import Result
@@ -174,16 +173,6 @@ def test_the_page_shows_what_was_indexed(tmp_path):
     assert f"photo {paths[2]} has changed since it was indexed: index it again" in elements.text
     told = f"photo {paths[3]} does not exist: it is still in the index; `index --sync` removes it"
     assert told in elements.text
-
-
-def test_the_page_shows_photos_with_damaged_notes(tmp_path):
-    names = ["orientation.png", "comment.png"]
-    Image.new("RGB", (80, 40)).save(tmp_path / names[0], exif=b"Exif\0\0nothing")
-    notes = PngInfo()
-    notes.add_text("comment", "long" * 20_000)
-    Image.new("RGB", (80, 40)).save(tmp_path / names[1], pnginfo=notes)
-    text = page([tmp_path / name for name in names], [[], []])
-    assert Elements(text).names.count("img") == 2
 
 
 def test_embeds_photos_as_viewers_show_them(reranker, tmp_path):

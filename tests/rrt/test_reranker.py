@@ -109,15 +109,12 @@ def test_features_of_some_images(reranker, paths):
     features = reranker.embed(paths)
     assert (len(features), len(features[2]), len(features[-1:]), len(reranker.embed([])[:3])) == (7, 1, 1, 0)
     in_numpy = Features(*(part.numpy() for part in features))
-    mask = np.arange(7) % 3 == 1
     for rows, expected in (
         (2, [2]),
         (np.int64(-1), [6]),
         (slice(1, None, 2), [1, 3, 5]),
         (np.array([4, 0]), [4, 0]),
-        (torch.tensor([4, 0]), [4, 0]),
-        ([3], [3]),
-        (mask, [1, 4]),
+        (np.arange(7) % 3 == 1, [1, 4]),
     ):
         for given in (features, in_numpy):
             descriptors, maps = given[rows]
@@ -196,14 +193,11 @@ def test_kinds_of_images(reranker, paths):
         ("nowhere.jpg", r"photo nowhere\.jpg does not exist"),
         (ROOT / "README.md", r"photo .*README\.md cannot be read"),
         (np.zeros((4, 4, 5)), r"an array \(4, 4, 5\) of float64 is no image"),
-        (np.full((4, 4, 3), 255.0), "outside 0 to 1"),
         (Image.new("RGB", (0, 5)), "image of 0 x 5 pixels is no image"),
         (None, "NoneType is no image: give a path"),
-        (3, "int is no image: give a path"),
         (b"a.jpg", "bytes is no image: give a path"),
         (np.ones((4, 4)), r"of float64 is no image: .*The matcher needs local maps"),
         (np.zeros((0, 4, 3), np.uint8), "is no image"),
-        (torch.zeros(4, 4, 3), "is no image"),
         (torch.full((3, 4, 4), 255.0), "outside 0 to 1"),
         (torch.full((3, 4, 4), float("nan")), "outside 0 to 1"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), r"a tensor \(3, 4, 4\) of torch\.int64"),
@@ -248,16 +242,10 @@ def test_refuses_what_does_not_fit(reranker, paths):
         (lambda: reranker.rank(Features(features.descriptors[:1, :8], features.maps[:1]), features), "expected .n, 16"),
         (lambda: Features(features.descriptors[:2], features.maps[:1]), r"are no features: give .*local maps"),
         (lambda: Features(features.descriptors, None), r"^\(7, 16\) and None are no features: give .*local maps"),
-        (lambda: reranker.rank(features.descriptors[:1], features), "is no image: .*The matcher needs local maps"),
-        (
-            lambda: reranker.rank(features[0], (features.descriptors, None)),
-            "is no image: .*The matcher needs local maps",
-        ),
+        (lambda: reranker.rank(features.descriptors[:1], features), "is no image: .*matcher needs local maps"),
+        (lambda: reranker.rank(features[0], (features.descriptors, None)), "is no image: .*matcher needs local maps"),
         *(
-            (
-                lambda given=given: reranker.rerank(features, features, given),
-                r"neighbours .*give whole numbers \(7, k\)",
-            )
+            (lambda given=given: reranker.rerank(features, features, given), r"neighbours .*whole numbers \(7, k\)")
             for given in (None, np.zeros((7, 3)), np.zeros((7, 3), bool), np.full((7, 3), None), [[1]] * 6 + [[1, 2]])
         ),
         *(
@@ -310,20 +298,16 @@ def settings_of_torch():
     "set_otherwise",
     [
         lambda program: torch.set_default_dtype(torch.float64),
-        lambda program: torch.set_default_dtype(torch.bfloat16),
-        lambda program: torch.set_default_dtype(torch.float16),
-        lambda program: torch.set_default_device("meta"),
         lambda program: program.enter_context(torch.device("meta")),
         lambda program: program.enter_context(torch.autocast("cpu", torch.bfloat16)),
         lambda program: program.enter_context(torch.inference_mode()),
         lambda program: torch.set_float32_matmul_precision("medium"),
         lambda program: setattr(backends, "fp32_precision", "tf32"),
         lambda program: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
-        lambda program: setattr(backends.cudnn, "fp32_precision", "tf32"),
         lambda program: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
         lambda program: setattr(backends.mkldnn, "fp32_precision", "bf16"),
     ],
-    ids=range(13),
+    ids=range(9),
 )
 def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker, saved, paths, tmp_path):
     def answers() -> list[np.ndarray]:

@@ -10,16 +10,8 @@ import numpy as np
 
 from tests import ROOT
 
-PIP = (
-    "-m",
-    "pip",
-    "install",
-    "--quiet",
-    "--no-deps",
-    "--no-build-isolation",
-    "--no-index",
-    "--disable-pip-version-check",
-)
+PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index")
 USE = """
 import runpy, sys
 import utils, models
@@ -43,7 +35,7 @@ def test_the_wheel_stands_alone(saved, reranker, paths, tmp_path):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    subprocess.run([sys.executable, *PIP, "--target", installed, source], check=True)
+    subprocess.run([sys.executable, *PIP, *OFFLINE, "--target", installed, source], check=True)
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"rrt"}
 
