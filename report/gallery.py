@@ -42,7 +42,7 @@ def gallery(
     return {
         "folder": printable(run.folder),
         "files": [{"path": printable(path), "md5": md5(path)} for path in evaluated.files],
-        "sample": _describe_sample(len(queries), len(order), titles[best], len(queries) < min(num_queries, len(order))),
+        "sample": _describe_sample(len(queries), len(order), titles[best]),
         "notes": notes,
         "rankings": [{"name": name, "title": titles[name]} for name in ranks],
         "best": best,
@@ -56,14 +56,13 @@ def gallery(
     }
 
 
-def _describe_sample(num_shown: int, num_queries: int, title: str, is_full: bool) -> str:
+def _describe_sample(num_shown: int, num_queries: int, title: str) -> str:
     if num_shown == num_queries:
         return f"All {num_queries:,} queries, in random order (seed {SEED})."
-    limit = " More photos would make the page too large." if is_full else ""
     return (
         f"{num_shown:,} of {num_queries:,} queries, drawn at random (seed {SEED}): in turn one that is gained, lost, "
         f"still wrong and still right by “{title}”, while there are any left. So the proportions here are not those of "
-        f"all queries; the counts below are.{limit}"
+        f"all queries; the counts below are."
     )
 
 

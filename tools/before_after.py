@@ -21,33 +21,31 @@ GREEN, RED = (40, 160, 60), (210, 50, 50)
 
 
 def before_after(data: Path, evaluated: Path, picture: Path) -> None:
-    """Draw queries whose first candidate reranking has mended: the query, its first candidates before and after.
+    """Draw queries whose first candidate reranking has corrected: the query, its first candidates before and after.
 
     Candidates of the query's class have a green frame, others a red one.
     """
     candidates, labels = load_scores(evaluated)
     after = fit_weights(candidates, labels, candidates.logits is not None).ranking.positions
     before, paths = candidates.neighbours, read_split(data, "test.txt").paths
-    right = [labels.gallery[ranking[:, 0]] == labels.queries for ranking in (before, after)]
-    queries = np.flatnonzero(right[1] & ~right[0])
-    print(f"{len(queries)} of {len(before)} queries mended, {int((right[0] & ~right[1]).sum())} spoilt, at rank 1")
+    correct_before, correct_after = (labels.gallery[ranking[:, 0]] == labels.queries for ranking in (before, after))
+    queries, num_lost = np.flatnonzero(correct_after & ~correct_before), int((correct_before & ~correct_after).sum())
+    print(f"{len(queries)} of {len(before)} queries gained, {num_lost} lost, at rank 1")
     if not len(queries):
-        raise InputError(f"{evaluated}: reranking has mended no query")
+        raise InputError(f"{evaluated}: reranking has gained no query")
     queries = queries[np.linspace(0, len(queries) - 1, QUERIES + 2, dtype=int)[1:-1]]
     tile, width = TILE + GAP // 2, (2 * COLUMNS + 1) * (TILE + GAP // 2) + 2 * GAP
     sheet = Image.new("RGB", (width, 20 + QUERIES * tile), "white")
     draw = ImageDraw.Draw(sheet)
     lefts = (0, tile + GAP, (1 + COLUMNS) * tile + 2 * GAP)
-    for left, title in zip(
-        lefts, ("query", "nearest by the global descriptor", "by logit, cosine and Chamfer similarity"), strict=True
-    ):
+    for left, title in zip(lefts, TITLES, strict=True):
         draw.text((left + 2, 4), title, "black")
     for row, query in enumerate(queries):
         tiles: list[tuple] = [(lefts[0], query, None)]
         for left, ranking in zip(lefts[1:], (before, after), strict=True):
-            for column, found in enumerate(ranking[query, :COLUMNS]):
-                same = labels.gallery[found] == labels.queries[query]
-                tiles.append((left + column * tile, found, GREEN if same else RED))
+            for column, image in enumerate(ranking[query, :COLUMNS]):
+                is_match = labels.gallery[image] == labels.queries[query]
+                tiles.append((left + column * tile, image, GREEN if is_match else RED))
         for left, image, colour in tiles:
             with Image.open(data / paths[image]) as photo:
                 sheet.paste(photo.resize((TILE, TILE)), (left, 20 + row * tile))

@@ -21,9 +21,9 @@ def contact_sheet(folder: Path, path: Path, products: int = 3, tile: int = 80) -
     gap = tile // 10
     sheet = Image.new("RGB", (2 * width + gap, (len(SHAPES) + 1) // 2 * (height + gap) - gap), "white")
     for block, shape in enumerate(SHAPES):
-        alike = [p for p in range(num_products) if family(p) == (shape, block % len(COLOURWAYS))][:products]
+        same_family = [p for p in range(num_products) if family(p) == (shape, block % len(COLOURWAYS))][:products]
         left, top = block % 2 * (width + gap), block // 2 * (height + gap)
-        for row, product in enumerate(alike):
+        for row, product in enumerate(same_family):
             for column, name in enumerate(photo_paths(product, views)):
                 with Image.open(folder / name) as photo:
                     sheet.paste(photo.resize((tile, tile)), (left + column * tile, top + row * tile))

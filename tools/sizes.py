@@ -1,7 +1,7 @@
-"""How many pairs, and images, are best computed at a time: `python -m tools.sizes [--device cuda]`.
+"""The fastest numbers of pairs and images to compute at a time: `python -m tools.sizes [--device cuda]`.
 
-Prints the time of scoring and of embedding with other sizes than the ones in use, relative to these: medians of the
-rounds' ratios, the sizes taking turns.
+Prints the time of scoring and embedding by the size of a micro-batch, relative to the size in use: the median of the
+ratios of all rounds.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def main() -> None:
         rerank(model, maps[:count], maps, neighbours)
 
     def embed(size: int) -> None:
-        for piece in images.split(size):
-            embedder(piece.to(device))[0].cpu()
+        for batch in images.split(size):
+            embedder(batch.to(device))[0].cpu()
 
     for title, run, size in (
         ("pairs", score, PAIRS_AT_ONCE[device.type]),
@@ -44,13 +44,13 @@ def main() -> None:
     ):
         seconds: dict[int, list[float]] = {int(factor * size): [] for factor in FACTORS}
         for _ in range(ROUNDS + 1):
-            for tried, times in seconds.items():
+            for other_size, times in seconds.items():
                 start = time.perf_counter()
-                run(tried)
+                run(other_size)
                 times.append(time.perf_counter() - start)
-        for tried, times in seconds.items():
-            ratios = [ours / in_use for ours, in_use in zip(times[1:], seconds[size][1:], strict=True)]
-            print(f"{title} at a time: {tried:6,}, time {statistics.median(ratios):.2f}", flush=True)
+        for other_size, times in seconds.items():
+            ratios = [other / in_use for other, in_use in zip(times[1:], seconds[size][1:], strict=True)]
+            print(f"{title} at a time: {other_size:6,}, time {statistics.median(ratios):.2f}", flush=True)
 
 
 if __name__ == "__main__":

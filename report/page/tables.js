@@ -20,13 +20,7 @@ function tableElement({ columns, numeric, rows }) {
     element(
       "tbody",
       {},
-      ...rows.map((row, r) =>
-        element(
-          "tr",
-          { class: columns[0] === "folder" && columns[1] === "ranking" && r > 0 && row[0] !== rows[r - 1][0] ? "next" : null },
-          ...row.map((text, i) => element("td", { class: classes[i] }, text)),
-        ),
-      ),
+      ...rows.map((row) => element("tr", {}, ...row.map((text, i) => element("td", { class: classes[i] }, text)))),
     ),
   );
 }

@@ -121,7 +121,7 @@ def test_many_queries_are_sampled(tmp_path, monkeypatch):
     assert "No attention: resume=None" in gallery["notes"][0]
     monkeypatch.setattr(report.command, "MAX_PHOTO_BYTES", 30_000)
     gallery = gallery_of(tmp_path / "1", tmp_path)
-    assert 0 < len(gallery["queries"]) < 50 and gallery["sample"].endswith("More photos would make the page too large.")
+    assert 0 < len(gallery["queries"]) < 50
 
 
 def test_hostile_texts_of_runs(tmp_path):
