@@ -26,7 +26,7 @@ from utils.text import printable
 MAX_PAGE_BYTES = 20_000_000
 MAX_PHOTO_BYTES, MAX_ATTENTION_BYTES = 13_000_000, 5_000_000  # of all galleries
 MAX_QUERIES, MAX_PAIRS = 200, 120
-MAX_GALLERIES, MAX_CURVES = 10, 40
+MAX_GALLERIES = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,14 +90,12 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
             f"No gallery for {len(evaluations) - MAX_GALLERIES} evaluations after the first {MAX_GALLERIES}"
         )
     with_curves = [run for run in runs if has_curves(run)]
-    if len(with_curves) > MAX_CURVES:
-        problems.append(f"No curves for {len(with_curves) - MAX_CURVES} runs with curves after the first {MAX_CURVES}")
     if not with_curves:
         problems.append("No curves: none of the runs has logged train.loss or val.recall@K; trainings do")
     return {
         "folders": [printable(run.folder) for run in runs],
         "tables": tables(runs, groups),
-        "curves": _svg(with_curves[:MAX_CURVES], groups) if with_curves else None,
+        "curves": _svg(with_curves, groups) if with_curves else None,
         "galleries": galleries,
         "photos": photos.entries,
         "problems": problems,

@@ -61,7 +61,9 @@ def index(options: argparse.Namespace) -> None:
     for line in updated.problems:
         print(printable(line), file=sys.stderr)
     if left_out:
-        print(_left_out_line(left_out), file=sys.stderr)
+        endings = ((shortened(printable(ending), 12), count) for ending, count in left_out.most_common(5))
+        listed = ", ".join(f"{ending or 'none'} ({count})" for ending, count in endings)
+        print(f"{left_out.total()} files were skipped by their endings, most of them: {listed}", file=sys.stderr)
     print(
         printable(options.to)
         + f" has {updated.photos} photos: {updated.added} added, {updated.updated} embedded again, "
@@ -71,13 +73,6 @@ def index(options: argparse.Namespace) -> None:
     )
     if updated.not_given:
         print(f"{updated.not_given} of them are not among PHOTOS and are kept; --sync removes them")
-
-
-def _left_out_line(left_out: Counter[str]) -> str:
-    """The number of skipped files, and their most frequent endings."""
-    endings = [f"{shortened(printable(ending), 12) or 'none'} ({count})" for ending, count in left_out.most_common(5)]
-    more = ", ..." * (len(left_out) > len(endings))
-    return f"{left_out.total()} files were skipped by their endings: {', '.join(endings)}{more}"
 
 
 def search(options: argparse.Namespace) -> None:

@@ -144,8 +144,6 @@ class Reranker:
         queries, candidates = self._checked(a), self._checked(b)
         if len(queries) != len(candidates):
             raise InputError(f"{len(queries)} and {len(candidates)} images are no pairs: give as many of each")
-        if not len(queries):
-            return queries.descriptors.new_empty(0)
         ranking = self.rerank(queries, candidates, np.arange(len(queries))[:, None], fusion)
         return torch.from_numpy(ranking.scores[:, 0])
 

@@ -74,10 +74,6 @@ function attentionView(gallery, attention) {
   );
 }
 
-function position(patch, [, width]) {
-  return `row ${Math.floor(patch / width) + 1}, column ${(patch % width) + 1}`;
-}
-
 function percent(weight) {
   return `${(100 * weight).toFixed(1)} %`;
 }
@@ -98,7 +94,7 @@ function pairPhotos(gallery, attention, row, links) {
         const box = { x: left + ((i % width) * SIDE) / width, y: (Math.floor(i / width) * SIDE) / height, width: SIDE / width, height: SIDE / height };
         return [
           shape("rect", { ...box, class: "mask", "fill-opacity": (0.85 * (1 - weight / maximum)).toFixed(3) }),
-          shape("rect", { ...box, class: "cell" }, shape("title", {}, `${position(i, [height, width])}: ${percent(weight)}`)),
+          shape("rect", { ...box, class: "cell" }, shape("title", {}, percent(weight))),
         ];
       }),
     ];

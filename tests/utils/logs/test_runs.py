@@ -8,7 +8,6 @@ import pytest
 from sacred.serializer import flatten
 
 from tests.utils.logs.folders import START, config, entry, published_run, scalar, training_run, write
-from utils.logs.__main__ import main
 from utils.logs.runs import find_run_folders, read_run
 
 
@@ -102,30 +101,6 @@ def test_status_and_duration_of_runs_without_an_end(tmp_path):
         timedelta(hours=1),
         None,
     ]
-
-
-def test_damaged_folders(tmp_path, capsys):
-    training_run(tmp_path / "good" / "1")
-    (tmp_path / "empty" / "1").mkdir(parents=True)
-    write(tmp_path / "corrupt" / "1", run='{"status": ', config="[]", metrics="", cout="")
-    unknown = training_run(tmp_path / "unknown" / "1")
-    (unknown / "run.json").unlink()
-    (unknown / "metrics.json").write_text('{"val.recall@1": {"steps": 3}, "train.loss": [], "val.recall@10": null}')
-    strange = {"status": None, "experiment": "x", "start_time": 3, "stop_time": "never"}
-    write(tmp_path / "strange" / "1", run=strange, config={"dataset": 3}, info={"recall": {"1": True}})
-
-    runs = {folder.parent.name: read_run(folder) for folder in find_run_folders(tmp_path)}
-    assert list(runs) == ["corrupt", "empty", "good", "strange", "unknown"]
-    assert {run.status for name, run in runs.items() if name != "good"} == {"UNREADABLE"}
-
-    assert main([str(tmp_path), str(tmp_path / "nowhere")]) == 0
-    out, err = capsys.readouterr()
-    unread = out.split("Could not be read\n\n")[1].splitlines()
-    assert unread[0].startswith(f"- {tmp_path}/corrupt/1: run.json is no valid JSON (")
-    assert unread[1] == f"- {tmp_path}/empty/1: run.json is missing"
-    assert unread[2].startswith(f"- {tmp_path}/strange/1: it is no run of these commands: ")
-    assert unread[3:] == [f"- {tmp_path}/unknown/1: run.json is missing"]
-    assert f"{tmp_path}/nowhere: no such folder\n" in err
 
 
 def test_runs_are_found_in_natural_order(tmp_path):
