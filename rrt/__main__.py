@@ -63,7 +63,7 @@ def index(options: argparse.Namespace) -> None:
     if left_out:
         endings = ((shortened(printable(ending), 12), count) for ending, count in left_out.most_common(5))
         listed = ", ".join(f"{ending or 'none'} ({count})" for ending, count in endings)
-        print(f"{left_out.total()} files were skipped by their endings, most of them: {listed}", file=sys.stderr)
+        print(f"{left_out.total()} files were skipped by their endings; most frequent: {listed}", file=sys.stderr)
     print(
         printable(options.to)
         + f" has {updated.photos} photos: {updated.added} added, {updated.updated} embedded again, "

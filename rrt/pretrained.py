@@ -111,7 +111,7 @@ def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[s
         stored, stored_crop_size = dict(content["network"]), content["crop_size"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{config} is not as save_pretrained writes it: save the network anew, or index anew if it is an index's"
+            f"{config} is not as save_pretrained writes it: save the network again, or index again if it is an index's"
         ) from error
     try:
         tensors = safetensors.torch.load_file(weights)

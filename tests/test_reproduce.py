@@ -96,14 +96,14 @@ def test_the_exit_code(tmp_path, monkeypatch, capsys, shift, code):
     for folder, (r1, r10, r100) in reproduce.PUBLISHED.items():
         recall = {"1": r1, "10": r10 + shift, "100": r100}
         info = {"recall": recall, "measures": {name: {"R@1": r1} for name in ("global", "logit + cosine + chamfer")}}
-        config, sums = published_run(folder)
+        _, config, sums = published_run(folder)
         record(tmp_path / folder / "1", config, info | {"md5": sums})
     assert reproduce.main([]) == code
     assert ("Every recall is the published one" in capsys.readouterr().out) == (code == 0)
 
 
-def published_run(folder: str) -> tuple[dict, dict[str, str]]:
-    """The settings of a published evaluation, and the MD5 sums of its files, which are made."""
+def published_run(folder: str) -> tuple[list[str], dict, dict[str, str]]:
+    """The command and settings of a published evaluation, and the MD5 sums of its files, which are made."""
     commands = evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches")
     (words,) = [words.split()[1:] for words in commands if folder in words]
     config = reproduce.config_of([word.strip("'") for word in words])
@@ -114,7 +114,7 @@ def published_run(folder: str) -> tuple[dict, dict[str, str]]:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(f"content of {path}")
             sums[str(path)] = hashlib.md5(f"content of {path}".encode()).hexdigest()
-    return config, sums
+    return words, config, sums
 
 
 def record(run, config: dict, info: dict) -> None:
@@ -140,12 +140,7 @@ OTHERS = [
 def test_a_run_of_other_settings_or_files_is_not_the_published_evaluation(tmp_path, monkeypatch, other):
     monkeypatch.chdir(tmp_path)
     folder, recall = "logs/eval_rerank_frozen_r50", {"recall": {"1": 37.5, "10": 60.0, "100": 96.6}}
-    (words,) = [
-        line.split()[1:]
-        for line in evaluation_commands(CHECKPOINTS, "rrt_sop_ckpts", "rrt_sop_caches")
-        if folder in line
-    ]
-    config, sums = published_run(folder)
+    words, config, sums = published_run(folder)
     assert reproduce.completed(folder, words) is None
     moved = {path.replace("data/", "/elsewhere/"): value for path, value in sums.items()}
     free = {"temp_dir": "elsewhere", "dataset": config["dataset"] | {"num_workers": 1, "data_path": "/elsewhere"}}

@@ -1,6 +1,6 @@
 """A picture of reranking: `python -m tools.before_after data/demo logs/demo/1/eval_frozen docs/reranking.jpg`.
 
-Reads what `eval_rerank.py` has left in its temp_dir, of the test photos of a data set folder.
+Reads the scores of `eval_rerank.py` in its temp_dir, and the test photos of a data set folder.
 """
 
 import sys

@@ -64,7 +64,7 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     assert "has 5 photos: 0 added, 0 embedded again, 0 removed; 1 could not be read\n" in told.out
     assert re.search(r"photo .*broken\.jpg cannot be read", told.err)
     assert re.search(
-        r"7 files were skipped by their endings, most of them: \.heic \(2\)(, .{2,4} \(1\)){4}\n", told.err
+        r"7 files were skipped by their endings; most frequent: \.heic \(2\)(, .{2,4} \(1\)){4}\n", told.err
     )
     assert main(["index", str(own), "--to", index, "--crop-size", "96"]) == 1
     assert "--crop-size and --setting need --model" in capsys.readouterr().err

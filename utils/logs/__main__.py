@@ -24,7 +24,7 @@ def print_tables(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m utils.logs",
         description="Table of the Sacred runs in folders: best and last recalls in %, and mean ± spread over seeds.",
-        epilog="Epochs count those trained, 0 is before training. STALE: not ended, but silent for five minutes. "
+        epilog="Epoch 0 is before training. STALE: the run has not ended, but has been silent for five minutes. "
         "`python -m report RUN... --out FILE` writes a page to look at.",
     )
     parser.add_argument("folders", nargs="+", type=Path, help="searched for run folders, to any depth")

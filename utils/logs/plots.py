@@ -37,10 +37,10 @@ def plot_runs(runs: Sequence[Run], groups: Sequence[Group], path: Path) -> None:
 
     InputError when no run has any, when matplotlib does not know the ending of `path`, or when it cannot be written.
     """
-    drawn = [run for run in runs if has_curves(run)]
-    if not drawn:
+    with_curves = [run for run in runs if has_curves(run)]
+    if not with_curves:
         raise InputError(f"{path} was not drawn: none of the runs has logged train.loss or val.recall@K")
-    figure = curves(drawn, groups)
+    figure = curves(with_curves, groups)
     kind = path.suffix.removeprefix(".").lower()
     if kind not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path} was not drawn: its ending must be one of {listing(('.png', '.pdf', '.svg'))}")

@@ -21,12 +21,14 @@ def test_nothing_read_is_an_error(tmp_path, capsys):
 
 
 def test_from_the_command_line(tmp_path):
-    training_run(tmp_path / "1")
+    training_run(tmp_path / "漢")
     (tmp_path / "2").mkdir()
-    arguments = [str(tmp_path), str(tmp_path / "1"), "--format", "csv", "--plot", str(tmp_path / "curves.png")]
-    done = subprocess.run([sys.executable, "-m", "utils.logs", *arguments], capture_output=True, text=True, check=True)
+    arguments = [str(tmp_path), str(tmp_path / "漢"), "--format", "csv", "--plot", str(tmp_path / "curves.png")]
+    command, environment = [sys.executable, "-m", "utils.logs", *arguments], os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     rows = list(csv.DictReader(StringIO(done.stdout)))
-    assert [row["status"] for row in rows] == ["COMPLETED", "UNREADABLE"]
+    assert [row["status"] for row in rows] == ["UNREADABLE", "COMPLETED"]
+    assert rows[1]["folder"] == rf"{tmp_path}/\u6f22"  # which ASCII lacks
     assert done.stderr == f"could not be read: {tmp_path}/2: run.json is missing\n"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
