@@ -60,12 +60,10 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     for name in ("1.HEIC", "2.heic", "none", "a.b", "a.c", "a.d", "a.e"):
         (own / name).touch()
     assert main(["index", str(own), "--to", index]) == 0  # by its own network
-    told = capsys.readouterr()
-    assert "has 5 photos: 0 added, 0 embedded again, 0 removed; 1 could not be read\n" in told.out
-    assert re.search(r"photo .*broken\.jpg cannot be read", told.err)
-    assert re.search(
-        r"7 files were skipped by their endings; most frequent: \.heic \(2\)(, .{2,4} \(1\)){4}\n", told.err
-    )
+    output = capsys.readouterr()
+    assert "has 5 photos: 0 added, 0 embedded again, 0 removed; 1 could not be read\n" in output.out
+    assert re.search(r"photo .*broken\.jpg cannot be read", output.err)
+    assert re.search(r"7 files were skipped by their endings; most frequent: \.heic \(2\)(, .* \(1\)){4}\n", output.err)
     assert main(["index", str(own), "--to", index, "--crop-size", "96"]) == 1
     assert "--crop-size and --setting need --model" in capsys.readouterr().err
     assert main(["index", str(own), "--to", index, "--model", str(saved), "--crop-size", "96"]) == 1
@@ -128,15 +126,13 @@ def test_what_cannot_be_printed(saved, own, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.count("could not be written") == 0
         assert main(["search", "~/index", query]) == 1
         assert main(["compare", query, query, "--model=~/index/model", "--picture=~/pair.png"]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert [line for line in told if "%|" not in line] == 2 * [
-        "the output could not be written: No space left on device"
-    ]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line]
+    assert lines == 2 * ["the output could not be written: No space left on device"]
     assert (tmp_path / "pair.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["index", ".", "--to", "index"], "no model was given: --model takes a checkpoint"),
         (["search", "nowhere", "a.jpg"], "nowhere is no index"),
@@ -145,11 +141,11 @@ def test_what_cannot_be_printed(saved, own, tmp_path, monkeypatch, capsys):
         (["index", ".", "--to", "index", "--yes"], "--yes needs --sync"),
     ],
 )
-def test_reports_errors(arguments, told, tmp_path, monkeypatch, capsys):
+def test_reports_errors(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (9, 9)).save("photo.png")
     assert main(arguments) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
@@ -173,8 +169,8 @@ def test_the_page_shows_what_was_indexed(tmp_path):
     elements = Elements(page(paths[:1], [results]))
     assert elements.names.count("img") == 2
     assert f"photo {paths[2]} has changed since it was indexed: index it again" in elements.text
-    told = f"photo {paths[3]} does not exist: it is still in the index; `index --sync` removes it"
-    assert told in elements.text
+    message = f"photo {paths[3]} does not exist: it is still in the index; `index --sync` removes it"
+    assert message in elements.text
 
 
 def test_embeds_photos_as_viewers_show_them(reranker, tmp_path):

@@ -66,7 +66,7 @@ def test_a_checkpoint_without_settings(content, reranker, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"arch": "resnet34"}, "was trained with model.arch=resnet18, not resnet34"),
         ({"arch": "alexnet"}, "arch='alexnet' is unknown: choose from 'resnet18'"),
@@ -74,8 +74,8 @@ def test_a_checkpoint_without_settings(content, reranker, tmp_path):
         ({"crop_size": 5}, "crop_size=5: give a whole number from 32"),
     ],
 )
-def test_settings_that_do_not_fit(saved, options, told):
-    with pytest.raises(InputError, match=told):
+def test_settings_that_do_not_fit(saved, options, message):
+    with pytest.raises(InputError, match=message):
         Reranker.from_pretrained(saved, **options)
 
 
@@ -138,11 +138,11 @@ def test_without_a_network_it_is_told_at_once(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr("sop.preparation.published.HfApi", partial(HfApi, endpoint=gone.url))
     monkeypatch.setattr(pretrained, "HF_HOME", str(tmp_path))
     monkeypatch.setattr("time.sleep", None)  # as between attempts
-    for source, told in (
+    for source, message in (
         ("someone/none", rf"^someone/none is no file or folder here, and could not be fetched from {gone.url} \(.*ref"),
         ("published", rf"\(.*refused\): try again later, or fetch {CHECKPOINTS.names[-1]} by hand from {gone.url}/"),
     ):
-        with pytest.raises(InputError, match=told) as raised:
+        with pytest.raises(InputError, match=message) as raised:
             Reranker.from_pretrained(source)
         assert "".join(format_exception(raised.value)).count("Traceback") == 1
     assert capfd.readouterr() == ("", "")

@@ -188,7 +188,7 @@ def test_kinds_of_images(reranker, paths):
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
         ("nowhere.jpg", r"photo nowhere\.jpg does not exist"),
         (ROOT / "README.md", r"photo .*README\.md cannot be read"),
@@ -206,9 +206,9 @@ def test_kinds_of_images(reranker, paths):
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else type(value).__name__,
 )
-def test_what_is_no_image(reranker, image, told):
+def test_what_is_no_image(reranker, image, message):
     for call in (reranker.embed, lambda image: reranker.rank(image, []), lambda image: reranker.score(image, image)):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             call(image)
 
 
@@ -217,10 +217,13 @@ def test_images_of_pil_are_read_as_their_files_are(reranker, tmp_path):
     deep.save(tmp_path / "black.tif", tiffinfo={ExifTags.Base.PhotometricInterpretation: 0})  # 0 is white
     Image.new("RGB", (300, 300)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:100])
-    for name, told in (("black.tif", "greys that are not of 8 or 16 bits"), ("cut.png", r"image 1: .*cannot be read")):
+    for name, message in (
+        ("black.tif", "greys that are not of 8 or 16 bits"),
+        ("cut.png", r"image 1: .*cannot be read"),
+    ):
         with Image.open(tmp_path / name) as opened:
             for image in (tmp_path / name, opened):
-                with pytest.raises(InputError, match=told):
+                with pytest.raises(InputError, match=message):
                     reranker.embed([np.zeros((4, 4), np.uint8), image])
 
 
@@ -228,7 +231,7 @@ def test_refuses_what_does_not_fit(reranker, paths):
     features = reranker.embed(paths)
     assert reranker.rank(paths[0], []) == []
     assert len(reranker.score([], [])) == 0
-    for call, told in [
+    for call, message in [
         (lambda: reranker.rank(paths[:2], paths), "2 queries"),
         *((lambda k=k: reranker.rank(paths[0], paths, top_k=k), f"top_k={k}") for k in (0, 1.0, True)),
         *(
@@ -253,7 +256,7 @@ def test_refuses_what_does_not_fit(reranker, paths):
             for given in ("meta", "gpu", "x", f"cuda:{torch.cuda.device_count()}", [])
         ),
     ]:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             call()
 
 
