@@ -157,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     of_index.add_argument("photos", nargs="+", metavar="PHOTOS", help="folders, photos, or a list NAME.txt of paths")
     of_index.add_argument("--to", type=Path, required=True, metavar="INDEX", help="folder; photos are added to it")
     of_index.add_argument("--sync", action="store_true", help="remove the index's photos that are not among PHOTOS")
-    of_index.add_argument("--yes", action="store_true", help="even more than one in ten")
+    of_index.add_argument(
+        "--yes", action="store_true", help="even more than one in ten, and those of folders that are empty now"
+    )
     of_index.set_defaults(run=index)
 
     of_search = commands.add_parser(

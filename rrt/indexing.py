@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from rrt.index_folder import Content, Photo, has_model, is_intact, is_own, part_of, read_content, write_content
+from rrt.photos import is_hidden
 from rrt.reranker import Reranker
 from sop.images.photo import naming
 from sop.images.reading import read_photos
@@ -47,7 +48,7 @@ def update(
 
     Damaged parts and a damaged network are replaced. A photo that cannot be read is reported; one that was embedded
     before is kept. Photos of the index that are not among `paths` are kept, too, unless `sync` removes them: without
-    `yes` at most MAX_REMOVED of all photos.
+    `yes` at most MAX_REMOVED of all photos, and none of a folder that is empty now, as where a drive is not mounted.
     InputError where `sync` would remove more, where the index is of another network, is being written by another
     process or cannot be written, and where none of `paths` can be read.
     """
@@ -58,7 +59,7 @@ def update(
         given = {os.path.abspath(path) for path in paths}  # noqa: PTH100  # links keep their names
         photos = [photo for photo in before.photos if photo.path in given or not sync]
         if not yes:
-            _check_removal(folder, len(before.photos), len(photos))
+            _check_removal(folder, before.photos, photos)
         if before.photos and not has_model(folder, before.model):
             reranker.save_pretrained(folder / "model")
         intact = {part for part, size in before.parts.items() if is_intact(part_of(folder, before, part), size)}
@@ -154,10 +155,27 @@ def _summary(before: Content, photos: Sequence[Photo], given: set[str], problems
     )
 
 
-def _check_removal(folder: Path, num_photos: int, num_kept: int) -> None:
-    """Raise InputError where many photos would be removed, as where a drive is not mounted."""
-    if num_photos - num_kept > MAX_REMOVED * num_photos:
+def _check_removal(folder: Path, before: Sequence[Photo], kept: Sequence[Photo]) -> None:
+    """Raise InputError where many photos would be removed, or any of a folder that is empty now."""
+    removed = {photo.path for photo in before} - {photo.path for photo in kept}
+    parents = {Path(path).parent for path in removed}
+    empty = sorted({str(nearest) for nearest in map(_nearest_existing, parents) if _is_empty(nearest)})
+    if len(removed) > MAX_REMOVED * len(before) or empty:
         raise InputError(
-            f"{num_photos - num_kept} of the {num_photos} photos of {folder} are not among those given: nothing was "
-            "changed; index without --sync to keep them, or with --sync --yes to remove them"
+            f"{len(removed)} of the {len(before)} photos of {folder} are not among those given"
+            + f", some of folders that are empty now, as where a drive is away ({', '.join(empty[:3])})" * bool(empty)
+            + ": nothing was changed; index without --sync to keep them, or with --sync --yes to remove them"
         )
+
+
+def _nearest_existing(folder: Path) -> Path:
+    """The folder, or the first one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))  # noqa: PTH112  # Path's can raise
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder has no files but hidden ones, or cannot be read."""
+    try:
+        return all(is_hidden(path.name) for path in folder.iterdir())
+    except OSError:
+        return True

@@ -12,17 +12,19 @@ from PIL import Image
 from sop.images.photo import FORMATS
 from sop.lists import numbered_lines
 from utils.errors import InputError
+from utils.io.disk import open_regular_file
 
 LIST = ".txt"
+JPEG_START = b"\xff\xd8\xff"
 
 
 def find_photos(sources: Iterable[str | Path], left_out: Counter[str] | None = None) -> list[Path]:
     """The absolute paths of the photos of `sources`, sorted, each once.
 
     A source is a photo, a folder that is searched to any depth, or a list, NAME.txt, with a path in each line, relative
-    to the list's folder. In folders the ending decides what is a photo; hidden files and folders and links to folders
-    are skipped. `left_out` counts the other files by their endings. InputError where a source is missing, where a
-    folder cannot be read, and where there is no photo.
+    to the list's folder. In folders the ending decides what is a photo, but a JPEG may have none; hidden files and
+    folders and links to folders are skipped. `left_out` counts the other files by their endings. InputError where a
+    source is missing, where a folder cannot be read, and where there is no photo.
     """
     paths = [Path(os.path.abspath(source)) for source in sources]  # noqa: PTH100  # links keep their names
     others: dict[Path, str] = {}  # endings; a file of two sources counts once
@@ -53,7 +55,8 @@ def _photos_of(source: Path, others: dict[Path, str]) -> Iterator[Path]:
         for folder, folders, names in os.walk(source, onerror=_refuse):
             folders[:] = (name for name in folders if not is_hidden(name))
             for path in (Path(folder, name) for name in names if not is_hidden(name)):
-                if (ending := path.suffix.lower()) in _endings():
+                ending = path.suffix.lower()
+                if ending in _endings() or (not ending and _is_jpeg(path)):
                     yield path
                 else:
                     others[path] = ending
@@ -64,6 +67,14 @@ def _photos_of(source: Path, others: dict[Path, str]) -> Iterator[Path]:
         yield source
     else:
         raise InputError(f"{source} does not exist: give a folder, a photo, or a list of photos")
+
+
+def _is_jpeg(path: Path) -> bool:
+    try:
+        with open_regular_file(path) as file:
+            return file.read(len(JPEG_START)) == JPEG_START
+    except OSError:
+        return False
 
 
 def _refuse(error: OSError) -> NoReturn:

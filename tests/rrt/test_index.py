@@ -82,10 +82,12 @@ def test_counts_the_files_that_pil_does_not_read(tmp_path):
     for name in (*names, "1.HEIC", "2.heic", "3.dng", "Makefile", ".hidden", "deep/4.heif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    Image.new("RGB", (40, 30)).save(tmp_path / "no ending", "JPEG")
+    os.mkfifo(tmp_path / "pipe")
     left_out: Counter[str] = Counter()
     found = find_photos([tmp_path, tmp_path / "deep", tmp_path / "3.dng"], left_out)
-    assert [path.name for path in found] == ["3.dng", "a.jpe", "b.jp2", "c.ppm"]
-    assert left_out == {".heic": 2, ".heif": 1, "": 1}
+    assert [path.name for path in found] == ["3.dng", "a.jpe", "b.jp2", "c.ppm", "no ending"]
+    assert left_out == {".heic": 2, ".heif": 1, "": 2}
     assert len(find_photos([tmp_path / ".thumbnails"])) == 1
 
 
@@ -276,6 +278,22 @@ def test_removes_few_with_sync(reranker, own, index, indexed, monkeypatch):
     monkeypatch.setattr(indexing, "MAX_REMOVED", 1 / 7)
     assert update(index, find_photos([own]), reranker, sync=True) == (7, 1, 0, 1, 0, 0, [])
     assert paths_in(index) == [*map(str, find_photos([own]))]
+
+
+@pytest.mark.parametrize("left", [[], [".directory"]])
+def test_photos_of_an_unmounted_drive_are_kept(reranker, own, index, tmp_path, monkeypatch, left):
+    monkeypatch.setattr(indexing, "MAX_REMOVED", 1)
+    drive = tmp_path / "drive"
+    shutil.copytree(own, drive / "photos" / "deep")
+    update(index, find_photos([own, drive]), reranker)
+    shutil.move(drive, tmp_path / "elsewhere")
+    drive.mkdir()
+    for name in left:
+        (drive / name).touch()
+    with pytest.raises(InputError, match=f"7 of the 14 photos .*, some of folders that are empty now.*{drive}"):
+        update(index, find_photos([own, drive]), reranker, sync=True)
+    assert update(index, find_photos([own, drive]), reranker)[:4] == (14, 0, 0, 0)
+    assert update(index, find_photos([own, drive]), reranker, sync=True, yes=True)[:4] == (7, 0, 0, 7)
 
 
 def test_photos_that_cannot_be_read_now_are_kept(reranker, own, index, tmp_path, indexed):
