@@ -106,6 +106,16 @@ def _logit_rounding(run: Run) -> float:
     return LOGIT_ROUNDING.get(str(precision), float("inf"))
 
 
+def _first_pairs(queries: list[dict[str, Any]], rankings: list[int]) -> list[tuple[int, dict[str, Any]]]:
+    """The queries' numbers, each with a neighbour of rank 1 in any of the rankings."""
+    return [
+        (query["number"], neighbour)
+        for query in queries
+        for neighbour in query["neighbours"]
+        if any(neighbour["ranks"][ranking] == 1 for ranking in rankings)
+    ]
+
+
 def _add_attention(
     evaluated: Evaluated, queries: list[dict[str, Any]], ranking: str, num_pairs: int, max_bytes: int
 ) -> tuple[list[str], list[str]]:
@@ -120,13 +130,7 @@ def _add_attention(
     except InputError as error:
         return [], [printable(f"No attention: {error}.")]
     names = list(evaluated.ranks)
-    columns = names.index("global"), names.index(ranking)
-    pairs = [
-        (query["number"], neighbour)
-        for query in queries
-        for neighbour in query["neighbours"]
-        if any(neighbour["ranks"][column] == 1 for column in columns)
-    ]
+    pairs = _first_pairs(queries, [names.index("global"), names.index(ranking)])
     rounding = _logit_rounding(evaluated.run)
     differences, problems, changed = [], [], []
     for query, neighbour in tqdm(pairs[:num_pairs], desc="Attention", disable=None):
