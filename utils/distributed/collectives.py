@@ -1,4 +1,4 @@
-"""Collectives between ranks: rows, integers, objects, weights and gradients; of one process alone they do nothing."""
+"""Collectives of rows, integers, objects, weights and gradients; without other ranks they do nothing."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,27 +122,25 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     candidates = list(parameters)
     has_gradient = torch.tensor([parameter.grad is not None for parameter in candidates], dtype=torch.uint8)
     dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
-    reduced = [parameter for parameter, has in zip(candidates, has_gradient.tolist(), strict=True) if has]
-    for parameter in reduced:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets(reduced):
-        gradients: list[Tensor] = [parameter.grad for parameter in bucket]  # type: ignore[misc]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    bucket: list[nn.Parameter] = []
-    for parameter in parameters:
-        bucket.append(parameter)
-        if sum(member.nbytes for member in bucket) >= BUCKET_BYTES:
-            yield bucket
+    bucket: list[Tensor] = []
+    for parameter, has in zip(candidates, has_gradient.tolist(), strict=True):
+        if has:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+        if sum(gradient.nbytes for gradient in bucket) >= BUCKET_BYTES:
+            _all_reduce_flat(bucket)
             bucket = []
     if bucket:
-        yield bucket
+        _all_reduce_flat(bucket)
+
+
+def _all_reduce_flat(tensors: Sequence[Tensor]) -> None:
+    """Sum each of some tensors over all ranks, in one all-reduce."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _all_gather_int(value: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The frame of the four commands that compute: checked settings, lock, process group, device, notes on the run."""
+"""Around the four commands that compute: checked settings, lock, process group, device, notes on the run."""
 
 import os
 import platform

@@ -120,7 +120,7 @@ def _open_training(
 ) -> Training:
     checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
     device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
-    about = run_signature(_config, [*_run.info["md5"].values()], device, may_change) | {"photos": photo_sizes}
+    signature = run_signature(_config, [*_run.info["md5"].values()], device, may_change) | {"photos": photo_sizes}
     is_best_lost = False
     earlier = None if continue_run is False else read_last(Path(temp_dir))
     if earlier is not None and continue_run is None and not is_finished(earlier):
@@ -130,11 +130,11 @@ def _open_training(
             "other names"
         )
     if continue_run and earlier is not None:
-        check_continues(earlier, about)
+        check_continues(earlier, signature)
         if epochs < earlier["epoch"]:
             raise InputError(f"epochs={epochs}, but {earlier['epoch']} are trained already: give as many or more")
-        about["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
-        about["checkpoint"] = digest = md5(checkpoint) if checkpoint.exists() else ""
+        signature["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
+        signature["checkpoint"] = digest = md5(checkpoint) if checkpoint.exists() else ""
         # older last.pt files do not have the MD5 sum of the checkpoint
         is_best_lost = earlier["best"] is not None and not digest == earlier["about"].get("checkpoint", digest) != ""
         if is_best_lost:
@@ -143,14 +143,14 @@ def _open_training(
     else:
         if continue_run:
             print(f"continue_run=True, but there is no {LAST} in {temp_dir}: the run starts anew")
-        earlier, about["run_id"] = None, uuid.uuid4().hex
+        earlier, signature["run_id"] = None, uuid.uuid4().hex
         for file in (checkpoint, Path(temp_dir) / LAST):
             if file.exists() and _config["resume"] is not None and Path(_config["resume"]).resolve() == file.resolve():
                 raise InputError(f"resume={file} is where this run writes: choose another temp_dir")
             rename_previous(file)
-    _run.info["run_id"] = about["run_id"]
-    about |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
-    return Training(TrainingFiles(checkpoint, about, save_minutes), earlier, is_best_lost)
+    _run.info["run_id"] = signature["run_id"]
+    signature |= {"epochs": epochs, "folder": next((str(o.dir) for o in _run.observers if hasattr(o, "dir")), None)}
+    return Training(TrainingFiles(checkpoint, signature, save_minutes), earlier, is_best_lost)
 
 
 def best_recalls(state: TrainingState) -> dict[str, float]:

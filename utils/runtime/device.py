@@ -43,12 +43,18 @@ def own_gpu() -> torch.device:
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
 IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
-# in torch's messages
-FULL_GPU = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
-FAILED_GPU = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")
-NO_SHARED_MEMORY = re.compile("shared memory|unable to write to file </torch")
-SILENT_WORKERS = re.compile("DataLoader timed out")
-TOO_MANY_FILES = re.compile("Too many open files|ancillary data")  # the latter where it hits the receiver
+OUT_OF_MEMORY = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in torch's messages
+DEVICE_ERROR = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")
+LOADER_ERRORS = {  # what to do about torch's messages; "ancillary data" is of the process that receives the files
+    "Too many open files|ancillary data": "this process has as many files open as it may have, and the loader needs "
+    "more: lower dataset.num_workers (0 uses none), or raise the limit (ulimit -n)",
+    "^DataLoader timed out": "no batch has come from the loader's workers for timeout_minutes ({message}): where "
+    "photos are read so slowly raise it or lower {setting}, else look why workers hang, or set dataset.num_workers=0",
+    "shared memory|unable to write to file </torch": "shared memory (/dev/shm) is too small for the loader: lower "
+    "dataset.num_workers (0 uses none) or {setting}, or enlarge it (docker run --shm-size=8g)",
+    "DataLoader worker .*(killed|exited)": "a worker of the loader was ended ({message}): where memory is short, "
+    "lower dataset.num_workers or {setting}",
+}
 
 
 class MicroBatches:
@@ -79,7 +85,7 @@ class MicroBatches:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether the error of torch, or of a CUDA library below it, means that the GPU's memory is full."""
-    return isinstance(error, torch.OutOfMemoryError) or bool(FULL_GPU.search(str(error)))
+    return isinstance(error, torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 @contextmanager
@@ -92,35 +98,18 @@ def device_errors_as_input_errors(setting: str) -> Iterator[None]:
         raise
     except (RuntimeError, OSError) as error:
         message = str(error)
+        line = message.partition("\n")[0]
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            reason = message.partition("\n")[0]
-            raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({reason})") from error
-        if TOO_MANY_FILES.search(message):
-            raise InputError(
-                "this process has as many files open as it may have, and the loader needs more: lower "
-                "dataset.num_workers (0 uses none), or raise the limit (ulimit -n)"
-            ) from error
-        if SILENT_WORKERS.match(message):
-            raise InputError(
-                f"no batch has come from the loader's workers for timeout_minutes ({message}): where photos are read "
-                f"so slowly raise it or lower {setting}, else look why workers hang, or set dataset.num_workers=0"
-            ) from error
-        if FAILED_GPU.search(message):
+            raise InputError(f"CUDA is out of memory: lower {setting}, or free the device ({line})") from error
+        if DEVICE_ERROR.search(message):
             raise DeviceError(
-                f"the GPU has failed ({message.splitlines()[0]}): look at nvidia-smi and the system's log; a training "
+                f"the GPU has failed ({line}): look at nvidia-smi and the system's log; a training "
                 "goes on from its last.pt with continue_run=True"
             ) from error
-        if NO_SHARED_MEMORY.search(message):
-            raise InputError(
-                "shared memory (/dev/shm) is too small for the loader: lower dataset.num_workers (0 uses none) or "
-                f"{setting}, or enlarge it (docker run --shm-size=8g)"
-            ) from error
-        if "DataLoader worker" in message and isinstance(error, RuntimeError):
-            raise_pending_signal()  # which the worker has received, too
-            raise InputError(
-                f"a worker of the loader was ended ({message}): where memory is short, lower dataset.num_workers or "
-                f"{setting}"
-            ) from error
+        for pattern, advice in LOADER_ERRORS.items():
+            if re.search(pattern, message):
+                raise_pending_signal()  # which may have ended a worker, too
+                raise InputError(advice.format(message=message, setting=setting)) from error
         raise
 
 

@@ -15,7 +15,7 @@ MAX_MMAP_THRESHOLD = 32 << 20  # bytes; glibc allows no more
 
 
 def keep_freed_memory() -> None:
-    """Have malloc reuse freed blocks of up to 32 MiB; else Linux takes them back, and clears the pages anew.
+    """Have malloc keep freed blocks of up to 32 MiB; Linux would take them back and clear their pages anew.
 
     Without glibc, nothing changes.
     """

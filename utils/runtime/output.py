@@ -16,13 +16,13 @@ class _Output(io.FileIO):
     lost: OSError | None = None
 
     def write(self, data, /) -> int:
-        rest = memoryview(data)
+        remaining = memoryview(data)
         try:
-            while rest:
-                written = super().write(rest)
+            while remaining:
+                written = super().write(remaining)
                 if written is None:  # a terminal that another program has set to non-blocking
                     select.select((), (self,), ())
-                rest = rest[written or 0 :]
+                remaining = remaining[written or 0 :]
         except OSError as error:
             self.lost = error
         return len(data)
@@ -30,13 +30,13 @@ class _Output(io.FileIO):
 
 @contextmanager
 def unfailing_output() -> Iterator[Callable[[], OSError | None]]:
-    """In the block printing never fails: text is dropped if the disk is full or the pipe's reader has gone, and letters
-    that the encoding lacks are escaped.
+    """In the block printing never fails: text is dropped if the disk is full or the pipe's reader has gone, and
+    characters that the encoding lacks are escaped.
 
     Yields a function that returns the error by which output to stdout was lost, or None.
     """
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_unfailing, before)
+    originals = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_unfailing, originals)
     output = sys.stdout
 
     def lost() -> OSError | None:
@@ -48,7 +48,7 @@ def unfailing_output() -> Iterator[Callable[[], OSError | None]]:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = originals
 
 
 def _unfailing(stream: TextIO | None) -> TextIO:

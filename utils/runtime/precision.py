@@ -49,8 +49,8 @@ _settings_lock = threading.RLock()  # most settings of `float32_throughout` are 
 
 @contextmanager
 def float32_throughout() -> Iterator[None]:
-    """In the block new tensors are float32 on the CPU, and float32 products are exact, whatever the caller has set: a
-    default dtype or device, autocast, TF32 or bfloat16 products. The caller's settings return afterwards.
+    """In the block new tensors are float32 on the CPU and float32 products are exact, whatever default dtype or device,
+    autocast, TF32 or bfloat16 products the caller has set. The caller's settings are restored afterwards.
 
     The block holds a lock: one thread at a time runs in it.
     """

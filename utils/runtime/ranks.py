@@ -31,7 +31,7 @@ def _world_size() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether there are other ranks. InputError, here and below, for numbers in the environment that make no sense."""
+    """Whether there are other ranks. InputError, here and below, for invalid numbers in the environment."""
     return _world_size() > 1
 
 
@@ -60,5 +60,5 @@ def silence_other_ranks() -> None:
     if not is_main_process():
         logging.disable(logging.INFO)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        begin = tqdm.__init__
-        tqdm.__init__ = lambda bar, *args, **kwargs: begin(bar, *args, **kwargs | {"disable": True})  # type: ignore
+        init = tqdm.__init__
+        tqdm.__init__ = lambda bar, *args, **kwargs: init(bar, *args, **kwargs | {"disable": True})  # type: ignore

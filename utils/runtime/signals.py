@@ -110,9 +110,9 @@ def raise_pending_signal() -> None:
 
 
 def die_with_parent(worker: int) -> None:
-    """Have Linux end this process, a worker of a loader, together with its parent, even if that is killed.
+    """Have Linux end this process, a worker of a loader, when its parent dies, even if that is killed.
 
-    By itself a worker checks on its parent every few seconds, and holds its locks until then. It ignores the signals
+    Otherwise a worker checks on its parent every few seconds, and holds its locks until then. It ignores the signals
     that end the parent, which needs its workers to finish the iteration.
     """
     os.setpgrp()  # signals of terminals and launchers are sent to whole groups
