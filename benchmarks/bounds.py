@@ -1,4 +1,4 @@
-"""What a GPU could do at most: of each kernel the larger of its FLOPs and its bytes, at the card's rates, added up."""
+"""Upper bounds of a GPU's rates (roofline): the time of a kernel is the longer of those of its FLOPs and its bytes."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import torch
 
 from models.network import RerankingNetwork
 
-REACHED = 0.5, 0.85  # of what a data sheet says, by large products and by large copies
+EFFICIENCY = 0.5, 0.85  # of large products and of large copies, relative to the data sheet
 
 
 class Card(NamedTuple):
@@ -23,8 +23,8 @@ Kernel = tuple[float, float]  # FLOPs and bytes
 
 
 def embedding_kernels(network: RerankingNetwork, size: int) -> Iterator[Kernel]:
-    """Those of an image of 224 x 224, its numbers of `size` bytes, where each convolution takes bias, shortcut and ReLU
-    along. `network` lies on the meta device."""
+    """The kernels that embed an image of 224 x 224 in numbers of `size` bytes; bias, shortcut and ReLU are fused into
+    convolutions. `network` is on the meta device."""
     pixels = 3 * 224 * 224
     yield 0, pixels * (1 + size + 4 * 8)  # to float, divided, less the mean, divided, in channels' order
     embedder, kernels = network.embedder(), []
@@ -46,9 +46,10 @@ def embedding_kernels(network: RerankingNetwork, size: int) -> Iterator[Kernel]:
 
 
 def scoring_kernels(size: int, with_kernel: bool, tokens: int = 100, d: int = 128, hidden: int = 1024) -> list[Kernel]:
-    """Those of a pair in six layers, the last one for a single token; products' numbers take `size` bytes, tokens 4.
+    """The kernels that score a pair in six layers, the last one for a single token.
 
-    `with_kernel`: one kernel computes what follows attention. Else ReLU is taken along by its product.
+    Numbers in products take `size` bytes, tokens 4. `with_kernel`: one kernel computes what follows attention, else
+    ReLU is fused into its product.
     """
 
     def product(k: int, n: int) -> int:
@@ -68,13 +69,13 @@ def scoring_kernels(size: int, with_kernel: bool, tokens: int = 100, d: int = 12
 
 
 def seconds(kernels: list[Kernel], card: Card, size: int) -> float:
-    """The time of kernels on a card, their products in numbers of `size` bytes."""
-    rate = REACHED[0] * card.half * 1e12 * (1 if size < 4 else 0.5)
-    return sum(max(flops / rate, moved / (REACHED[1] * card.bandwidth * 1e12)) for flops, moved in kernels)
+    """The time of kernels on a card, with products of numbers of `size` bytes."""
+    rate = EFFICIENCY[0] * card.half * 1e12 * (1 if size < 4 else 0.5)
+    return sum(max(flops / rate, moved / (EFFICIENCY[1] * card.bandwidth * 1e12)) for flops, moved in kernels)
 
 
 def bounds_of(name: str, network: RerankingNetwork) -> list[str]:
-    """Lines on what the card called `name` could do at most; none for one whose rates are not known here."""
+    """Lines on the bounds of the card called `name`; none for a card that is not in `CARDS`."""
     lines = []
     for card in (CARDS[known] for known in CARDS if known in name):
         for precision, size in (("tf32", 4), ("bf16", 2)):

@@ -36,15 +36,15 @@ def loading(device: torch.device) -> Stage:
     exact, fast = (ImageSet(folder, split, labels, test_transform(224, decode)) for decode in ("exact", "fast"))
     training = ImageSet(folder, split, labels, train_transform(224, "fast"))
     cached = CachedImageSet(folder, split, labels, 224, "exact", folder / "images")
-    with redirect_stdout(sys.stderr):  # what it says is no row of the table
+    with redirect_stdout(sys.stderr):  # stdout has the table
         cached.prepare(batch_size=64, num_workers=0)
 
-    def straight() -> list[torch.Tensor]:
-        in_use = Path(temporary.name)  # the folder lasts as long as something refers to `temporary`
+    def plain() -> list[torch.Tensor]:
+        in_use = Path(temporary.name)  # refers to `temporary`, so that the folder is kept
         return [reference.load(in_use / path, 224) for path in split.paths]
 
     variants = {
-        PLAIN: straight,
+        PLAIN: plain,
         "same pixels": lambda: [exact[i] for i in indices],
         "image cache": lambda: [cached[i] for i in indices],
     }

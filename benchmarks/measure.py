@@ -21,7 +21,7 @@ class Cost(NamedTuple):
     """What a variant takes."""
 
     times: list[float]  # in seconds, one of each repetition
-    memory: int | None  # at most, in bytes above what was held before its first run; None where Linux does not tell
+    memory: int | None  # peak of the first run above the memory before it, in bytes; None if unknown
 
     @property
     def seconds(self) -> float:
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
     unit: str
     variants: Mapping[str, Callable[[], object]]
     repetitions: int = 3
-    warm_up: int = 1  # rounds before those that count
+    warm_up: int = 1  # rounds that are not counted
 
 
 def new_process(keeping: bool = False) -> ProcessPoolExecutor:

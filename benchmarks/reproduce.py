@@ -1,9 +1,8 @@
 """The published evaluations, from the network to one table: `make reproduce`, or `python -m benchmarks reproduce`.
 
 Fetches SOP, the published checkpoints and neighbour files, evaluates, and compares the recalls with the published ones.
-What is there already is not done again: downloads go on where they stopped, and an evaluation with these settings and
-files whose Sacred folder says COMPLETED is read from there. The exit code is 1 when a recall is further than 0.1 from
-the published one.
+Finished steps are skipped: downloads are resumed, and a completed evaluation with the same settings and files is read
+from its run folder. The exit code is 1 if a recall differs from the published one by more than 0.1.
 """
 
 import argparse
@@ -38,22 +37,22 @@ EVALUATIONS = {"eval_global.py": eval_global.ex, "eval_rerank.py": eval_rerank.e
 
 
 def completed(folder: str, words: Sequence[str]) -> Run | None:
-    """The last run in a folder that has ended well, with the settings of a command and with files of the same content.
+    """The last completed run in a folder with the settings and the files' MD5 sums of a command.
 
-    Paths, and settings that alter no run, may be others.
+    Paths, and settings that do not change results, may differ.
     """
     expected = config_of(words)
     for path in reversed(find_run_folders(Path(folder)) if Path(folder).is_dir() else []):
         run = read_run(path)
         if run.status == "COMPLETED" and run.best and _settings(run.config) == _settings(expected):
-            noted = nested(read_json(path / "info.json"), "md5")
-            if isinstance(noted, dict) and sorted(map(str, noted.values())) == sorted(_sums(expected)):
+            sums = nested(read_json(path / "info.json"), "md5")
+            if isinstance(sums, dict) and sorted(map(str, sums.values())) == sorted(_sums(expected)):
                 return run
     return None
 
 
 def config_of(words: Sequence[str]) -> dict:
-    """The settings of a command in words, all of them."""
+    """All settings of a command, given as its words."""
     settings = words[words.index("with") :]
     with contextlib.redirect_stdout(io.StringIO()):
         run = EVALUATIONS[words[0]].run_commandline([words[0], "print_config", "--loglevel=ERROR", *settings])

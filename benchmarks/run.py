@@ -37,23 +37,22 @@ PRECISIONS = {
 }
 
 
-def in_precision(precision: str, device: torch.device, run: Callable[[torch.dtype], object]) -> Callable[[], object]:
-    """`run` with the dtype of a precision."""
-    return lambda: run(set_precision(precision, device))
-
-
 def in_each_precision(
     device: torch.device, run: Callable[[torch.dtype], object], name: str = ""
-) -> dict[str, Callable]:
-    """A variant for each of a device's precisions, called by `name` and the precision's."""
-    return {name + precision: in_precision(precision, device, run) for precision in PRECISIONS[device.type]}
+) -> dict[str, Callable[[], object]]:
+    """`run` with the dtype of each of a device's precisions, under `name` and the precision's."""
+
+    def in_precision(precision: str) -> Callable[[], object]:
+        return lambda: run(set_precision(precision, device))
+
+    return {name + precision: in_precision(precision) for precision in PRECISIONS[device.type]}
 
 
 def compared(
-    device: torch.device, straight: Callable[[], object], ours: Callable[[torch.dtype], object]
-) -> dict[str, Callable]:
-    """`straight` in float32, and `ours` in each of the device's precisions."""
-    return {PLAIN: in_precision("fp32", device, lambda dtype: straight()), **in_each_precision(device, ours)}
+    device: torch.device, plain: Callable[[], object], ours: Callable[[torch.dtype], object]
+) -> dict[str, Callable[[], object]]:
+    """`plain` in float32, and `ours` in each of the device's precisions."""
+    return {PLAIN: lambda: (set_precision("fp32", device), plain()), **in_each_precision(device, ours)}
 
 
 def build(freeze_backbone: bool = False) -> RerankingNetwork:
@@ -94,7 +93,7 @@ def pair_scoring(device: torch.device) -> Stage:
     def ours(dtype: torch.dtype) -> None:
         rerank(model, stored[dtype][:queries], stored[dtype], neighbours)
 
-    def straight() -> None:
+    def plain_variant() -> None:
         reference.rerank(model, maps[:queries], maps, neighbours)
 
     def similarities() -> None:
@@ -102,7 +101,7 @@ def pair_scoring(device: torch.device) -> Stage:
 
     products = {dtype: matcher_products(pairs, device, dtype) for dtype in stored}
     limits = in_each_precision(device, lambda dtype: products[dtype](), "limit ")
-    variants = compared(device, straight, ours) | {"Chamfer similarity": similarities} | limits
+    variants = compared(device, plain_variant, ours) | {"Chamfer similarity": similarities} | limits
     return Stage("pair scoring", pairs, "pairs", variants, repetitions=7)
 
 
@@ -119,10 +118,10 @@ def embedding(device: torch.device) -> Stage:
         for piece in pixels.split(images_at_once):
             embedder(piece.to(device, non_blocking=True))[0].cpu()
 
-    def straight() -> None:
+    def plain_variant() -> None:
         reference.embed(model, floats.to(device)).cpu()
 
-    return Stage("embedding", count, "images", compared(device, straight, ours))
+    return Stage("embedding", count, "images", compared(device, plain_variant, ours))
 
 
 def searching(device: torch.device) -> Stage:
@@ -141,28 +140,27 @@ def sampling(kind: str, device: torch.device) -> Stage:
     rng, classes, images = np.random.default_rng(0), 11_318, 59_551
     counts = 2 + rng.multinomial(images - 2 * classes, np.full(classes, 1 / classes))
     labels, neighbours = np.repeat(np.arange(classes), counts), rng.integers(0, images, (images, 100))
-    plain_labels, plain_neighbours = labels.tolist(), neighbours.tolist()
+    label_list, neighbour_lists = labels.tolist(), neighbours.tolist()
     random.seed(0)
-    size, unit, straight, sampler = {
-        "triplets": (
-            images,
-            "anchors",
-            lambda: reference.triplets(plain_labels, plain_neighbours),
-            lambda: TripletSampler(labels, neighbours, 300, 0),
-        ),
-        "identities": (
-            74,
-            "batches",
-            lambda: reference.identity_batches(plain_labels, 400, 2, 74),
-            lambda: RandomIdentitySampler(labels, 800, 400, 74, 0),
-        ),
-    }[kind]
-    variants = {PLAIN: lambda: list(straight()), "start-up included": lambda: list(sampler().batches(rng))}
-    return Stage(kind, size, unit, variants)
+
+    def plain() -> None:
+        if kind == "triplets":
+            list(reference.triplets(label_list, neighbour_lists))
+        else:
+            list(reference.identity_batches(label_list, 400, 2, 74))
+
+    def ours() -> None:
+        if kind == "triplets":
+            list(TripletSampler(labels, neighbours, 300, 0).batches(rng))
+        else:
+            list(RandomIdentitySampler(labels, 800, 400, 74, 0).batches(rng))
+
+    size, unit = (images, "anchors") if kind == "triplets" else (74, "batches")
+    return Stage(kind, size, unit, {PLAIN: plain, "start-up included": ours})
 
 
 def training(task: str, device: torch.device) -> Stage:
-    """`task` is that of a row; the plain steps become faster for some rounds, as the process keeps more memory."""
+    """Warm-up is long, as the plain steps become faster while the process comes to keep more memory."""
     count = 24 if device.type == "cpu" else 300
     pixels, labels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8), torch.arange(count) // 2
     floats, loader = pixels.float() / 255, [(pixels, labels, torch.arange(count))]
@@ -191,14 +189,14 @@ def training(task: str, device: torch.device) -> Stage:
         train, loss = (train_global, contrastive) if task == "global" else (train_rerank, cross_entropy)
         train(model, loader, loss, optimizers[1], scheduler, 0, dtype=dtype)
 
-    def straight() -> None:
+    def plain_variant() -> None:
         optimizers[0].zero_grad()
         value = plain_loss()
         value.backward()
         optimizers[0].step()
         value.item()
 
-    return Stage(f"training step, {task}", count, "images", compared(device, straight, ours), warm_up=5)
+    return Stage(f"training step, {task}", count, "images", compared(device, plain_variant, ours), warm_up=5)
 
 
 STAGES: dict[str, Callable[[torch.device], Stage]] = {

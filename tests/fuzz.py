@@ -51,20 +51,8 @@ RUNNING = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Pope
 NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 SNIPPETS = (
     *(b"\0", b"\xff" * 8, b"cos\nsystem\n", b"r\0\0\0\x10", b"X\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 7, b"PK\3\4"),
-    *(
-        b"NaN",
-        b"1e999",
-        b"-1",
-        b"9" * 5000,
-        b"null",
-        b"{}",
-        b"[" * 3000,
-        b"\\ud800",
-        b"\xef\xbb\xbf",
-        b"../",
-        b"/",
-        b",",
-    ),
+    *(b"NaN", b"1e999", b"-1", b"9" * 5000, b"null", b"{}", b"[" * 3000, b"\\ud800", b"\xef\xbb\xbf"),
+    *(b"../", b"/", b","),
 )
 LENGTHS = st.sampled_from((0, 1, 2, 4, 8, 64, 1024, 1 << 30))
 PLACES = st.integers(0, 1 << 20)

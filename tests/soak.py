@@ -1,22 +1,19 @@
-"""`make soak`: runs that are killed, signalled, cut short or started twice, and 10,000 damaged files a reader."""
+"""`make soak`: runs that are killed, signalled or started twice, and 10,000 damaged files per reader."""
 
 import json
 import os
 import random
-import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from tests import ROOT
@@ -28,14 +25,23 @@ from utils.text import text_table
 KILLS = 20
 FUZZED = 10_000
 SHOWN = 20  # failures of a trial
+SETTINGS = {  # of trainings, by kind
+    "global": ("model.dropout=0.3",),
+    "global bf16": ("precision=bf16",),
+    "rerank": ("model.ert_dropout=0.3",),
+    "rerank fp16": ("precision=fp16",),
+    "rerank micro_batch": ("micro_batch=3",),
+    "rerank frozen_views": ("model.freeze_backbone=True", "frozen_views=2"),
+}
 Outcome = tuple[bool, str]  # whether it passed, and what failed
 
 
 class Workshop:
-    """A folder with photos and neighbour files, and the commands that train on them, by default a narrow network."""
+    """A folder with photos and neighbour files, and the commands that train a narrow network on them."""
 
-    def __init__(self, folder: Path, python: Sequence[str] = (sys.executable, "-m", "tests.narrow")):
-        self.folder, self.python, self.number = folder, python, 0
+    def __init__(self, folder: Path):
+        self.folder, self.number = folder, 0
+        self.uninterrupted: dict[tuple[str, bool], tuple[tuple, float]] = {}
         for name, classes in (("train", range(6)), ("test", range(6, 11))):
             lines = []
             for number in classes:
@@ -55,39 +61,32 @@ class Workshop:
         flags = [f"{key}={value}" for key, value in TINY.items() if not isinstance(value, dict)]
         flags += [f"{part}.{key}={value}" for part in ("dataset", "model") for key, value in TINY[part].items()]  # type: ignore[attr-defined]
         flags += [f"dataset.data_path={self.folder / 'sop'}", f"temp_dir={folder / 'out'}", *settings]
-        return [*self.python, script, "-F", str(folder / "log"), "with", *flags]
+        return [sys.executable, "-m", "tests.narrow", script, "-F", str(folder / "log"), "with", *flags]
 
     def training(self, kind: str, folder: Path, *settings: str) -> list[str]:
         """A training of 6 epochs of 4 iterations, saved after each iteration."""
         common = ("epochs=6", "save_minutes=0", "scheduler_tau=[1]", "dataset.num_workers=1", *settings)
         if kind.startswith("global"):
-            extra = {
-                "global": "model.dropout=0.3",
-                "global fp32": "precision=fp32",
-                "global bf16": "precision=bf16",
-            }[kind]
             data: tuple[str, ...] = ("dataset.sampler=random_id", "dataset.batch_size=6", "dataset.num_iterations=4")
-            return self.command("experiment_global.py", folder, *common, *data, extra)
-        extras = {
-            "rerank": ("model.ert_dropout=0.3",),
-            "rerank fp32": ("precision=fp32",),
-            "rerank fp16": ("precision=fp16",),
-            "rerank micro_batch": ("micro_batch=3",),
-            "rerank fp16 micro_batch": ("precision=fp16", "micro_batch=3"),
-            "rerank frozen_views": ("model.freeze_backbone=True", "frozen_views=2"),
-        }[kind]
+            return self.command("experiment_global.py", folder, *common, *data, *SETTINGS[kind])
         data = ("dataset.sampler=triplet", "dataset.batch_size=18", f"cache_nn_inds={self.folder / 'test.pkl'}")
         data += (f"dataset.train_cache_nn_inds={self.folder / 'train.pkl'}",)
-        return self.command("experiment_rerank.py", folder, *common, *data, *extras)
+        return self.command("experiment_rerank.py", folder, *common, *data, *SETTINGS[kind])
+
+    def expected(self, kind: str, several: bool = False) -> tuple[tuple, float]:
+        """The result of a training that nothing interrupts, and its seconds."""
+        if (kind, several) not in self.uninterrupted:
+            folder, start = self.new_folder(), time.monotonic()
+            command = self.training(kind, folder)
+            run(of_several(command) if several else command, check=True)
+            self.uninterrupted[kind, several] = result(folder), time.monotonic() - start
+        return self.uninterrupted[kind, several]
 
 
 def of_several(command: list[str], *options: str) -> list[str]:
     """The command as a job of two processes, or with torchrun's options."""
     launch = options or ("--standalone", "--nproc_per_node=2")
     return [sys.executable, "-m", "torch.distributed.run", *launch, *command[1:]]
-
-
-KINDS = ("global", "rerank", "rerank frozen_views", "global bf16", "rerank fp16", "rerank micro_batch")
 
 
 def run(command: list[str], **options) -> subprocess.CompletedProcess:
@@ -133,17 +132,9 @@ def differences(folder: Path, whole: tuple) -> str:
 def kills(workshop: Workshop) -> Iterator[Outcome]:
     """SIGKILL at a random moment, of every other run also while it is continued; the next run cleans up."""
     rng = random.Random(0)
-    whole: dict[str, tuple] = {}
-    lengths: dict[str, float] = {}
     for number in range(KILLS):
-        kind = KINDS[number % len(KINDS)]
-        if kind not in whole:
-            folder, began = workshop.new_folder(), time.monotonic()
-            done = run(workshop.training(kind, folder))
-            if done.returncode:
-                yield False, f"{kind}: {done.stderr[-300:]}"
-                continue
-            whole[kind], lengths[kind] = result(folder), time.monotonic() - began
+        kind = [*SETTINGS][number % len(SETTINGS)]
+        whole, length = workshop.expected(kind)
         folder = workshop.new_folder()
         for _ in range(1 + number % 2):
             process = subprocess.Popen(
@@ -153,11 +144,11 @@ def kills(workshop: Workshop) -> Iterator[Outcome]:
                 stderr=subprocess.DEVNULL,
             )
             try:
-                process.wait(rng.uniform(0.5, 1) * lengths[kind])
+                process.wait(rng.uniform(0.5, 1) * length)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        wrong = continued(workshop, kind, folder, whole[kind])
+        wrong = continued(workshop, kind, folder, whole)
         yield not wrong, f"{kind}, kill number {number}: {wrong}"
 
 
@@ -175,14 +166,9 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
     """SIGKILL of one of two ranks at a random moment: torchrun restarts both, and they resume; without restarts the run
     ends, and is continued."""
     rng, kinds = random.Random(1), ("rerank micro_batch", "rerank frozen_views", "global bf16")
-    whole: dict[str, tuple] = {}
-    lengths: dict[str, float] = {}
     for number in range(KILLS):
         kind, restarts = kinds[number % len(kinds)], number % 2
-        if kind not in whole:
-            folder, began = workshop.new_folder(), time.monotonic()
-            run(of_several(workshop.training(kind, folder)))
-            whole[kind], lengths[kind] = result(folder), time.monotonic() - began
+        whole, length = workshop.expected(kind, several=True)
         folder = workshop.new_folder()
         options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={3 * restarts}")
         job = subprocess.Popen(
@@ -192,7 +178,7 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(rng.uniform(0.4, 1) * lengths[kind])
+        time.sleep(rng.uniform(0.4, 1) * length)
         processes, victim = children(job.pid), rng.randrange(2)
         if len(processes) == 2:
             os.kill(processes[victim], signal.SIGKILL)
@@ -200,56 +186,17 @@ def killed_processes(workshop: Workshop) -> Iterator[Outcome]:
         what = f"{kind}, kill number {number} of process {victim}: exit code {job.returncode}"
         if restarts:
             messages = " ".join(line for line in errors.splitlines() if "CommandError" in line)
-            wrong = messages or "no message" if job.returncode else differences(folder, whole[kind])
+            wrong = messages or "no message" if job.returncode else differences(folder, whole)
         else:
             wrong = "no exit code" * (job.returncode == 0 and status(folder) != "COMPLETED")
-            wrong = wrong or continued(workshop, kind, folder, whole[kind], several=True)
+            wrong = wrong or continued(workshop, kind, folder, whole, several=True)
         yield not wrong, f"{what}: {wrong}"
-
-
-def cut_off_machines(workshop: Workshop) -> Iterator[Outcome]:
-    """A job of two machines, of which one is gone, with all of its processes, at once."""
-    for number in range(2):
-        kind, folder = "rerank micro_batch", workshop.new_folder()
-        command = workshop.training(kind, folder, "continue_run=True", "timeout_minutes=1", "epochs=100")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-        meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={number}", "--max-restarts=0")
-        machines = [
-            subprocess.Popen(
-                of_several(command, "--nnodes=2", "--nproc_per_node=1", *meeting, f"--local-addr=127.0.0.{host}"),
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            for host in (1, 2)
-        ]
-        while not (folder / "out" / "last.pt").exists() and all(machine.poll() is None for machine in machines):
-            time.sleep(0.1)
-        gone = machines[number]
-        workers = [child for machine in machines for child in children(machine.pid)]
-        for process in [*children(gone.pid), gone.pid]:
-            os.kill(process, signal.SIGKILL)
-        machines[1 - number].communicate(timeout=180)
-        gone.communicate()
-        while any(Path(f"/proc/{worker}").exists() for worker in workers):
-            time.sleep(0.1)
-        wrong = left_behind(folder) or "no exit code" * (machines[1 - number].returncode == 0)
-        trained = torch.load(folder / "out" / "last.pt", weights_only=True)["epoch"]
-        done = run(workshop.training(kind, folder, "continue_run=True", f"epochs={trained + 1}"))
-        wrong = wrong or done.stderr[-300:] * (done.returncode != 0)
-        yield not wrong, f"machine {number} cut off: {wrong}"
 
 
 def signals(workshop: Workshop) -> Iterator[Outcome]:
     """Each signal ends a run with its exit code and the status INTERRUPTED; continued, it comes to the same."""
     for kind in ("global", "rerank"):
-        folder = workshop.new_folder()
-        run(workshop.training(kind, folder))
-        whole = result(folder)
+        whole, _ = workshop.expected(kind)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             folder = workshop.new_folder()
             process = subprocess.Popen(workshop.training(kind, folder), cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -267,9 +214,8 @@ def signals(workshop: Workshop) -> Iterator[Outcome]:
 
 def signals_to_several(workshop: Workshop) -> Iterator[Outcome]:
     """A signal to torchrun, to all of its group as from a terminal, or to its processes ends a job as it ends one."""
-    kind, folder = "rerank micro_batch", workshop.new_folder()
-    run(of_several(workshop.training(kind, folder)))
-    whole = result(folder)
+    kind = "rerank micro_batch"
+    whole, _ = workshop.expected(kind, several=True)
     for number, to in ((signal.SIGTERM, "torchrun"), (signal.SIGINT, "the group"), (signal.SIGUSR1, "its processes")):
         folder = workshop.new_folder()
         job = subprocess.Popen(
@@ -290,30 +236,6 @@ def signals_to_several(workshop: Workshop) -> Iterator[Outcome]:
         wrong = left_behind(folder) or continued(workshop, kind, folder, whole, several=True)
         passed = status(folder) == "INTERRUPTED" and not wrong
         yield passed, f"{number.name} to {to}: exit code {job.returncode}, {status(folder)}: {wrong}"
-
-
-def faults(workshop: Workshop) -> Iterator[Outcome]:
-    """A disk that takes no checkpoint, a photo that vanishes, a folder that is a file."""
-
-    def limit_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
-
-    folder = workshop.new_folder()
-    done = run(workshop.training("global", folder), preexec_fn=limit_files)
-    trained = "Validation [005]" in done.stdout
-    yield trained and done.returncode == 1 and "could not be written" in done.stderr, f"full disk: {done.stderr[-300:]}"
-    photo = workshop.folder / "sop" / "toy_final" / "3_1.JPG"
-    content = photo.read_bytes()
-    photo.unlink()
-    done = run(workshop.training("global", workshop.new_folder()))
-    photo.write_bytes(content)
-    yield done.returncode == 1 and "3_1.JPG" in done.stderr, f"vanished photo: {done.stderr[-300:]}"
-    folder = workshop.new_folder()
-    folder.mkdir()
-    (folder / "out").write_text("")
-    done = run(workshop.training("global", folder))
-    yield done.returncode == 1 and "cannot be written" in done.stderr, f"temp_dir is a file: {done.stderr[-300:]}"
 
 
 def at_once(workshop: Workshop) -> Iterator[Outcome]:
@@ -374,9 +296,7 @@ def main() -> int:
         trials: dict[str, Callable[[], Iterator[Outcome]]] = {
             "killed and continued": lambda: kills(workshop),
             "one of two processes killed": lambda: killed_processes(workshop),
-            "one of two machines cut off": lambda: cut_off_machines(workshop),
             "signals": lambda: signals(workshop),
-            "faults": lambda: faults(workshop),
             "two commands at once": lambda: at_once(workshop),
         }
         for reader in READERS:

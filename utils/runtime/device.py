@@ -68,18 +68,18 @@ class MicroBatches:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         parts: list[Sequence[Tensor]] = []
-        start, at_once = 0, max(1, self.pixels // images[0, 0].numel())
+        start, batch_size = 0, max(1, self.pixels // images[0, 0].numel())
         while start < len(images):
-            batch = images[start : start + at_once]
+            batch = images[start : start + batch_size]
             try:
                 parts.append(self.embed(batch))
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
-                at_once = len(batch) // 2
-                self.pixels = at_once * images[0, 0].numel()
+                batch_size = len(batch) // 2
+                self.pixels = batch_size * images[0, 0].numel()
                 continue
-            start += at_once
+            start += batch_size
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 

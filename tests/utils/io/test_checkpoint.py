@@ -1,3 +1,4 @@
+import io
 import os
 import resource
 import zipfile
@@ -38,6 +39,15 @@ def assert_same_weights(a, b, but=()):
         assert torch.equal(tensor, others[name]) or name in but
 
 
+def assert_refused(path, message):
+    """And the model is as it was."""
+    model, before = small(), small().state_dict()
+    model.load_state_dict(before)
+    with pytest.raises(InputError, match=message):
+        load_weights(path, model, training=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_saved_and_loaded(tmp_path):
     model, other = randomised(), small()
     for optimizer in (SGD(model.parameters(), 0.1, momentum=0.9), AdamW(model.parameters())):
@@ -76,9 +86,7 @@ def test_a_classifier_of_another_size(tmp_path, capsys):
         assert "its classifier has 7 classes, the training images 5: " in output.out + output.err
         assert said in output.out + output.err
         assert not other.classifier.weight.any()
-        others = other.state_dict()
-        for name, tensor in model.state_dict().items():
-            assert name.startswith("classifier.") or torch.equal(tensor, others[name])
+        assert_same_weights(model, other, but=("classifier.weight", "classifier.bias"))
 
 
 @pytest.mark.parametrize(
@@ -99,12 +107,8 @@ def test_a_classifier_of_another_size(tmp_path, capsys):
     ],
 )
 def test_another_architecture(tmp_path, changes, message):
-    model = small()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.save(randomised(**changes).state_dict(), tmp_path / "c.pt")
-    with pytest.raises(InputError, match=rf"checkpoint .*c\.pt does not fit this model: .*{message}"):
-        load_weights(tmp_path / "c.pt", model, training=True)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert_refused(tmp_path / "c.pt", rf"checkpoint .*c\.pt does not fit this model: .*{message}")
 
 
 class Hostile:
@@ -123,44 +127,52 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, zipped):
     assert not (tmp_path / "ran").exists()
 
 
-def test_neighbours_are_no_checkpoint(tmp_path):
-    """And torch's advice, to allow what they hold, is not repeated."""
-    pickle_save(tmp_path / "nn_inds.pkl", np.zeros((2, 3), int))
-    with pytest.raises(InputError, match=r"no plain checkpoint of tensors \(.*_reconstruct\)$") as raised:
-        load_weights(tmp_path / "nn_inds.pkl", small(), training=False)
-    assert "safe_globals" not in "".join(format_exception(raised.value))
+def packed(path):
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for member in plain.infolist():
+            file.writestr(member.filename, plain.read(member))
+
+
+def with_a_flipped_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def replaced_by_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+NO_CHECKPOINT = r"is not a checkpoint: expected a dict with 'state'"
+UNREADABLE = "could not be read|was refused"
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("make", "message"),
     [
-        (b"", "could not be read|was refused"),
-        (b"not a checkpoint", "could not be read|was refused"),
-        (torch.ones(3), "is not a checkpoint: expected a dict with 'state'"),
-        ({}, "is not a checkpoint: expected a dict with 'state'"),
-        ({"state": 3}, "is not a checkpoint: expected a dict with 'state'"),
-        ({"epoch": 3, "loss": 0.1}, "is not a checkpoint: expected a dict with 'state'"),
+        (lambda path: path.write_bytes(b""), UNREADABLE),
+        (lambda path: path.write_bytes(b"not a checkpoint"), UNREADABLE),
+        (lambda path: path.write_bytes(path.read_bytes()[:100_000]), r"c\.pt could not be read"),
+        (with_a_flipped_bit, r"c\.pt could not be read: it is damaged in \S+/data/\d+"),
+        (packed, r"c\.pt could not be read: its content is packed"),
+        (replaced_by_a_pipe, r"c\.pt could not be read: .*it is no file"),
+        (Path.unlink, r"checkpoint .*c\.pt does not exist: check resume="),
+        (lambda path: pickle_save(path, np.zeros((2, 3), int)), r"no plain checkpoint of tensors \(.*_reconstruct\)$"),
+        (lambda path: torch.save(torch.ones(3), path), NO_CHECKPOINT),
+        (lambda path: torch.save({}, path), NO_CHECKPOINT),
+        (lambda path: torch.save({"state": 3}, path), NO_CHECKPOINT),
+        (lambda path: torch.save({"epoch": 3, "loss": 0.1}, path), NO_CHECKPOINT),
     ],
 )
-def test_not_a_checkpoint(tmp_path, content, message):
-    if isinstance(content, bytes):
-        (tmp_path / "c.pt").write_bytes(content)
-    else:
-        torch.save(content, tmp_path / "c.pt")
-    with pytest.raises(InputError, match=message):
-        load_weights(tmp_path / "c.pt", small(), training=False)
-
-
-def test_a_truncated_checkpoint(tmp_path):
-    torch.save(small().state_dict(), tmp_path / "c.pt")
-    (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:100_000])
-    with pytest.raises(InputError, match=r"c\.pt could not be read"):
-        load_weights(tmp_path / "c.pt", small(), training=False)
-
-
-def test_a_missing_checkpoint(tmp_path):
-    with pytest.raises(InputError, match=r"checkpoint .*none\.pt does not exist: check resume="):
-        load_weights(tmp_path / "none.pt", small(), training=False)
+def test_not_a_checkpoint(tmp_path, make, message):
+    path = tmp_path / "c.pt"
+    torch.save(randomised().state_dict(), path)
+    make(path)
+    with pytest.raises(InputError, match=message) as raised:
+        load_weights(path, small(), training=False)
+    assert "safe_globals" not in "".join(format_exception(raised.value))  # torch's advice to allow what it holds
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
@@ -191,11 +203,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
 )
 def test_weights_that_are_no_plain_finite_numbers(tmp_path, changes, message):
     torch.save({"state": randomised().state_dict() | changes}, tmp_path / "c.pt")
-    model = small()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(InputError, match=message):
-        load_weights(tmp_path / "c.pt", model, training=False)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert_refused(tmp_path / "c.pt", message)
 
 
 def test_half_precision_weights_are_taken(tmp_path):
@@ -204,30 +212,6 @@ def test_half_precision_weights_are_taken(tmp_path):
     model = small()
     load_weights(tmp_path / "c.pt", model, training=False)
     assert torch.equal(model.backbone.conv1.weight, state["conv1.weight"].half().float())
-
-
-def test_a_flipped_bit_is_noticed(tmp_path):
-    torch.save(randomised().state_dict(), tmp_path / "c.pt")
-    content = bytearray((tmp_path / "c.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (tmp_path / "c.pt").write_bytes(content)
-    with pytest.raises(InputError, match=r"c\.pt could not be read: it is damaged in \S+/data/\d+"):
-        load_weights(tmp_path / "c.pt", small(), training=False)
-
-
-def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
-    torch.save(randomised().state_dict(), tmp_path / "c.pt")
-    with zipfile.ZipFile(tmp_path / "c.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
-        for member in plain.infolist():
-            packed.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match=r"packed\.pt could not be read: its content is packed"):
-        load_weights(tmp_path / "packed.pt", small(), training=False)
-
-
-def test_a_pipe_is_no_checkpoint(tmp_path):
-    os.mkfifo(tmp_path / "c.pt")
-    with pytest.raises(InputError, match=r"c\.pt could not be read: .*it is no file"):
-        load_weights(tmp_path / "c.pt", small(), training=False)
 
 
 def test_settings_that_change_the_answer(tmp_path):

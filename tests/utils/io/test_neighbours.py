@@ -1,12 +1,11 @@
 import os
 import pickle
 import pickletools
-import resource
 
 import numpy as np
 import pytest
 
-from tests.faults import fill_disk, limited
+from tests.faults import fill_disk
 from utils import pickle_load, pickle_save
 from utils.errors import InputError
 from utils.io.neighbours import load_neighbours, save_neighbours
@@ -98,9 +97,11 @@ def test_other_content_is_refused(tmp_path, content):
         pickle_load(tmp_path / "bad.pkl")
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"none\.pkl could not be read: No such file"):
-        pickle_load(tmp_path / "none.pkl")
+def test_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((tmp_path / "pipe", "it is no file"), (tmp_path, "it is no file"), ("none", "No such file")):
+        with pytest.raises(InputError, match=f"could not be read: {reason}"):
+            pickle_load(path)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +135,6 @@ def test_neighbours_that_belong(tmp_path):
     assert pickle_load(tmp_path / "nn_dists.pkl").dtype == np.float32
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    pickle_save(tmp_path / "a.pkl", np.arange(3))
-    told = r"a\.pkl could not be written: File too large; what stood there is kept"
-    with limited(resource.RLIMIT_FSIZE, 5000), pytest.raises(InputError, match=told):
-        pickle_save(tmp_path / "a.pkl", np.zeros(10000))
-    assert pickle_load(tmp_path / "a.pkl").tolist() == [0, 1, 2]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"]
-
-
 def test_queries_among_their_own_neighbours(tmp_path, capsys):
     neighbours = np.array([[(i + j) % 200 for j in range(1, 4)] for i in range(200)])
     pickle_save(tmp_path / "nn.pkl", neighbours)
@@ -157,13 +149,6 @@ def test_queries_among_their_own_neighbours(tmp_path, capsys):
     load_neighbours(tmp_path / "nn.pkl", 200, 200)  # of a gallery of its own, positions may be equal
     with pytest.raises(InputError, match=r"200 of 200 queries are among their own neighbours \(the first in row 0\)"):
         load_neighbours(tmp_path / "nn.pkl", 200, 200, is_self_search=True)
-
-
-def test_a_pipe_or_a_folder_is_no_neighbour_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe.pkl")
-    for path in (tmp_path / "pipe.pkl", tmp_path):
-        with pytest.raises(InputError, match=r"could not be read: it is no file"):
-            pickle_load(path)
 
 
 def test_both_neighbour_files_or_none(tmp_path, monkeypatch):

@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 from sacred import Experiment
 
-from report.command import main as report
 from tests import ROOT
-from tests.utils.logs.folders import training_run
 from utils.experiment.sacred_setup import reports_errors, set_up
-from utils.logs.__main__ import main as logs
 from utils.runtime.output import exit_code, unfailing_output
 
 FULL = Path("/dev/full")
@@ -127,16 +124,6 @@ def test_lost_output_of_a_printing_command_is_an_error(ex, monkeypatch):
     assert ended.value.code == 1
 
 
-def test_lost_tables_are_an_error(tmp_path, monkeypatch, capsys):
-    training_run(tmp_path / "1")
-    with FULL.open("w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert logs([str(tmp_path)]) == 1
-        assert report([str(tmp_path), f"--out={tmp_path / 'page.html'}"]) == 0
-    assert capsys.readouterr().err == "the output could not be written: No space left on device\n"
-    assert (tmp_path / "page.html").exists()
-
-
 def test_exit_codes_of_commands(tmp_path):
     """Python itself says nothing at the end, either."""
     demo = ["prepare_data.py", "demo", "with", f"demo_dir={tmp_path / 'demo'}", "demo_products=4"]
@@ -150,6 +137,7 @@ def test_exit_codes_of_commands(tmp_path):
                 (["prepare_data.py", "print_config"], gone, subprocess.PIPE, 141),
                 (["-m", "utils.logs", "nowhere"], gone, subprocess.PIPE, 1),
                 (["-m", "utils.logs", "--help"], full, subprocess.PIPE, 0),
+                (["-m", "utils.logs", "logs/example_demo_global"], full, subprocess.PIPE, 1),
             )
         ]
     for process, code in processes:

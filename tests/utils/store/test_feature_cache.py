@@ -202,7 +202,7 @@ def test_what_is_damaged_is_embedded_again(folder, tmp_path, capsys, monkeypatch
     assert "is damaged: the images are embedded again" in capsys.readouterr().out
 
 
-def test_answers_that_are_not_finite_are_not_kept(folder, tmp_path, monkeypatch):
+def test_nonfinite_features_are_not_cached(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.store.store.ROWS_AT_ONCE", 8)
     loader, network = loader_of(folder), Small()
     network.weight.data[0] = float("inf")
@@ -245,12 +245,6 @@ def test_one_that_waited_takes_what_the_other_has_written(folder, tmp_path, caps
     network = Small()
     assert all_equal(embedded(loader, kept, network=network), embedded(loader, None))
     assert network.embedded == []
-
-
-def test_former_files_in_the_folder_are_let_be(folder, tmp_path):
-    (tmp_path / "features_0123456789ab.pt").write_bytes(b"former")
-    embedded(loader_of(folder), tmp_path)
-    assert (tmp_path / "features_0123456789ab.pt").read_bytes() == b"former"
 
 
 def test_the_matcher_and_other_lists_do_not_matter(folder, tmp_path, capsys):

@@ -129,54 +129,46 @@ def test_what_was_made_with_something_else_is_replaced_and_its_readers_keep_it(f
     assert store_in(folder).changed() == ["photos"]
 
 
-def damage(name):
-    """Ways to damage a file, by name."""
-
-    def array(value, **options):
-        return lambda folder: np.save(folder / "maps.npy", value, **options)
-
-    def change(key, value):
-        def changed(folder):
-            file = folder / "store.json"
-            file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-
-        return changed
-
-    shape = ["torch.float32", [N, 5]]
-    return {
-        "truncated": lambda folder: os.truncate(folder / "maps.npy", 300),
-        "empty": lambda folder: os.truncate(folder / "maps.npy", 0),
-        "gone": lambda folder: (folder / "maps.npy").unlink(),
-        "a pickle": array(np.array([{}] * N), allow_pickle=True),
-        "of objects": array(np.full((N, 3, 2, 2), None), allow_pickle=True),
-        "of another shape": array(np.zeros((N, 3, 4, 1), np.float32)),
-        "of another format": array(np.zeros((N, 3, 2, 2), np.float16)),
-        "a huge header": lambda folder: (folder / "maps.npy").write_bytes(
-            Layout(torch.float32, (1 << 40, 3, 2, 2)).header
-        ),
-        "no JSON": lambda folder: (folder / "store.json").write_text("{"),
-        "a list": lambda folder: (folder / "store.json").write_text("[]"),
-        "deep": lambda folder: (folder / "store.json").write_text("[" * 5000),
-        "a huge shape": change("tensors", {"descriptors": shape, "maps": ["torch.float32", [N, 1 << 60, 2, 2]]}),
-        "too few dimensions": change("tensors", {"descriptors": shape, "maps": shape}),
-        "an unknown format": change("tensors", {"descriptors": shape, "maps": ["torch.int8", [N, 3, 2, 2]]}),
-        "no rows": change("rows", 0),
-        "too many rows": change("rows", N + 1),
-        "fewer than no rows": change("rows", -1),
-        "of an earlier version": change("rows", None),
-    }[name]
+def array(value):
+    return lambda folder: np.save(folder / "maps.npy", value, allow_pickle=True)
 
 
-DAMAGES = (
-    *("truncated", "empty", "gone", "a pickle", "of objects", "of another shape", "of another format", "a huge header"),
-    *("no JSON", "a list", "deep", "a huge shape", "too few dimensions", "an unknown format", "no rows"),
-    *("too many rows", "fewer than no rows", "of an earlier version"),
-)
+def content(text):
+    return lambda folder: (folder / "store.json").write_text(text)
+
+
+def entry(key, value):
+    def change(folder):
+        file = folder / "store.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+    return change
+
+
+SHAPE = ["torch.float32", [N, 5]]
+HUGE_HEADER = Layout(torch.float32, (1 << 40, 3, 2, 2)).header
+DAMAGES = {
+    "truncated": lambda folder: os.truncate(folder / "maps.npy", 300),
+    "empty": lambda folder: os.truncate(folder / "maps.npy", 0),
+    "gone": lambda folder: (folder / "maps.npy").unlink(),
+    "a pickle": array(np.array([{}] * N)),
+    "of objects": array(np.full((N, 3, 2, 2), None)),
+    "of another shape": array(np.zeros((N, 3, 4, 1), np.float32)),
+    "of another format": array(np.zeros((N, 3, 2, 2), np.float16)),
+    "a huge header": lambda folder: (folder / "maps.npy").write_bytes(HUGE_HEADER),
+    "no JSON": content("{"),
+    "a list": content("[]"),
+    "deep": content("[" * 5000),
+    "a huge shape": entry("tensors", {"descriptors": SHAPE, "maps": ["torch.float32", [N, 1 << 60, 2, 2]]}),
+    "too few dimensions": entry("tensors", {"descriptors": SHAPE, "maps": SHAPE}),
+    "an unknown format": entry("tensors", {"descriptors": SHAPE, "maps": ["torch.int8", [N, 3, 2, 2]]}),
+    **{f"{rows} rows": entry("rows", rows) for rows in (0, N + 1, -1, None)},
+}
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_store_is_made_anew(folder, name):
-    damage(name)(folder)
+    DAMAGES[name](folder)
     store = store_in(folder)
     assert store.count_valid_rows(DIMS) == 0
     store.write(0, batches(0))
