@@ -49,16 +49,15 @@ def ended_by_signals() -> Iterator[None]:
     process = os.getpid()
 
     def end(number: int, frame) -> None:
-        if os.getpid() != process:  # a worker of the loader inherits the handler
-            raise Interrupted(128 + number)
-        if _Pending.number is None:
+        is_repeated = _Pending.number is not None and time.monotonic() - _Pending.received_at > REPEAT_WINDOW
+        if is_repeated or os.getpid() != process:  # a new worker of the loader inherits the handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif _Pending.number is None:
             print(f"interrupted by {signal.Signals(number).name}", file=sys.stderr)
             _Pending.number, _Pending.received_at = number, time.monotonic()
             if not _Pending.deferred_by:
                 raise Interrupted(128 + number)
-        elif time.monotonic() - _Pending.received_at > REPEAT_WINDOW:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(process, number)
 
     make_socket_folder()
     _Pending.number = None
