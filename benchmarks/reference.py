@@ -96,18 +96,6 @@ def rerank(
     return logits.numpy(), neighbours.gather(1, order).numpy()
 
 
-def identity_batches(labels: list[int], num_identities: int, each: int, iterations: int) -> Iterator[list[int]]:
-    """Batches of `each` images of `num_identities` classes."""
-    images = defaultdict(list)
-    for index, label in enumerate(labels):
-        images[label].append(index)
-    for _ in range(iterations):
-        eligible = [label for label, members in images.items() if len(members) >= each]
-        yield [
-            index for label in random.sample(eligible, num_identities) for index in random.sample(images[label], each)
-        ]
-
-
 def triplets(labels: list[int], neighbours: list[list[int]]) -> Iterator[tuple[int, int, int]]:
     """Anchor, positive, negative for each image of an epoch, in random order."""
     images = defaultdict(list)

@@ -21,7 +21,7 @@ from benchmarks.loading import loading
 from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
 from models.fused import linear
 from models.network import NetworkSettings, RerankingNetwork
-from sop.samplers import RandomIdentitySampler, TripletSampler
+from sop.samplers import TripletSampler
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.knn import exact_index, nearest_neighbours
 from utils.retrieval.pair_scoring import PAIRS_AT_ONCE, pair_scores, rerank
@@ -136,27 +136,17 @@ def searching(device: torch.device) -> Stage:
     return Stage("nearest neighbours, K = 1,000", count, "queries", variants, 1, warm_up)
 
 
-def sampling(kind: str, device: torch.device) -> Stage:
+def triplet_sampling(device: torch.device) -> Stage:
     rng, classes, images = np.random.default_rng(0), 11_318, 59_551
     counts = 2 + rng.multinomial(images - 2 * classes, np.full(classes, 1 / classes))
     labels, neighbours = np.repeat(np.arange(classes), counts), rng.integers(0, images, (images, 100))
     label_list, neighbour_lists = labels.tolist(), neighbours.tolist()
     random.seed(0)
-
-    def plain() -> None:
-        if kind == "triplets":
-            list(reference.triplets(label_list, neighbour_lists))
-        else:
-            list(reference.identity_batches(label_list, 400, 2, 74))
-
-    def ours() -> None:
-        if kind == "triplets":
-            list(TripletSampler(labels, neighbours, 300, 0).batches(rng))
-        else:
-            list(RandomIdentitySampler(labels, 800, 400, 74, 0).batches(rng))
-
-    size, unit = (images, "anchors") if kind == "triplets" else (74, "batches")
-    return Stage(kind, size, unit, {PLAIN: plain, "start-up included": ours})
+    variants = {
+        PLAIN: lambda: list(reference.triplets(label_list, neighbour_lists)),
+        "start-up included": lambda: list(TripletSampler(labels, neighbours, 300, 0).batches(rng)),
+    }
+    return Stage("triplets", images, "anchors", variants)
 
 
 def training(task: str, device: torch.device) -> Stage:
@@ -204,8 +194,7 @@ STAGES: dict[str, Callable[[torch.device], Stage]] = {
     "loading": loading,
     "embedding": embedding,
     "searching": searching,
-    "triplets": partial(sampling, "triplets"),
-    "identities": partial(sampling, "identities"),
+    "triplets": triplet_sampling,
     "training": partial(training, "global"),
     "finetuning": partial(training, "rerank"),
     "frozen": partial(training, "rerank with a frozen backbone"),

@@ -187,17 +187,19 @@ def test_weights_that_the_run_would_replace(tiny, observed, neighbours, tmp_path
     assert names(folder) == before
 
 
+def start(settings, *options, **streams) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "tests.narrow", "experiment_rerank.py", *options, "with", *flags(settings)]
+    return subprocess.Popen(command, cwd=ROOT, **streams)
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_ends_the_iteration_and_saves(tiny, neighbours, tmp_path, number):
     """As from a terminal or a launcher, all of its group."""
     _, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", save_minutes=60, epochs=1000)
     settings["dataset"]["num_workers"] = 1
     log = tmp_path / "log"
-    command = [sys.executable, "-u", "-m", "tests.narrow", "experiment_rerank.py", "-F", log, "with", *flags(settings)]
     with (tmp_path / "errors").open("w+") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
-        )
+        process = start(settings, "-F", log, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True)
         assert process.stdout
         next(line for line in process.stdout if line.startswith("Validation [000]"))
         os.killpg(process.pid, number)
@@ -217,12 +219,7 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_pa
     settings["dataset"]["num_workers"] = 1
     monkeypatch.setenv("TMPDIR", tempfile.mkdtemp(dir="/tmp"))  # a socket's path may have 108 characters
     temporary = Path(os.environ["TMPDIR"])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.narrow", "experiment_rerank.py", "-u", "with", *flags(settings)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(settings, "-u", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def children() -> list[str]:
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

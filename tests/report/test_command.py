@@ -12,6 +12,7 @@ from report.command import main
 from tests.conftest import draw_photo
 from tests.report.conftest import HOSTILE
 from tests.utils.logs.folders import entry, training_run, write
+from utils.logs.__main__ import main as logs_main
 from utils.logs.runs import read_run
 from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels, keep_scores
@@ -129,3 +130,8 @@ def test_hostile_texts_of_runs(tmp_path):
     assert read_run(tmp_path / HOSTILE / "1").losses
     assert main([str(tmp_path), "--out", str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_text().count("<script") == 2
+
+
+def test_the_former_command_names_the_new_one(capsys):
+    assert logs_main(["report", "logs/demo", "--out", "page.html"]) == 2
+    assert capsys.readouterr().err == "the page has a command of its own: python -m report RUN... --out FILE\n"

@@ -15,11 +15,15 @@ from utils.text import markdown_table, markdown_text
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 when a run was read and `--plot`, if given, was drawn."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     with unfailing_output() as output_error:
+        if arguments[:1] == ["report"]:
+            print("the page has a command of its own: python -m report RUN... --out FILE", file=sys.stderr)
+            return 2
         return print_tables(arguments) or exit_code(output_error())
 
 
-def print_tables(arguments: Sequence[str] | None) -> int:
+def print_tables(arguments: Sequence[str]) -> int:
     """Print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.logs",
