@@ -46,7 +46,8 @@ def imported_modules(source: Path) -> Iterator[Path]:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             module = ROOT / node.module.replace(".", "/")
-            for path in (module, *(module / alias.name for alias in node.names)):
+            package = module / "__init__"
+            for path in (module, package, *(module / alias.name for alias in node.names)):
                 if path.with_suffix(".py").is_file():
                     yield path.with_suffix(".py")
 

@@ -229,4 +229,5 @@ class Reranker:
 
     def _nothing(self) -> Features:
         """Features of no image, of the shapes that a blank one's have."""
-        return self.embed_pixels(torch.zeros(1, 3, self.crop_size, self.crop_size, dtype=torch.uint8))[:0]
+        blank = torch.zeros(1, 3, self.crop_size, self.crop_size, dtype=torch.uint8, device="cpu")
+        return self.embed_pixels(blank)[:0]

@@ -80,7 +80,9 @@ def is_safe(name: str) -> bool:
 
 
 def _safe_members(content: zipfile.ZipFile, archive: Path) -> Members:
-    files = [file for file in content.infolist() if not file.is_dir() and not file.filename.startswith("__MACOSX/")]
+    # is_dir() of ZipInfo fails for an empty name
+    files = [file for file in content.infolist() if not file.filename.endswith("/")]
+    files = [file for file in files if not file.filename.startswith("__MACOSX/")]
     size = sum(file.file_size for file in files)  # reading a member stops at the size it declares
     if size > MAX_UNPACKED:
         raise InputError(
