@@ -45,7 +45,7 @@ from utils.training.resume import (
 )
 from utils.training.state import TrainingState
 
-SECONDS = 10  # for one file
+SECONDS = 30  # for one file
 MEMORY = 1 << 30  # bytes above what was held before
 RUNNING = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}  # audit events
 NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
