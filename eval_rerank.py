@@ -117,6 +117,6 @@ def main(
         try:
             save_evaluation(temp_dir, loaders.query.dataset, written, measures)
         finally:  # the result is printed even if it cannot be written
-            report_rankings(rankings, measures, recall_ks, _run.info)
+            report_rankings(rankings, measures, labels.queries, recall_ks, _run.info)
             report_recalls(_run, recalls, written.positions.shape[1])
         return recalls[recall_ks[0]]

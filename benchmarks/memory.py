@@ -88,7 +88,8 @@ def measure(dtype: torch.dtype, folder: str | None = None, images: int = IMAGES)
     candidates = score_candidates(model, neighbours, NEIGHBOURS, loader, None, dtype, folder)
     with redirect_stdout(sys.stderr):  # stdout has the table
         rankings = rank_candidates(candidates, labels, None)
-        report_rankings(rankings, rankings.measures(labels, [1, 10, 100]), [1, 10, 100], {})
+        ks = [1, 10, 100]
+        report_rankings(rankings, rankings.measures(labels, ks), labels.queries, ks, {})
     return images * 128 * 7 * 7 * dtype.itemsize, peak_memory(), time.perf_counter() - start
 
 

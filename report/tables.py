@@ -18,7 +18,7 @@ def tables(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]
         (
             "Rankings of evaluations, in %",
             "From info.json in each row's folder (measures, gains). The change is in points, with the 95 % interval of "
-            "a paired bootstrap over queries: a change whose interval excludes 0 is not due to the choice of queries.",
+            "a paired bootstrap over classes: a change whose interval excludes 0 is not due to the choice of classes.",
             ranking_rows(runs),
         ),
         (

@@ -184,14 +184,16 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     return Rankings(rankings, titles, written)
 
 
-def report_rankings(rankings: Rankings, measures: Mapping[str, Measures], ks: Sequence[int], info: dict) -> None:
-    """Print the table of rankings, and the changes from the global ranking to each.
+def report_rankings(
+    rankings: Rankings, measures: Mapping[str, Measures], classes: np.ndarray, ks: Sequence[int], info: dict
+) -> None:
+    """Print the table of rankings, and the changes from the global ranking to each; `classes` are the queries'.
 
     `info['measures']` gets measures in % by ranking and name, `info['gains']` the change in points with the ends of its
     interval by ranking and R@K.
     """
     changes = {
-        name: changes_of(measures["global"].ranks, measures[name].ranks, ks)
+        name: changes_of(measures["global"].ranks, measures[name].ranks, classes, ks)
         for name in rankings.rankings
         if name != "global"
     }

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from utils.retrieval.intervals import mean_interval
+
 BLOCK = 4096  # queries processed at a time: of 1,000 neighbours each, 33 MB
-RESAMPLES = 10_000  # of the bootstrap: another seed moves the ends of an interval by a hundredth of its width
 
 
 def recalls_of(
@@ -82,17 +83,16 @@ class Change(NamedTuple):
         return f"R@{self.k}: {self.gained} queries gained, {self.lost} lost: {change}"
 
 
-def changes_of(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> list[Change]:
+def changes_of(before: np.ndarray, after: np.ndarray, classes: np.ndarray, ks: Sequence[int]) -> list[Change]:
     """Changes at each K from ranks `before` to ranks `after` (n,), from 0, of each query's first match.
 
-    The interval is that of a paired bootstrap over queries. It assumes that queries are independent and weights fixed:
-    with few and large classes it is too narrow.
+    The interval is that of a paired bootstrap over the queries' `classes` (n,), numbers from 0. It takes weights as
+    fixed, and with a single class it is all that is possible.
     """
-    changes, rng, n = [], np.random.default_rng(0), len(before)
+    changes = []
     for k in ks:
-        gained = int(((before >= k) & (after < k)).sum())
-        lost = int(((before < k) & (after >= k)).sum())
-        drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
-        ends = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, (2.5, 97.5))
-        changes.append(Change(k, gained, lost, [round(x, 2) for x in (100 * (gained - lost) / n, *ends.tolist())]))
+        change = (after < k).astype(np.int64) - (before < k)
+        ends = np.clip(100 * np.array(mean_interval(change, classes)), -100, 100)
+        interval = [round(points, 2) for points in (100 * float(change.mean()), *ends.tolist())]
+        changes.append(Change(k, int((change > 0).sum()), int((change < 0).sum()), interval))
     return changes
