@@ -1,21 +1,16 @@
 """Cross-validated weights of summed scores: tuned on four folds of classes, applied to the fifth."""
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import groupby, product
+from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.errors import InputError
-from utils.retrieval.ranking import (
-    Candidates,
-    Ranking,
-    Weights,
-    fused_scores,
-    ranking_by,
-    select_queries,
-)
+from utils.retrieval.measures import relevant_of
+from utils.retrieval.outcomes import Outcomes, outcomes
+from utils.retrieval.ranking import Candidates, Ranking, Weights, ranking_by, select_queries
 from utils.retrieval.results import Labels
 
 FOLDS, FOLD_SEED = 5, 0
@@ -41,44 +36,32 @@ def describe_grid(num_scored: int, with_logits: bool) -> str:
     if with_logits:
         formulas += f"; logit + w * cosine + v * chamfer with w in {COSINE_WEIGHTS}, v in {CHAMFER_WEIGHTS}"
     counts = sorted({choice.num_candidates for choice in grid(num_scored, False)})
-    return f"weights are chosen by R@1 among the global ranking and, of the first {counts} candidates, {formulas}"
+    chosen = "weights are chosen by R@1, then mAP@R"
+    return f"{chosen}, among the global ranking and, of the first {counts} candidates, {formulas}"
 
 
-class Outcomes(NamedTuple):
-    """The top-1 result of each choice of weights for each query, bool (choices, n)."""
+def choose(results: Outcomes) -> int:
+    """The choice of best mAP@R that loses no R@1, and of those as good the one that changes fewest top-1 results.
 
-    hits: np.ndarray  # the first candidate is of the query's class
-    unchanged: np.ndarray  # the first candidate is the global ranking's
-
-
-def outcomes(candidates: Candidates, matches: np.ndarray, choices: Sequence[Weights]) -> Outcomes:
-    """The outcomes of `choices`; `matches` (n, m) tells which candidates are of their query's class."""
-    rows = np.arange(len(matches))
-    hits, unchanged = (np.empty((len(choices), len(matches)), bool) for _ in range(2))
-    numbered = enumerate(choices)
-    for _, group in groupby(numbered, key=lambda item: item[1][:3]):  # scores depend on the weights only
-        scores = None
-        for i, weights in group:
-            scores = fused_scores(candidates, weights) if scores is None else scores
-            first = scores[:, : weights.num_candidates].argmax(axis=1)
-            hits[i], unchanged[i] = matches[rows, first], first == 0
-    return Outcomes(hits, unchanged)
-
-
-def one_standard_error_choice(results: Outcomes, classes: np.ndarray) -> int:
-    """Among the choices within one standard error of the best R@1, the one that changes fewest top-1 results.
-
-    So weights differ from the global ranking only if that pays. The standard error is that of the paired difference to
-    the best choice, clustered by `classes` (n,), numbers from 0: queries of one class are not independent.
-
-    With x hits lost in each of c classes, t in all, t is compared with the root of c / (c - 1) * sum((x - t / c)**2).
-    Squared and multiplied out that is t**2 <= sum(x**2): integers, so that rounding decides nothing.
+    `results` are sums by class. "No worse" is within one standard error of the best: so weights differ from the global
+    ranking only if that pays.
     """
-    best = results.hits.sum(axis=1).argmax()
-    lost = results.hits[best].astype(np.int8) - results.hits
-    by_class = np.stack([np.bincount(classes, weights=row) for row in lost])
-    near = np.square(by_class.sum(axis=1)) <= np.square(by_class).sum(axis=1)
+    near = within_one_standard_error(results.hits, np.ones(len(results.hits), bool))
+    near = within_one_standard_error(results.precisions, near)
     return int(np.where(near, results.unchanged.sum(axis=1), -1).argmax())
+
+
+def within_one_standard_error(sums: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of the choices that `among` (choices,) selects have a sum within one standard error of the best of them.
+
+    The standard error is that of the paired difference to the best, clustered by class: queries of one class are not
+    independent. `sums` (choices, C) are those of each class.
+
+    With x lost in each of c classes, t in all, t is compared with the root of c / (c - 1) * sum((x - t / c)**2).
+    Squared and multiplied out that is t**2 <= sum(x**2). Hits are integers, so that rounding decides nothing.
+    """
+    lost = sums[np.where(among, sums.sum(axis=1), -1).argmax()] - sums
+    return among & (np.square(lost.sum(axis=1)) <= np.square(lost).sum(axis=1))
 
 
 class CrossFit(NamedTuple):
@@ -98,34 +81,35 @@ def folds(labels: np.ndarray) -> Iterator[np.ndarray]:
         yield fold_of[labels] == fold
 
 
-def crossfit(candidates: Candidates, labels: np.ndarray, matches: np.ndarray, with_logits: bool) -> CrossFit:
-    """Choose weights of `grid` for each fold by R@1 on the other folds, and rank the fold by them.
+def crossfit(
+    candidates: Candidates, labels: np.ndarray, matches: np.ndarray, relevant: np.ndarray, with_logits: bool
+) -> CrossFit:
+    """Choose weights of `grid` for each fold by `choose` on the other folds, and rank the fold by them.
 
-    `labels` (n,) are the queries' classes, numbers from 0; `matches` is that of `outcomes`. InputError with fewer than
-    five classes, and if no query of a fold has a match.
+    `labels` (n,) are the queries' classes, numbers from 0; `matches` and `relevant` are those of `outcomes`. InputError
+    with fewer than five classes, and if no query of a fold has a match.
     """
-    if len(np.unique(labels)) < FOLDS:
+    _, first, classes = np.unique(labels, return_index=True, return_inverse=True)
+    if len(first) < FOLDS:
         raise InputError(f"weights are chosen over {FOLDS} folds of classes, but the queries have fewer classes")
     masks = list(folds(labels))
     if not all(matches[mask].any() for mask in masks):
         raise InputError("in one of the folds of classes no query has a match among its candidates")
     choices = grid(candidates.cosines.shape[1], with_logits)
-    results = outcomes(candidates, matches, choices)
+    results = outcomes(candidates, matches, relevant, choices).by_class(classes)
     ranking = Ranking(np.empty(candidates.neighbours.shape, np.float32), candidates.neighbours.copy())
     by_fold = []
     for mask in masks:
-        chosen = choices[
-            one_standard_error_choice(Outcomes(*(outcome[:, ~mask] for outcome in results)), labels[~mask])
-        ]
+        chosen = choices[choose(Outcomes(*(sums[:, ~mask[first]] for sums in results)))]
         by_fold.append(chosen)
         of_fold = ranking_by(select_queries(candidates, mask), chosen)
         ranking.scores[mask], ranking.positions[mask] = of_fold
-    return CrossFit(ranking, by_fold, choices[one_standard_error_choice(results, labels)])
+    return CrossFit(ranking, by_fold, choices[choose(results)])
 
 
 def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> CrossFit:
     """`crossfit` with the matches that follow from `labels`."""
-    return crossfit(candidates, labels.queries, matches_of(candidates, labels), with_logits)
+    return crossfit(candidates, labels.queries, matches_of(candidates, labels), relevant_of(*labels), with_logits)
 
 
 def matches_of(candidates: Candidates, labels: Labels) -> np.ndarray:

@@ -30,6 +30,12 @@ def first_match_ranks(positions: np.ndarray, query_labels: np.ndarray, gallery_l
     return ranks
 
 
+def relevant_of(query_labels: np.ndarray, gallery_labels: np.ndarray, is_self_search: bool) -> np.ndarray:
+    """R of each query (n,): the number of gallery images of its class, itself left out in a self-search."""
+    of_class = np.bincount(gallery_labels, minlength=int(query_labels.max(initial=0)) + 1)
+    return of_class[query_labels] - int(is_self_search)
+
+
 class Measures(NamedTuple):
     """Measures of a ranking in %, rounded to two decimals, and the numbers of queries that they do not cover."""
 
@@ -51,8 +57,7 @@ def measures_of(
     """
     ranks = first_match_ranks(positions, query_labels, gallery_labels)
     values = {f"R@{k}": float(np.mean(ranks < k)) for k in ks}
-    of_class = np.bincount(gallery_labels, minlength=int(query_labels.max(initial=0)) + 1)
-    relevant = of_class[query_labels] - int(is_self_search)
+    relevant = relevant_of(query_labels, gallery_labels, is_self_search)
     average_precision, r_precision = np.zeros(len(positions)), np.zeros(len(positions))
     places = np.arange(1, positions.shape[1] + 1)
     for start in range(0, len(positions), BLOCK // 4):

@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
 from utils.io.ranking_names import FITTED, TITLES
-from utils.retrieval.crossfit import fit_weights, grid, matches_of, outcomes
+from utils.retrieval.crossfit import fit_weights, grid, matches_of
+from utils.retrieval.measures import relevant_of
+from utils.retrieval.outcomes import outcomes
 from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels
 from utils.text import text_table
@@ -26,7 +28,7 @@ def sweep_weights(candidates: Candidates, labels: Labels, picture: Path) -> None
     panels = figure.subplots(1, 1 if candidates.logits is None else 2, squeeze=False)[0]
     for panel, (name, with_logits) in zip(panels, FITTED.items(), strict=False):
         choices = [weights for weights in grid(num_scored, with_logits) if weights.num_candidates == num_scored]
-        recalls = 100 * outcomes(candidates, matches, choices).hits.mean(axis=1)
+        recalls = 100 * outcomes(candidates, matches, relevant_of(*labels), choices).hits.mean(axis=1)
         curves: dict[float, dict[float, float]] = {}
         for weights, recall in zip(choices[1:], recalls[1:], strict=True):
             curves.setdefault(weights.chamfer, {})[weights.cosine] = recall

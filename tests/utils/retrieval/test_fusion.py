@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from utils.errors import InputError
-from utils.retrieval.crossfit import Outcomes, crossfit, folds, grid, one_standard_error_choice, outcomes
+from utils.retrieval.crossfit import choose, crossfit, fit_weights, folds, grid, matches_of
+from utils.retrieval.measures import measures_of, relevant_of
+from utils.retrieval.outcomes import Outcomes, outcomes
 from utils.retrieval.ranking import Candidates, Weights, fused_scores, ranking_by
+from utils.retrieval.results import Labels
+
+RELEVANT = np.arange(60) % 5
 
 
 def drawn(seed=0, queries=60, columns=12, scored=9, classes=12, useful=2.0, with_logits=True):
@@ -62,7 +67,7 @@ def test_nan_and_negative_zero_sort_like_torch():
     assert ranking.scores[:, :9].tobytes() == expected.numpy().tobytes()
     assert (ranking.positions[:, :9] == np.take_along_axis(candidates.neighbours[:, :9], order.numpy(), axis=1)).all()
     choices = grid(9, True)
-    for weights, hits in zip(choices, outcomes(candidates, matches, choices).hits, strict=True):
+    for weights, hits in zip(choices, outcomes(candidates, matches, RELEVANT, choices).hits, strict=True):
         place = (candidates.neighbours == ranking_by(candidates, weights).positions[:, :1]).argmax(axis=1)
         assert (hits == matches[np.arange(60), place]).all()
 
@@ -74,35 +79,61 @@ def test_equal_scores_keep_their_order():
 
 
 @pytest.mark.parametrize("with_logits", [True, False])
-def test_outcomes_are_those_of_the_rankings(with_logits):
+@pytest.mark.parametrize("block", [7, 2048])
+def test_outcomes_are_those_of_the_rankings(with_logits, block, monkeypatch):
+    monkeypatch.setattr("utils.retrieval.outcomes.BLOCK", block)
     candidates, _, matches = drawn(with_logits=with_logits)
-    choices = grid(9, with_logits)
-    assert len(set(choices)) == len(choices) > 5
-    found = outcomes(candidates, matches, choices)
-    for weights, hits, unchanged in zip(choices, *found, strict=True):
-        first = ranking_by(candidates, weights).positions[:, 0]
-        place = (candidates.neighbours == first[:, None]).argmax(axis=1)
-        assert (hits == matches[np.arange(60), place]).all()
-        assert (unchanged == (place == 0)).all()
+    candidates.chamfer[::3] = candidates.chamfer[::3].round(1)  # equal scores
+    matches[5] = False
+    choices = [*grid(9, with_logits), *grid(4, with_logits)]
+    assert len(set(choices)) > 5
+    results = outcomes(candidates, matches, RELEVANT, choices)
+    for i, weights in enumerate(choices):
+        ranked = ranking_by(candidates, weights).positions[:, :9]
+        for query, row in enumerate(ranked):
+            hits = [matches[query, list(candidates.neighbours[query]).index(position)] for position in row]
+            assert results.hits[i, query] == hits[0]
+            assert results.unchanged[i, query] == (row[0] == candidates.neighbours[query, 0])
+            r = RELEVANT[query]
+            expected = sum(np.mean(hits[: place + 1]) for place in range(min(r, 9)) if hits[place]) / max(r, 1)
+            assert results.precisions[i, query] == pytest.approx(expected, abs=1e-6)
 
 
-def test_one_standard_error_choice():
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        hits, unchanged = rng.random((6, 80)) < np.linspace(0.4, 0.6, 6)[:, None], rng.random((6, 80)) < 0.5
+def test_precisions_are_those_of_the_measures():
+    candidates, classes, _ = drawn(queries=300, columns=9, classes=40)
+    labels = Labels(classes, classes, True)
+    matches, relevant = matches_of(candidates, labels), relevant_of(*labels)
+    choices = grid(9, True)
+    means = 100 * outcomes(candidates, matches, relevant, choices).precisions.mean(axis=1)
+    for weights, mean in zip(choices, means, strict=True):
+        measured = measures_of(ranking_by(candidates, weights).positions, classes, classes, [1], True)
+        assert measured.values["mAP@R"] == pytest.approx(mean, abs=0.006)
+
+
+def near_plainly(values, classes, among):
+    """The choices within one standard error of the best, by loops and fractions."""
+    best = max(among, key=lambda i: (sum(values[i]), -i))
+    near = []
+    for i in among:
+        lost = [sum(values[best][q] - values[i][q] for q in np.flatnonzero(classes == c)) for c in set(classes)]
+        total, n = sum(lost), len(lost)
+        if total**2 <= Fraction(n, n - 1) * sum((x - Fraction(total, n)) ** 2 for x in lost):
+            near.append(i)
+    return near
+
+
+def test_choice_equals_plain_rule():
+    rng, by_precision = np.random.default_rng(1), 0
+    for _ in range(40):
+        hits, unchanged = rng.random((6, 80)) < np.linspace(0.5, 0.6, 6)[:, None], rng.random((6, 80)) < 0.5
+        precisions = (rng.integers(0, 65, (6, 80)) / 64).astype(np.float32)
         classes = rng.integers(0, 9, 80)
-        best = max(range(6), key=lambda i: (hits[i].sum(), -i))
-        admitted = []
-        for i in range(6):
-            lost = [
-                sum(int(hits[best][q]) - int(hits[i][q]) for q in np.flatnonzero(classes == c)) for c in set(classes)
-            ]
-            total, n = sum(lost), len(lost)
-            if total**2 <= Fraction(n, n - 1) * sum((x - Fraction(total, n)) ** 2 for x in lost):
-                admitted.append(i)
-        assert one_standard_error_choice(Outcomes(hits, unchanged), classes) == max(
-            admitted, key=lambda i: (unchanged[i].sum(), -i)
-        )
+        near = near_plainly(hits.astype(int), classes, range(6))
+        near_both = near_plainly([[Fraction(float(x)) for x in row] for row in precisions], classes, near)
+        expected = max(near_both, key=lambda i: (unchanged[i].sum(), -i))
+        assert choose(Outcomes(hits, unchanged, precisions).by_class(classes)) == expected
+        by_precision += expected != max(near, key=lambda i: (unchanged[i].sum(), -i))
+    assert by_precision > 3
 
 
 def test_folds_are_disjoint_and_deterministic():
@@ -119,10 +150,10 @@ def test_folds_are_disjoint_and_deterministic():
 def test_weights_are_chosen_on_other_classes():
     """A fold's weights stay the same when its own scores change."""
     candidates, labels, matches = drawn(queries=200, classes=40)
-    fitted = crossfit(candidates, labels, matches, True)
+    fitted = crossfit(candidates, labels, matches, matches.sum(axis=1), True)
     part = next(iter(folds(labels)))
     changed = candidates._replace(logits=np.where(part[:, None], -candidates.logits, candidates.logits))
-    again = crossfit(changed, labels, matches ^ part[:, None], True)
+    again = crossfit(changed, labels, matches ^ part[:, None], matches.sum(axis=1), True)
     assert again.by_fold[0] == fitted.by_fold[0]
     for chosen, rows in zip(fitted.by_fold, folds(labels), strict=True):
         expected = ranking_by(candidates, chosen)
@@ -135,7 +166,7 @@ def test_fusion_with_useless_and_useful_matchers():
         candidates, labels, matches = drawn(seed=3, queries=600, classes=60, useful=useful)
         matches[:, 0] |= np.random.default_rng(5).random(600) < 0.4
         candidates = candidates._replace(chamfer=np.zeros_like(candidates.chamfer))
-        first = crossfit(candidates, labels, matches, True).ranking.positions[:, 0]
+        first = crossfit(candidates, labels, matches, matches.sum(axis=1), True).ranking.positions[:, 0]
         place = (candidates.neighbours == first[:, None]).argmax(axis=1)
         return matches[np.arange(600), place].mean() - matches[:, 0].mean()
 
@@ -148,7 +179,7 @@ def test_too_few_classes_or_matches(classes, message):
     candidates, labels, matches = drawn(classes=classes)
     matches[labels == 0] = False
     with pytest.raises(InputError, match=message):
-        crossfit(candidates, labels, matches, True)
+        crossfit(candidates, labels, matches, matches.sum(axis=1), True)
 
 
 def test_weights_as_text():
@@ -158,11 +189,53 @@ def test_weights_as_text():
 
 
 @pytest.mark.parametrize("num_classes", range(5, 40))
-def test_one_additional_hit_is_within_one_standard_error(num_classes):
-    """Whatever the number of classes: one hit is its own standard error."""
+@pytest.mark.parametrize("by_precision", [False, True])
+def test_one_additional_hit_is_within_one_standard_error(num_classes, by_precision):
+    """Whatever the number of classes: one hit, or its average precision, is its own standard error."""
     hits, unchanged = np.zeros((2, num_classes), bool), np.ones((2, num_classes), bool)
-    hits[1, 3] = True
+    precisions = np.zeros((2, num_classes), np.float32)
+    gained = precisions if by_precision else hits
+    gained[1, 3] = 1
     unchanged[1] = False
-    assert one_standard_error_choice(Outcomes(hits, unchanged), np.arange(num_classes)) == 0
-    hits[1, 4] = True  # two hits have a standard error of sqrt(2)
-    assert one_standard_error_choice(Outcomes(hits, unchanged), np.arange(num_classes)) == 1
+    classes = np.arange(num_classes)
+    assert choose(Outcomes(hits, unchanged, precisions / 3).by_class(classes)) == 0
+    gained[1, 4] = 1  # two have a standard error of sqrt(2)
+    assert choose(Outcomes(hits, unchanged, precisions / 3).by_class(classes)) == 1
+
+
+def saturated(seed, useful):
+    """Candidates of 60 classes of five of which the first is right, and four others in any order; 30 candidates."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(60), 5)
+    mates = np.stack([np.setdiff1d(np.arange(q - q % 5, q - q % 5 + 5), q) for q in range(300)])
+    others = np.stack(
+        [rng.permutation(np.setdiff1d(np.arange(300), np.arange(q - q % 5, q - q % 5 + 5))) for q in range(300)]
+    )
+    first = rng.permuted(mates, axis=1)
+    rest = rng.permuted(np.concatenate([first[:, 1:], others[:, :26]], axis=1), axis=1)
+    neighbours = np.concatenate([first[:, :1], rest], axis=1)
+    matches = labels[neighbours] == labels[:, None]
+    cosines = -np.sort(-rng.random((300, 30)), axis=1) * 0.2
+    cosines[:, 0] = 0.9
+    chamfer = 0.6 * cosines + 0.1 * rng.random((300, 30))
+    logits = 3 * rng.normal(size=(300, 30)) + useful * matches
+    scores = (array.astype(np.float32) for array in (cosines, chamfer, logits))
+    return Candidates(neighbours, *scores), Labels(labels, labels, True)
+
+
+def gains(candidates, labels):
+    """Of the cross-fitted ranking over the global one: R@1 and mAP@R."""
+    positions = fit_weights(candidates, labels, True).ranking.positions
+    before, after = (measures_of(p, *labels[:2], [1], True).values for p in (candidates.neighbours, positions))
+    return [after[name] - before[name] for name in ("R@1", "mAP@R")]
+
+
+def test_weights_are_chosen_by_precision_where_recall_is_saturated():
+    recall, precision = gains(*saturated(0, 6))
+    assert recall > -0.4 and precision > 9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_does_no_harm(seed):
+    recall, precision = gains(*saturated(seed, 0))
+    assert recall >= -0.4 and precision > -0.5
