@@ -48,11 +48,12 @@ def outcomes(candidates: Candidates, matches: np.ndarray, relevant: np.ndarray, 
 
 def _columnwise(candidates: Candidates, rows: np.ndarray) -> Candidates:
     """The candidates of the queries `rows`, in memory place by place; NaN ranks first, as infinity does."""
-    scores = (
-        None if array is None else np.ascontiguousarray(np.where(np.isnan(array[rows]), np.inf, array[rows]).T).T
-        for array in candidates[1:]
-    )
-    return Candidates(candidates.neighbours[rows], *scores)
+
+    def ordered(scores: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.where(np.isnan(scores[rows]), np.inf, scores[rows]).T).T
+
+    logits = None if candidates.logits is None else ordered(candidates.logits)
+    return Candidates(candidates.neighbours[rows], ordered(candidates.cosines), ordered(candidates.chamfer), logits)
 
 
 class _Matches(NamedTuple):
