@@ -36,6 +36,22 @@ def relevant_of(query_labels: np.ndarray, gallery_labels: np.ndarray, is_self_se
     return of_class[query_labels] - int(is_self_search)
 
 
+def precisions_of(
+    positions: np.ndarray, query_labels: np.ndarray, gallery_labels: np.ndarray, relevant: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision at R and R-precision of each query (n,), 0 where R, its `relevant`, is 0."""
+    average_precision, r_precision = np.zeros(len(positions)), np.zeros(len(positions))
+    places = np.arange(1, positions.shape[1] + 1)
+    for start in range(0, len(positions), BLOCK // 4):
+        rows = slice(start, start + BLOCK // 4)
+        matches = gallery_labels[positions[rows]] == query_labels[rows, None]
+        counted = matches & (places <= relevant[rows, None])
+        divisor = np.maximum(relevant[rows], 1)
+        average_precision[rows] = (np.cumsum(matches, axis=1) / places * counted).sum(axis=1) / divisor
+        r_precision[rows] = counted.sum(axis=1) / divisor
+    return average_precision, r_precision
+
+
 class Measures(NamedTuple):
     """Measures of a ranking in %, rounded to two decimals, and the numbers of queries that they do not cover."""
 
@@ -58,15 +74,7 @@ def measures_of(
     ranks = first_match_ranks(positions, query_labels, gallery_labels)
     values = {f"R@{k}": float(np.mean(ranks < k)) for k in ks}
     relevant = relevant_of(query_labels, gallery_labels, is_self_search)
-    average_precision, r_precision = np.zeros(len(positions)), np.zeros(len(positions))
-    places = np.arange(1, positions.shape[1] + 1)
-    for start in range(0, len(positions), BLOCK // 4):
-        rows = slice(start, start + BLOCK // 4)
-        matches = gallery_labels[positions[rows]] == query_labels[rows, None]
-        counted = matches & (places <= relevant[rows, None])
-        divisor = np.maximum(relevant[rows], 1)
-        average_precision[rows] = (np.cumsum(matches, axis=1) / places * counted).sum(axis=1) / divisor
-        r_precision[rows] = counted.sum(axis=1) / divisor
+    average_precision, r_precision = precisions_of(positions, query_labels, gallery_labels, relevant)
     has_others = relevant > 0
     for name, scores in (("mAP@R", average_precision), ("R-precision", r_precision), ("MRR", 1 / (ranks + 1))):
         values[name] = float(np.mean(scores[has_others])) if has_others.any() else 0.0
