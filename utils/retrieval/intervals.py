@@ -19,7 +19,8 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 
     Percentiles of the ratio over classes drawn with replacement, expanded for few classes as by Hesterberg, *What
     Teachers Should Know About the Bootstrap* (2015), section 4.1.2: to the normal level of t * sqrt(C / (C - 1)), with
-    t the quantile of C - 1 degrees of freedom. Infinite with fewer than two classes.
+    t the quantile of C - 1 degrees of freedom. Infinite with fewer than two classes. Where queries of a class correlate
+    by 0.5 it holds in 94 % from 100 classes on, in 92 % with 40 and in 90 % with 12 (`tools/coverage.py`).
 
     Classes of equal sum, to a hundredth, and count are drawn together: of the 11,316 of SOP, changes of a recall have
     some hundred kinds, changes of average precision some thousand.

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from utils.errors import InputError
-from utils.retrieval.crossfit import choose, crossfit, fit_weights, folds, grid, matches_of
-from utils.retrieval.measures import measures_of, relevant_of
+from utils.retrieval.crossfit import choose, crossfit, fit_weights, folds, grid
+from utils.retrieval.measures import measures_of
 from utils.retrieval.outcomes import Outcomes, outcomes
 from utils.retrieval.ranking import Candidates, Weights, fused_scores, ranking_by
 from utils.retrieval.results import Labels
@@ -76,38 +76,6 @@ def test_equal_scores_keep_their_order():
     candidates, _, _ = drawn()
     even = candidates._replace(logits=np.zeros_like(candidates.logits))
     assert (ranking_by(even, Weights(1, 0, 0, 9)).positions == even.neighbours).all()
-
-
-@pytest.mark.parametrize("with_logits", [True, False])
-@pytest.mark.parametrize("block", [7, 2048])
-def test_outcomes_are_those_of_the_rankings(with_logits, block, monkeypatch):
-    monkeypatch.setattr("utils.retrieval.outcomes.BLOCK", block)
-    candidates, _, matches = drawn(with_logits=with_logits)
-    candidates.chamfer[::3] = candidates.chamfer[::3].round(1)  # equal scores
-    matches[5] = False
-    choices = [*grid(9, with_logits), *grid(4, with_logits)]
-    assert len(set(choices)) > 5
-    results = outcomes(candidates, matches, RELEVANT, choices)
-    for i, weights in enumerate(choices):
-        ranked = ranking_by(candidates, weights).positions[:, :9]
-        for query, row in enumerate(ranked):
-            hits = [matches[query, list(candidates.neighbours[query]).index(position)] for position in row]
-            assert results.hits[i, query] == hits[0]
-            assert results.unchanged[i, query] == (row[0] == candidates.neighbours[query, 0])
-            r = RELEVANT[query]
-            expected = sum(np.mean(hits[: place + 1]) for place in range(min(r, 9)) if hits[place]) / max(r, 1)
-            assert results.precisions[i, query] == pytest.approx(expected, abs=1e-6)
-
-
-def test_precisions_are_those_of_the_measures():
-    candidates, classes, _ = drawn(queries=300, columns=9, classes=40)
-    labels = Labels(classes, classes, True)
-    matches, relevant = matches_of(candidates, labels), relevant_of(*labels)
-    choices = grid(9, True)
-    means = 100 * outcomes(candidates, matches, relevant, choices).precisions.mean(axis=1)
-    for weights, mean in zip(choices, means, strict=True):
-        measured = measures_of(ranking_by(candidates, weights).positions, classes, classes, [1], True)
-        assert measured.values["mAP@R"] == pytest.approx(mean, abs=0.006)
 
 
 def near_plainly(values, classes, among):
@@ -244,7 +212,15 @@ def test_weights_are_chosen_by_precision_where_recall_is_saturated():
     assert recall > -0.4 and precision > 9
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_noise_does_no_harm(seed):
-    recall, precision = gains(*saturated(seed, 0))
-    assert recall >= -0.4 and precision > -0.5
+@pytest.mark.parametrize("with_random_chamfer", [False, True])
+def test_noise_does_no_harm(with_random_chamfer):
+    """Logits that are noise, beside the cosine a Chamfer similarity that adds nothing, or a random one."""
+    found = []
+    for seed in range(6):
+        candidates, labels = saturated(seed, 0)
+        if with_random_chamfer:
+            rng = np.random.default_rng(seed)
+            candidates = candidates._replace(chamfer=rng.random((300, 30)).astype(np.float32))
+        found.append(gains(candidates, labels))
+    recall, precision = np.mean(found, axis=0)
+    assert recall >= -0.1 and precision > -0.25  # a single one's standard error is 0.4
