@@ -43,6 +43,7 @@ class LoaderSettings:
     train_cache_nn_inds: Path | str | None
     interpolation: str = "bilinear"
     crop_fraction: float = CROP_FRACTION
+    num_negatives: int = 1  # of each anchor, drawn by the sampler 'triplet'
 
 
 class Loaders(NamedTuple):
@@ -172,7 +173,7 @@ def _triplets(settings: LoaderSettings, images: ImageSet, num_test_images: int) 
         raise InputError("the sampler 'triplet' needs dataset.train_cache_nn_inds, the training images' neighbour file")
     other_sets = {"test": num_test_images}
     neighbours = load_neighbours(file, n, n, other_sets, is_self_search=True, paths=images.paths)
-    return TripletSampler(images.labels, neighbours, settings.batch_size, torch.initial_seed())
+    return TripletSampler(images.labels, neighbours, settings.batch_size, torch.initial_seed(), settings.num_negatives)
 
 
 SAMPLERS = {"random": _random, "random_id": _random_identities, "triplet": _triplets}

@@ -111,20 +111,28 @@ class TripletSampler(EpochSampler):
     The positive is uniform among the other images of the anchor's class, the negative among those of its first 100
     `neighbours` (n, K) of another class. Anchors without another image of their class are skipped; anchors
     whose neighbours are all of their class get a random image of another class. The last, partial batch is kept.
+
+    An anchor may have several negatives, different ones. One with fewer neighbours of another class gets each of them,
+    and draws again among them for the rest; random images of another class may repeat.
     """
 
-    group = 3
-
-    def __init__(self, labels: np.ndarray, neighbours: np.ndarray, batch_size: int, seed: int):
+    def __init__(self, labels: np.ndarray, neighbours: np.ndarray, batch_size: int, seed: int, num_negatives: int = 1):
         super().__init__(seed)
-        if batch_size % 3:
+        self.num_negatives, self.group = num_negatives, 2 + num_negatives
+        if batch_size % self.group:
             raise InputError(
-                f"dataset.batch_size={batch_size} is no multiple of 3, but the sampler 'triplet' needs one"
+                f"dataset.batch_size={batch_size} is no multiple of {self.group}, but the sampler 'triplet' needs one"
+                + (f" for num_negatives={num_negatives}" if num_negatives > 1 else "")
             )
         self.images, self.labels = ImagesByClass(labels), labels
         self.neighbours = neighbours[:, :HARD_NEIGHBOURS].copy()  # frees the array of a file with more columns
+        if num_negatives > self.neighbours.shape[1]:
+            raise InputError(
+                f"num_negatives={num_negatives}, but negatives come from the first {self.neighbours.shape[1]} "
+                "neighbours in dataset.train_cache_nn_inds: give fewer"
+            )
         self.anchors = np.flatnonzero(self.images.counts[labels] > 1)
-        self.per_batch = batch_size // 3
+        self.per_batch = batch_size // self.group
         if not len(self.anchors) or len(self.images.counts) < 2:
             raise InputError("the sampler 'triplet' needs two training classes, and one class with two images")
         self.hard = labels[self.neighbours] != labels[:, None]
@@ -150,16 +158,32 @@ class TripletSampler(EpochSampler):
         images, classes = self.images, self.labels[anchors]
         j = rng.integers(images.counts[classes] - 1)
         positives = images.order[images.starts[classes] + j + (j >= images.rank[anchors])]
-        j = rng.integers(len(self.labels) - images.counts[classes])
+        others = len(self.labels) - images.counts[classes]
+        j = rng.integers(others, size=(self.num_negatives, len(anchors)))
         random_negatives = images.order[j + images.counts[classes] * (j >= images.starts[classes])]
         # neighbours of another class, counted along each row: the first to reach j + 1 is number j
         counted = np.cumsum(self.hard[anchors], axis=1, dtype=np.uint8)
-        j = rng.integers(np.maximum(counted[:, -1], 1))
-        hard_negatives = self.neighbours[anchors, (counted > j[:, None]).argmax(axis=1)]
+        drawn = draw_different(rng, counted[:, -1].astype(np.int64), self.num_negatives)
+        hard_negatives = [self.neighbours[anchors, (counted > j[:, None]).argmax(axis=1)] for j in drawn]
         negatives = np.where(counted[:, -1] > 0, hard_negatives, random_negatives)
-        triplets = np.stack((anchors, positives, negatives), axis=1)
+        groups = np.stack((anchors, positives, *negatives), axis=1)
         for start in range(0, len(anchors), self.per_batch):
-            yield triplets[start : start + self.per_batch].ravel()
+            yield groups[start : start + self.per_batch].ravel()
+
+
+def draw_different(rng: np.random.Generator, counts: np.ndarray, n: int) -> np.ndarray:
+    """Uniform numbers (n, rows) below each row's count: different ones, and any of them when all are drawn.
+
+    The next number of a row is one of those that are left, and steps over the drawn ones in rising order. Say 0 and 2
+    of 4 are drawn: j = 1 steps over 0 to 2, over 2 to 3. A count of 0 gives 0.
+    """
+    drawn = np.empty((n, len(counts)), np.int64)
+    for i in range(n):
+        is_left = counts > i
+        drawn[i] = rng.integers(np.where(is_left, counts - i, np.maximum(counts, 1)))
+        for number in np.sort(drawn[:i], axis=0):
+            drawn[i] += is_left & (drawn[i] >= number)
+    return drawn
 
 
 class ImagesByClass:

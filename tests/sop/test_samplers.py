@@ -1,3 +1,4 @@
+import itertools
 import time
 from collections import Counter
 
@@ -38,10 +39,12 @@ def make(kind, seed=0):
         return RandomSampler(10, 4, seed)
     if kind == "random_id":
         return RandomIdentitySampler(LABELS, 4, 2, 5, seed)
+    if kind == "several negatives":
+        return TripletSampler(LABELS, all_neighbours(LABELS), 10, seed, 3)
     return TripletSampler(LABELS, all_neighbours(LABELS), 6, seed)
 
 
-@pytest.mark.parametrize("kind", ["random", "random_id", "triplet"])
+@pytest.mark.parametrize("kind", ["random", "random_id", "triplet", "several negatives"])
 def test_epochs_depend_on_seed_and_number(kind):
     draws = list(make(kind))
     assert draws == list(make(kind))
@@ -128,6 +131,52 @@ def test_random_negatives_without_hard_ones(capsys):
     assert set(negatives) == set(range(3, 10))
     assert chi_square_is_plausible(np.array(list(negatives.values())), 100)
     assert capsys.readouterr().out == ""
+
+
+def test_one_negative_is_drawn_as_by_one_number():
+    """The draws of former runs, which a continued one draws, too."""
+    sampler = TripletSampler(LABELS, all_neighbours(LABELS), 30, 0)
+    rng = np.random.default_rng((0, 2))
+    anchors = rng.permutation(9)
+    others = np.array([[j for j in range(10) if LABELS[j] == LABELS[i] and j != i] for i in anchors], dtype=object)
+    positives = [row[j] for row, j in zip(others, rng.integers([len(row) for row in others]), strict=True)]
+    different = [[j for j in range(10) if LABELS[j] != LABELS[i]] for i in anchors]
+    sizes = [len(row) for row in different]
+    rng.integers(sizes)  # a random negative, where there is no hard one
+    negatives = [row[j] for row, j in zip(different, rng.integers(sizes), strict=True)]
+    assert epoch(sampler, 2) == [np.stack((anchors, positives, negatives), axis=1).ravel().tolist()]
+
+
+def test_several_negatives():
+    neighbours = np.array([[1, 3, 5, 2], [0, 4, 6, 9], [0, 1, 3, 4]] + [[0, 1, 2, 9]] * 7)
+    sampler, rounds = TripletSampler(LABELS, neighbours, 50, 0, 3), 3000
+    batches = [epoch(sampler, number) for number in range(rounds)]
+    assert [[len(batch) for batch in batches] for batches in batches] == [[45]] * rounds
+    groups = np.array([flat(batch) for batch in batches]).reshape(-1, 5)
+    assert (LABELS[groups[:, 0]] == LABELS[groups[:, 1]]).all() and (groups[:, 0] != groups[:, 1]).all()
+    assert (LABELS[groups[:, 2:]] != LABELS[groups[:, :1]]).all()
+    for anchor, hard in ((1, [4, 6, 9]), (7, [0, 1, 2, 9])):  # as many as are wanted, and more: none twice
+        of_anchor = [tuple(row) for row in groups[groups[:, 0] == anchor][:, 2:].tolist()]
+        expected = list(itertools.permutations(hard, 3))
+        counts = Counter(of_anchor)
+        assert set(counts) == set(expected)
+        assert chi_square_is_plausible(np.array([counts[key] for key in expected]), rounds / len(expected))
+    of_anchor = groups[groups[:, 0] == 0][:, 2:]  # two hard ones: both, and one of them again
+    assert set(map(tuple, of_anchor.tolist())) == {(a, b, c) for a, b in ((3, 5), (5, 3)) for c in (3, 5)}
+
+
+def test_several_negatives_without_hard_ones():
+    neighbours = np.array([[1, 2, 0]] * 3 + [[0, 1, 9]] * 7)
+    groups = np.array([flat(epoch(TripletSampler(LABELS, neighbours, 40, 0, 2), i)) for i in range(300)]).reshape(-1, 4)
+    random_ones = groups[groups[:, 0] == 1][:, 2:]
+    assert set(random_ones[:, 0]) == set(random_ones[:, 1]) == set(range(3, 10))
+
+
+def test_invalid_numbers_of_negatives():
+    with pytest.raises(InputError, match=r"batch_size=12 is no multiple of 5, .* needs one for num_negatives=3"):
+        TripletSampler(LABELS, all_neighbours(LABELS), 12, 0, 3)
+    with pytest.raises(InputError, match=r"num_negatives=10, but negatives come from the first 9 neighbours in data"):
+        TripletSampler(LABELS, all_neighbours(LABELS), 12, 0, 10)
 
 
 def test_negatives_are_among_the_first_100_neighbours():
