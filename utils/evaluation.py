@@ -17,7 +17,7 @@ from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.crossfit import describe_grid, fit_weights
 from utils.retrieval.embedding import GLOBAL, LOCAL, embed
 from utils.retrieval.knn import EXACT
-from utils.retrieval.measures import Measures, changes_of, measures_of
+from utils.retrieval.measures import Measures, changes_of, measures_of, recalls_of
 from utils.retrieval.pair_scoring import Scorer, matcher_for, pair_scores
 from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.retrieval.results import Labels
@@ -26,6 +26,8 @@ from utils.text import text_table
 # Least rank correlation of cosines with places that is plausible. Two untrained networks, each with the other's
 # neighbours, had 0.76; neighbours of other photos, in lists of the same classes, up to 0.3; by chance it is 0.
 MIN_CORRELATION = 0.5
+# with logits, and without, where none can be chosen: middle ones of `crossfit.grid`
+FIXED_WEIGHTS = {True: Weights(1, 20, 10, 0), False: Weights(0, 0.5, 1, 0)}
 
 
 def evaluate_global(
@@ -64,6 +66,39 @@ def evaluate_rerank(
     )
     check_scores_differ(logits, "the matcher")
     return recalls, logits, positions
+
+
+def evaluate_fused(
+    model,
+    cache_nn_inds: Tensor,
+    query_loader,
+    gallery_loader,
+    recall_ks: Sequence[int],
+    dtype=torch.float32,
+    with_matcher: bool = True,
+):
+    """`evaluate_rerank` by all scores, or those without a matcher, with the weights of `utils.retrieval.crossfit`.
+
+    Where none can be chosen, as of too few classes, they are `FIXED_WEIGHTS`, and a line says so.
+    """
+    num_scored, loaders = cache_nn_inds.shape[1], (query_loader, gallery_loader)
+    candidates = score_candidates(model, cache_nn_inds, num_scored, *loaders, dtype, with_matcher=with_matcher)
+    _check_last_scores_differ(candidates)
+    labels = Labels.of(*loaders)
+    try:
+        ranking = fit_weights(candidates, labels, with_matcher).ranking
+    except InputError as error:
+        weights = FIXED_WEIGHTS[with_matcher]._replace(num_candidates=num_scored)
+        print(f"ranked by {weights}: {error}")
+        ranking = ranking_by(candidates, weights)
+    of_queries, of_gallery = map(torch.from_numpy, labels[:2])
+    return recalls_of(ranking.positions, of_queries, of_gallery, recall_ks), *ranking
+
+
+def _check_last_scores_differ(candidates: Candidates) -> None:
+    """`check_scores_differ` of the logits, or where there are none of the Chamfer similarities."""
+    logits, chamfer = candidates.logits, candidates.chamfer
+    check_scores_differ(*((chamfer, "Chamfer similarity") if logits is None else (logits, "the matcher")))
 
 
 def check_scores_differ(scores: np.ndarray, scorer: str) -> None:
@@ -147,10 +182,7 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     without the logit. 'crossfit': the last ranking with cross-validated weights, or if there is none as for None.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
-    if candidates.logits is not None:
-        check_scores_differ(candidates.logits, "the matcher")
-    else:
-        check_scores_differ(candidates.chamfer, "Chamfer similarity")
+    _check_last_scores_differ(candidates)
     if (correlation := cosine_rank_correlation(candidates.cosines)) < MIN_CORRELATION:
         print(
             f"the candidates' cosines hardly fall from first to last (rank correlation {correlation:.2f}, and 1 for "

@@ -50,13 +50,27 @@ class TrainingState:
         return nn.ModuleDict({"model": self.model, "criterion": self.criterion})
 
 
-def parameter_groups(modules: Sequence[nn.Module], no_bias_decay: bool) -> list[dict]:
+def parameter_groups(modules: Sequence[nn.Module], no_bias_decay: bool, lr: float) -> list[dict]:
     """All parameters of model and criterion, frozen ones too; with `no_bias_decay` the one-dimensional ones apart,
-    without weight decay."""
-    parameters = list(nn.ModuleList(modules).parameters())
-    if not no_bias_decay:
-        return [{"params": parameters}]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.dim() != 1]},
-        {"params": [parameter for parameter in parameters if parameter.dim() == 1], "weight_decay": 0.0},
-    ]
+    without weight decay.
+
+    Those of a module with an `lr_factor` are apart, too: they learn at so many times `lr`, without weight decay.
+    """
+    all_modules = nn.ModuleList(modules)
+    rates: dict[nn.Parameter, float] = {
+        parameter: lr * module.lr_factor  # type: ignore[operator,misc]
+        for module in all_modules.modules()
+        if hasattr(module, "lr_factor")
+        for parameter in module.parameters()
+    }
+    parameters = [parameter for parameter in all_modules.parameters() if parameter not in rates]
+    groups: list[dict] = [{"params": parameters}]
+    if no_bias_decay:
+        groups = [
+            {"params": [parameter for parameter in parameters if parameter.dim() != 1]},
+            {"params": [parameter for parameter in parameters if parameter.dim() == 1], "weight_decay": 0.0},
+        ]
+    for rate in sorted(set(rates.values())):
+        of_rate = [parameter for parameter in rates if rates[parameter] == rate]
+        groups.append({"params": of_rate, "lr": rate, "weight_decay": 0.0})
+    return groups

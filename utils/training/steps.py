@@ -4,17 +4,20 @@
 logits that they are of, are computed in float32, without TF32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from utils.distributed.collectives import all_gather_rows, all_reduce_int, all_reduce_sum, local_rows
 from utils.distributed.group import world_size
-from utils.errors import InputError
+from utils.errors import InputError, listing
+from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.pair_scoring import Scorer
 from utils.runtime.device import MicroBatches, device_of
 from utils.runtime.precision import autocast, true_float32
 from utils.runtime.ranks import is_main_process
+from utils.training.losses import CHAMFER, LOGIT, accuracy_at_zero
 
 # nn.Dropout's kin and torchvision's StochasticDepth; timm's DropPath; nn.MultiheadAttention; whole networks
 DROP_RATES = ("p", "drop_prob", "dropout", "drop_rate")
@@ -90,20 +93,33 @@ def backward_with_gradient_cache(
 
 
 def rerank_step(
-    model, criterion, dtype: torch.dtype = torch.float32, micro_batch: int | None = None, embedded: bool = False
+    model,
+    criterion,
+    dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+    embedded: bool = False,
+    num_negatives: int = 1,
 ) -> Step:
-    """A step of the matcher on triplets (paper, section 3.3); its accuracy is that at threshold 0.5.
+    """A step on triplets (paper, section 3.3): the losses of one score of their pairs, or of several, are summed.
 
-    A batch is laid out anchor, positive, negative, anchor, ... Each image is embedded once;
-    `criterion(positive_logits, negative_logits)` is given the logits (M,) of (anchor, positive) and (anchor, negative)
-    of some triplets, and is a mean over them. With `micro_batch`, a multiple of 3, gradients are summed over pieces of
-    so many images. `embedded` batches hold `layer4` maps in place of images. Of a job of several processes each has its
-    share of the batch: loss and accuracy are of all, the gradient what this share contributes.
+    A batch is laid out anchor, positive, negatives, anchor, ... Each image is embedded once. `criterion` judges the
+    matcher's logits; a ModuleDict holds criteria of the "logit", of "chamfer", the similarity of the local maps, or of
+    both. Each is called as `criterion(positive_scores, negative_scores)`, of (anchor, positive) and (anchor, negative)
+    of some anchors: (M,), or negatives (M, n) where an anchor has n > 1. It returns a mean over the anchors. Accuracy
+    is the first one's, at a score of 0 unless it says its own.
+
+    With `micro_batch`, a multiple of an anchor's images, gradients are summed over pieces of so many images. `embedded`
+    batches hold `layer4` maps in place of images. Of a job of several processes each has its share of the batch: loss
+    and accuracy are of all, the gradient what this share contributes.
     """
-    if micro_batch is not None and micro_batch % 3:
-        raise InputError(f"micro_batch={micro_batch} is no multiple of 3, but a triplet stays together")
+    group = 2 + num_negatives
+    if micro_batch is not None and micro_batch % group:
+        whole = "a triplet stays" if num_negatives == 1 else "an anchor, its positive and its negatives stay"
+        raise InputError(f"micro_batch={micro_batch} is no multiple of {group}, but {whole} together")
     _check_micro_batching(model, micro_batch)
     features_of = batch_features(model, dtype, embedded)
+    criteria = _criteria_by_score(criterion)
+    accuracy_of = getattr(next(iter(criteria.values())), "accuracy", accuracy_at_zero)
 
     def step(images: Tensor, labels: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
         loss, accuracy = torch.zeros(2, device=images.device)
@@ -113,21 +129,47 @@ def rerank_step(
             features = features_of(piece)
             with autocast(images.device, dtype):
                 local = model.remap_local(features)
-                anchors, positives, negatives = (local[role::3] for role in range(3))
-                logits = model.matcher(None, torch.cat((anchors, anchors)), None, torch.cat((positives, negatives)))
-            judged = logits.detach().requires_grad_()
-            positive_logits, negative_logits = judged.chunk(2)
+                outputs = [local if name == CHAMFER else _score_pairs(model.matcher, local, group) for name in criteria]
+            judged = [output.detach().float().requires_grad_() for output in outputs]
             share = len(piece) / size
             with true_float32():
-                piece_loss = criterion(positive_logits, negative_logits) * share
+                scores = [_scores_of(*each, group) for each in zip(criteria, judged, strict=True)]
+                losses = [judge(*each) for judge, each in zip(criteria.values(), scores, strict=True)]
+                piece_loss = torch.stack(losses).sum() * share
                 scale(piece_loss).backward()
-            logits.backward(judged.grad)
+            pairs = [pair for pair in zip(outputs, judged, strict=True) if pair[0].requires_grad]
+            gradients = [part.grad.to(output.dtype) for output, part in pairs]  # type: ignore[union-attr]
+            torch.autograd.backward([output for output, _ in pairs], gradients)
             loss += piece_loss.detach()
-            accuracy += torch.cat((positive_logits > 0, negative_logits <= 0)).float().mean() * share
+            with torch.no_grad():
+                accuracy += accuracy_of(*scores[0]) * share
         loss, accuracy = all_reduce_sum(torch.stack((loss, accuracy)))
         return loss, accuracy
 
     return step
+
+
+def _criteria_by_score(criterion) -> Mapping[str, Callable[..., Tensor]]:
+    """The criteria of a step by the names of the scores that they judge; ValueError for an unknown score."""
+    criteria = criterion if isinstance(criterion, nn.ModuleDict) else {LOGIT: criterion}
+    if unknown := set(criteria) - {LOGIT, CHAMFER}:
+        raise ValueError(f"{listing(unknown)} is no score of pairs: choose from {listing((LOGIT, CHAMFER))}")
+    return criteria  # type: ignore[return-value]
+
+
+def _scores_of(name: str, output: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Scores (M,) of positives, and of negatives (M,), or (M, n) of n > 1 an anchor: the output is theirs, or the local
+    maps of the Chamfer similarity, which has no weights, and is computed as a loss is."""
+    scores = _score_pairs(Chamfer(), output, group) if name == CHAMFER else output
+    positives, *negatives = scores.chunk(group - 1)
+    return positives, negatives[0] if group == 3 else torch.stack(negatives, dim=1)
+
+
+def _score_pairs(scorer: Scorer, local: Tensor, group: int) -> Tensor:
+    """Scores of all anchors with their positives, then with their first negatives, and so on."""
+    anchors, *others = (local[role::group] for role in range(group))
+    queries, candidates = torch.cat([anchors] * len(others)), torch.cat(others)
+    return scorer.score(scorer.encode_queries(queries), scorer.encode_candidates(candidates))
 
 
 def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tensor], Tensor]:

@@ -361,8 +361,8 @@ def test_micro_batches_keep_triplets_together():
 
 def test_parameter_groups():
     model = new(arch="resnet18", freeze_backbone=True)
-    assert [len(group["params"]) for group in parameter_groups([model], False)] == [len(list(model.parameters()))]
-    decayed, kept = parameter_groups([model], True)
+    assert [len(group["params"]) for group in parameter_groups([model], False, 0.1)] == [len(list(model.parameters()))]
+    decayed, kept = parameter_groups([model], True, 0.1)
     assert {p.dim() for p in kept["params"]} == {1}
     assert 1 not in {p.dim() for p in decayed["params"]}
     assert kept["weight_decay"] == 0

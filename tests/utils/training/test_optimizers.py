@@ -15,10 +15,11 @@ from utils.training.state import parameter_groups
 
 
 def make(task, model, fused):
-    groups = parameter_groups([model], True)
+    lr = 0.01 if task == "global" else 1e-3
+    groups = parameter_groups([model], True, lr)
     if task == "global":
-        return SGD(groups, 0.01, 0.9, weight_decay=4e-4, nesterov=True, fused=fused)
-    return AdamW(groups, 1e-3, weight_decay=4e-4, fused=fused)
+        return SGD(groups, lr, 0.9, weight_decay=4e-4, nesterov=True, fused=fused)
+    return AdamW(groups, lr, weight_decay=4e-4, fused=fused)
 
 
 def shadowed(model, optimizer, task):
