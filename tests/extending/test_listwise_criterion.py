@@ -48,7 +48,7 @@ def test_pairs_judged_by_themselves():
 
 
 def test_the_command_on_one_process_and_on_two(tiny, observed, neighbours, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment_rerank, "MeanOverPairs", lambda loss: Listwise())
+    monkeypatch.setattr(experiment_rerank, "rerank_criterion", lambda objective, num_negatives: Listwise())
     data = {"sampler": "triplet", "batch_size": 24, "train_cache_nn_inds": str(neighbours / "train.pkl")}
 
     def run(folder):

@@ -45,14 +45,18 @@ def test_a_loss_on_descriptors(tiny, observed, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "last.pt")["criterion"]["proxies"].shape == (6, 16)
 
 
-def test_a_loss_for_reranking(tiny, observed, neighbours, tmp_path, monkeypatch):
-    loss = code_of("A loss for reranking")["MarginLoss"]
-    assert loss()(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.5])).item() == 1.25
-    monkeypatch.setattr(experiment_rerank, "MeanOverPairs", lambda pairs: loss())
+@pytest.mark.parametrize("name", ["MarginLoss", "LOSSES"])
+def test_a_loss_for_reranking(tiny, observed, neighbours, tmp_path, monkeypatch, name):
+    code = code_of("A loss for reranking")
+    assert code["MarginLoss"]()(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.5])).item() == 1.25
+    criterion = code["MarginLoss"]() if name == "MarginLoss" else code["LOSSES"]
+    monkeypatch.setattr(experiment_rerank, "rerank_criterion", lambda objective, num_negatives: criterion)
     data = {"sampler": "triplet", "batch_size": 24, "train_cache_nn_inds": str(neighbours / "train.pkl")}
     files = {"temp_dir": tmp_path, "cache_nn_inds": str(neighbours / "test.pkl")}
     run = observed(experiment_rerank.ex, **tiny(epochs=1, dataset=data, **files))
     assert len(run.metrics["train.loss"]["values"]) > 0
+    kept = {"MarginLoss": [], "LOSSES": ["chamfer.b", "chamfer.c"]}[name]
+    assert list(torch.load(tmp_path / "last.pt")["criterion"]) == kept
 
 
 def test_a_backbone(tiny, observed, tmp_path, monkeypatch):

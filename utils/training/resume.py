@@ -36,6 +36,7 @@ MAY_CHANGE_ON_RESUME = {
     "resume",
     "cache_nn_inds",
 }
+ADDED = {"objective": "published", "num_negatives": 1}  # settings that older files lack, and what their runs did
 EXPECTED = {  # the parts of `last.pt` and their types
     "model": dict,
     "criterion": dict | None,  # older ones lack it
@@ -220,8 +221,8 @@ def check_continues(content: dict, about: Mapping[str, Any]) -> None:
     before, now = content["about"], about
     try:
         settings_before, settings_now = (json.loads(part["settings"]) for part in (before, now))
-        settings_before.keys()
-    except (ValueError, AttributeError, RecursionError) as error:
+        settings_before = {k: value for k, value in ADDED.items() if k in settings_now} | settings_before
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{LAST} holds no settings ({error}): set continue_run=False to start anew") from error
     changed = [
         f"{key}={settings_now.get(key)!r}, not {settings_before.get(key)!r}"
@@ -237,7 +238,5 @@ def check_continues(content: dict, about: Mapping[str, Any]) -> None:
     if others:
         changed.append(f"{others} of {len(sizes)} photos have another size")
     if changed:
-        raise InputError(
-            f"this is not the run that {LAST} is of: {'; '.join(changed)}. Set it as it was, or continue_run=False to "
-            "start anew"
-        )
+        advice = "Set it as it was, or continue_run=False to start anew"
+        raise InputError(f"this is not the run that {LAST} is of: {'; '.join(changed)}. {advice}")
