@@ -4,7 +4,7 @@
 logits that they are of, are computed in float32, without TF32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -137,9 +137,7 @@ def rerank_step(
                 losses = [judge(*each) for judge, each in zip(criteria.values(), scores, strict=True)]
                 piece_loss = torch.stack(losses).sum() * share
                 scale(piece_loss).backward()
-            pairs = [pair for pair in zip(outputs, judged, strict=True) if pair[0].requires_grad]
-            gradients = [part.grad.to(output.dtype) for output, part in pairs]  # type: ignore[union-attr]
-            torch.autograd.backward([output for output, _ in pairs], gradients)
+            _backward_from(outputs, judged)
             loss += piece_loss.detach()
             with torch.no_grad():
                 accuracy += accuracy_of(*scores[0]) * share
@@ -147,6 +145,13 @@ def rerank_step(
         return loss, accuracy
 
     return step
+
+
+def _backward_from(outputs: Sequence[Tensor], judged: Sequence[Tensor]) -> None:
+    """Take the gradients at what a loss has judged, detached outputs of the network, on to the weights."""
+    trained = [(output, part.grad) for output, part in zip(outputs, judged, strict=True) if output.requires_grad]
+    gradients = [gradient.to(output.dtype) for output, gradient in trained]  # type: ignore[union-attr]
+    torch.autograd.backward([output for output, _ in trained], gradients)
 
 
 def _criteria_by_score(criterion) -> Mapping[str, Callable[..., Tensor]]:

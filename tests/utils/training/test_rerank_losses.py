@@ -109,13 +109,22 @@ def test_similarity_is_a_loss_in_float32(dtype, monkeypatch):
     """Half precision rounds the local maps, and nothing behind them."""
     model, criterion = small_model().train(), rerank_criterion("chamfer")
     images, maps = pixels("objectives", 6, 3, 64, 64), []
-    model.remap_local.register_forward_hook(lambda module, inputs, output: maps.append(output))
-    loss, _ = rerank_step(model, criterion, dtype)(images, None, lambda loss: loss)
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        maps.append(output)
+
+    model.remap_local.register_forward_hook(keep)
+    loss, _ = rerank_step(model, criterion, dtype)(images, None, lambda loss: 64 * loss)
     (local,) = maps
-    assert local.dtype == dtype
-    anchors, positives, negatives = (local.detach().float()[role::3] for role in range(3))
-    positive, negative = (10 * plain_chamfer(anchors, others) - 6 for others in (positives, negatives))
-    torch.testing.assert_close(loss, (F.softplus(-positive) + F.softplus(negative)).mean() / 2)
+    plain = local.detach().float().requires_grad_()
+    positive, negative = (10 * plain_chamfer(plain[0::3], plain[role::3]) - 6 for role in (1, 2))
+    expected = (F.softplus(-positive) + F.softplus(negative)).mean() / 2
+    (64 * expected).backward()
+    torch.testing.assert_close(loss, expected.detach())
+    assert local.dtype == local.grad.dtype == dtype
+    torch.testing.assert_close(local.grad, plain.grad.to(dtype))
+    assert model.remap_local.weight.grad.isfinite().all() and model.remap_local.weight.grad.any()
 
 
 def test_scales_learn_faster_and_do_not_decay():
