@@ -25,8 +25,10 @@ from utils.errors import InputError
 from utils.evaluation import evaluate_fused, evaluate_rerank
 from utils.experiment import command, training_run
 from utils.experiment.command import note_files
+from utils.experiment.fusion import fit_best_checkpoint
 from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.experiment.training_run import TRAINING_RULES
+from utils.metrics import MAX_CANDIDATES
 from utils.retrieval.embedding import embed_views
 from utils.runtime.ranks import rank
 from utils.settings import TEXT, one_of, whole_number
@@ -116,7 +118,8 @@ def main(
         torch.manual_seed(seed)
         sampling = {"num_negatives": num_negatives, **resizing(_config["dataset"]["crop_size"])}
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **sampling)
-        neighbours = loaders.neighbours(cache_nn_inds)[:, :VALIDATION_CANDIDATES].clone()
+        neighbours = loaders.neighbours(cache_nn_inds)
+        validated = neighbours[:, :VALIDATION_CANDIDATES].clone()
         torch.manual_seed(seed)
         note_files(_run, cache_nn_inds, *input_files(training=True))
         training = open_training(loaders.photo_sizes, MAY_CHANGE_ON_RESUME)
@@ -142,11 +145,15 @@ def main(
             embed = partial(embed_views, model, dtype=dtype)
             train_loader = EmbeddedViews(train_loader, frozen_views, embed, device)
         torch.manual_seed(seed + rank())  # another dropout on each rank
+        scored = neighbours[:, :MAX_CANDIDATES].clone()
         evaluate = evaluate_rerank if objective == "published" else partial(evaluate_fused, with_matcher=with_matcher)
         return run_training(
             training=training,
             state=state,
             step=step,
             loader=train_loader,
-            validate=lambda: evaluate(model, neighbours, loaders.query, loaders.gallery, recall_ks, dtype),
+            validate=lambda: evaluate(model, validated, loaders.query, loaders.gallery, recall_ks, dtype),
+            fit_fusion=lambda: fit_best_checkpoint(
+                training.files.checkpoint, model, scored, loaders, dtype, with_matcher, _config["dataset"]["val_file"]
+            ),
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rrt.arguments import FITTED, Fusion, weights_of
 from rrt.index import Index, Result, update
 from rrt.index_folder import own_reranker, read_content
 from rrt.page import page, scores_text
@@ -23,16 +24,17 @@ from utils.settings import expand_home
 from utils.text import printable, shortened
 
 JSON_FORMAT = 1
-JSON_HELP = f"""--json prints {{"format": {JSON_FORMAT}, "answers": [...]}} with an answer for each query:
+JSON_HELP = f"""--json prints {{"format": {JSON_FORMAT}, "ranking": ..., "answers": [...]}}: in words what
+photos are reranked by, and for each query an answer:
   query  its absolute path
   found  photos, the best first, each with
     photo           its absolute path
     rank            from 1
     rank_by_cosine  that before reranking, from 1
-    score           what ranks it: the logit, with --fusion the sum, with --rerank 0 the cosine;
-                    null behind the reranked photos
+    score           what ranks it; null behind the reranked photos
     logit           of the matcher, or null
-    cosine          of the descriptors, from -1 to 1"""
+    cosine          of the descriptors, from -1 to 1
+    probability     that it shows the query's product, or null where scores are not calibrated"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,25 +79,39 @@ def index(options: argparse.Namespace) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Search an index."""
-    if options.fusion and not options.rerank:
+    if options.fusion and options.rerank == 0:
         raise InputError("--fusion needs reranking: leave it out, or --rerank 0")
     photos = Index(options.index)
     queries = [Path(query) for query in options.queries]
-    results = photos.search(photos.reranker.embed(queries), options.top, options.rerank, options.fusion)
+    num_candidates = photos.num_candidates() if options.rerank is None else options.rerank
+    fusion = FITTED if options.fusion is None else options.fusion
+    results = photos.search(photos.reranker.embed(queries), options.top, num_candidates, fusion)
+    ranking = ranking_text(photos.reranker, num_candidates, fusion)
     if options.html is not None:
         with atomic_write(options.html) as file:
             file.write(page(queries, results).encode())
         print(f"{printable(options.html)} shows the results: open it in a browser")
     elif options.json:
-        print(json.dumps(_as_json(queries, results), indent=1, allow_nan=False))
+        print(json.dumps(_as_json(ranking, queries, results), indent=1, allow_nan=False))
     else:
+        print(printable(ranking))
         for query, of_query in zip(queries, results, strict=True):
             print(printable(query))
             for rank, result in enumerate(of_query, start=1):
                 print(f"{rank:4}. {scores_text(result)}  {printable(result.photo)}")
 
 
-def _as_json(queries: Sequence[Path], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
+def ranking_text(reranker: Reranker, num_candidates: int, fusion: Fusion) -> str:
+    """What photos are ranked by, in words."""
+    if not num_candidates:
+        return "ranked by cosine"
+    own = reranker.fusion
+    weights = weights_of(fusion, num_candidates, own and own.weights)
+    origin = f", fitted on {own.fitted_on}" if own is not None and weights[:3] == own.weights[:3] else ""
+    return f"reranked by {weights}{origin}"
+
+
+def _as_json(ranking: str, queries: Sequence[Path], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """The object that JSON_HELP describes."""
     fields = [name for name in Result._fields if name != "stamp"]
     answers = [
@@ -108,14 +124,20 @@ def _as_json(queries: Sequence[Path], results: Sequence[Sequence[Result]]) -> di
         }
         for query, of_query in zip(queries, results, strict=True)
     ]
-    return {"format": JSON_FORMAT, "answers": answers}
+    return {"format": JSON_FORMAT, "ranking": ranking, "answers": answers}
 
 
 def compare(options: argparse.Namespace) -> None:
     """Score a pair."""
     reranker = _model(options)
     (match,) = reranker.rank(options.a, [options.b])
-    print(f"logit {match.logit:.3f}, cosine {match.cosine:.3f}")
+    parts = [] if match.probability is None else [f"same product: {match.probability:.2f}"]
+    parts += [] if match.logit is None else [f"logit {match.logit:.3f}"]
+    print(", ".join([*parts, f"cosine {match.cosine:.3f}"]))
+    calibration = reranker.fusion and reranker.fusion.calibration
+    if calibration:
+        verdict = "match" if match.score > calibration.threshold else "no match"
+        print(f"{verdict}, at a false match rate of {100 * calibration.false_match_rate:g} % among candidates")
     if options.picture is not None:
         picture = attention_picture(reranker, options.a, options.b)
         with atomic_write(options.picture) as file:
@@ -172,10 +194,14 @@ def _parser() -> argparse.ArgumentParser:
     of_search.add_argument("queries", nargs="+", metavar="QUERY", help="photos")
     of_search.add_argument("--top", type=_number, default=10, metavar="N", help="photos for each query; 10")
     of_search.add_argument(
-        "--rerank", type=_number, default=100, metavar="N", help="rerank the first N; 100, 0 for none"
+        "--rerank", type=_number, metavar="N", help="rerank the first N: as many as the model's weights are for, or 100"
     )
     of_search.add_argument(
-        "--fusion", type=float, nargs=2, metavar=("W", "V"), help="rerank by logit + W * cosine + V * chamfer"
+        "--fusion",
+        type=float,
+        nargs=2,
+        metavar=("W", "V"),
+        help="rerank by logit + W * cosine + V * chamfer in place of the model's own weights; 0 0: by the logit",
     )
     outputs = of_search.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="a page to look at")

@@ -12,7 +12,8 @@ from utils.settings import number, plain, whole_number
 
 WEIGHT = number(0, 1_000_000)
 TOP_K = whole_number(1).or_none()
-Fusion = Sequence[float] | np.ndarray | None
+FITTED, LOGIT = "fitted", "logit"
+Fusion = str | Sequence[float] | np.ndarray | None
 
 
 def device_of(device: torch.device | str | None) -> torch.device:
@@ -28,13 +29,16 @@ def device_of(device: torch.device | str | None) -> torch.device:
     return known
 
 
-def weights_of(fusion: Fusion, num_candidates: int) -> Weights:
-    if fusion is None:
+def weights_of(fusion: Fusion, num_candidates: int, own: Weights | None) -> Weights:
+    """The weights of a `fusion`; `own` are the network's."""
+    if isinstance(fusion, str) and fusion == FITTED and own is not None:
+        return own._replace(num_candidates=num_candidates)
+    if fusion is None or (isinstance(fusion, str) and fusion in (FITTED, LOGIT)):
         return Weights(1, 0, 0, num_candidates)
     values = fusion.tolist() if isinstance(fusion, np.ndarray) else fusion
-    weights = list(map(plain, values)) if isinstance(values, Sequence) else []
+    weights = list(map(plain, values)) if isinstance(values, Sequence) and not isinstance(values, str) else []
     if len(weights) != 2 or not all(map(WEIGHT.accepts, weights)):
-        raise InputError(f"fusion={fusion!r}: give None, or (w, v), two numbers from 0 to 1,000,000")
+        raise InputError(f"fusion={fusion!r}: give '{FITTED}', '{LOGIT}', or (w, v), two numbers from 0 to 1,000,000")
     cosine, chamfer = weights
     return Weights(1, cosine, chamfer, num_candidates)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrt.arguments import Fusion
+from rrt.arguments import FITTED, Fusion
 from rrt.features import Features
 from rrt.index_folder import own_reranker, part_of, read_content
 from rrt.indexing import Update, update
@@ -18,6 +18,7 @@ from utils.store.array_file import StoredRows
 
 __all__ = ["Index", "Result", "Update", "update"]
 MAX_OPEN_PARTS = 256  # files
+NUM_CANDIDATES = 100  # to be reranked, as published
 
 
 class Result(NamedTuple):
@@ -25,10 +26,11 @@ class Result(NamedTuple):
 
     photo: str
     score: float | None  # None behind the reranked photos
-    logit: float | None
+    logit: float | None  # None where the ranking does without it
     cosine: float  # from -1 to 1
     rank_by_cosine: int  # from 1
     stamp: tuple[int, int, int]  # of the file that was embedded
+    probability: float | None = None  # that both show one product; None where the score is not calibrated
 
 
 class Index:
@@ -56,8 +58,13 @@ class Index:
             raise InputError(f"{store.folder} is damaged: `python -m rrt index` embeds its photos again")
         return store.tensors[name]
 
+    def num_candidates(self) -> int:
+        """As many as the weights of the ranking were fitted for."""
+        fusion = self.reranker.fusion
+        return NUM_CANDIDATES if fusion is None else fusion.num_candidates
+
     @float32_throughout()
-    def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = None) -> list[list[Result]]:
+    def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = FITTED) -> list[list[Result]]:
         """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`."""
         num_candidates = min(max(top, rerank), len(self.photos))
         cosines, positions = (queries.descriptors @ self.descriptors.T).topk(num_candidates)
@@ -85,7 +92,10 @@ class Index:
         reranked = positions[:rerank]
         gallery = Features(self.descriptors[reranked], self._maps_of(reranked.numpy()))
         matches = self.reranker.rank(query, gallery, fusion=fusion)
-        ranked = [results[match.index]._replace(score=match.score, logit=match.logit) for match in matches]
+        ranked = [
+            results[match.index]._replace(score=match.score, logit=match.logit, probability=match.probability)
+            for match in matches
+        ]
         return ranked + results[rerank:]
 
     def _maps_of(self, positions: np.ndarray) -> Tensor:

@@ -22,6 +22,7 @@ from rrt.pretrained import CONFIG, WEIGHTS, load
 from rrt.reranker import Reranker
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
+from utils.retrieval.fitted import FittedWeights
 from utils.store.feature_cache import DIMS
 from utils.store.store import Store
 
@@ -122,11 +123,10 @@ def own_reranker(folder: Path, model: str, device: torch.device | str | None = N
     return reranker
 
 
-def has_model(folder: Path, model: str) -> bool:
-    """Whether the network of an index is intact."""
+def has_model(folder: Path, model: str, fusion: FittedWeights | None) -> bool:
+    """Whether the network of an index is intact, and has these weights of its ranking."""
     try:
-        own_reranker(folder, model, "cpu")
-        return True
+        return own_reranker(folder, model, "cpu").fusion == fusion
     except InputError:
         return False
 

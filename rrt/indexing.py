@@ -60,7 +60,7 @@ def update(
         photos = [photo for photo in before.photos if photo.path in given or not sync]
         if not yes:
             _check_removal(folder, before.photos, photos)
-        if before.photos and not has_model(folder, before.model):
+        if before.photos and not has_model(folder, before.model, reranker.fusion):
             reranker.save_pretrained(folder / "model")
         intact = {part for part, size in before.parts.items() if is_intact(part_of(folder, before, part), size)}
         problems: dict[str, str] = {}  # by path

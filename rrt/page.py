@@ -44,9 +44,10 @@ def scores_text(result: Result) -> str:
     """The scores of a result."""
     if result.score is None:
         return f"cosine {result.cosine:.3f}, not reranked"
-    if result.logit is None:
-        return f"cosine {result.cosine:.3f}"
-    return f"score {result.score:.3f} (logit {result.logit:.3f}, cosine {result.cosine:.3f})"
+    parts = [] if result.probability is None else [f"same product: {result.probability:.2f}"]
+    if result.logit is not None:
+        parts.append(f"logit {result.logit:.3f}")
+    return f"score {result.score:.3f} ({', '.join([*parts, f'cosine {result.cosine:.3f}'])})"
 
 
 def _figure(content: str, path: Path | str, text: str, kind: str) -> str:

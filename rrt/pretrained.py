@@ -21,6 +21,7 @@ from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, i
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
 from utils.io.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
+from utils.retrieval.fitted import FittedWeights
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain, whole_number
 
@@ -37,11 +38,13 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Pretrained(NamedTuple):
-    """A trained network, its settings, and the crop size of its training."""
+    """A trained network, its settings, the crop size of its training, and weights fitted for its ranking."""
 
     network: RerankingNetwork
     settings: dict[str, Any]
     crop_size: int
+    fusion: FittedWeights | None = None
+    matcher_trained: bool = True
 
 
 def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) -> Pretrained:
@@ -67,10 +70,13 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
     raise InputError(f"{source} does not exist: give {WHERE_FROM}")
 
 
-def save(folder: Path, network: RerankingNetwork, settings: Mapping[str, Any], crop_size: int) -> None:
+def save(folder: Path, pretrained: Pretrained) -> None:
     """Write both files of a network into a folder, both or neither. InputError where they cannot be written."""
+    network, settings, crop_size, fusion, matcher_trained = pretrained
     tensors = {name: tensor.contiguous() for name, tensor in state_dict_to_cpu(network.state_dict()).items()}
     content = {"crop_size": crop_size, "network": dict(settings)}
+    if fusion is not None:
+        content |= {"fusion": fusion.to_dict(), "matcher_trained": matcher_trained}
     with atomic_write_all(folder / CONFIG, folder / WEIGHTS) as (config, weights):
         config.write(json.dumps(content, indent=2).encode())
         weights.write(safetensors.torch.save(tensors))
@@ -95,10 +101,22 @@ def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> 
             + ", ".join(f"{name}={value!r}" for name, value in DEFAULTS.items())
             + "; where none does, arch='resnet50'"
         )
-    if training.matcher_trained is False:
+    fusion = _fusion_of(training.fusion, path)
+    if training.matcher_trained is False and (fusion is None or fusion.logit):
         raise InputError(f"checkpoint {path} has a matcher that was never trained: experiment_rerank.py trains it")
     stored_crop_size = CROP_SIZE if training.crop_size is None else training.crop_size
-    return _network(path, content, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
+    made = _network(path, content, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
+    return made._replace(fusion=fusion, matcher_trained=training.matcher_trained is not False)
+
+
+def _fusion_of(record: object, path: Path) -> FittedWeights | None:
+    """The weights of a record in a file; InputError where they are damaged."""
+    if record is None:
+        return None
+    try:
+        return FittedWeights.from_dict(record)
+    except InputError as error:
+        raise InputError(f"{path}: {error}: fit them again, or take another file") from error
 
 
 @float32_throughout()
@@ -120,7 +138,9 @@ def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[s
     different = [name for name in given if stored.get(name, given[name]) != given[name]]
     if different:
         raise InputError(f"{config} has other values of {listing(different)}: leave them out")
-    return _network(weights, tensors, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
+    fusion, matcher_trained = _fusion_of(content.get("fusion"), config), content.get("matcher_trained") is not False
+    made = _network(weights, tensors, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
+    return made._replace(fusion=fusion, matcher_trained=matcher_trained)
 
 
 def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], crop_size: int) -> Pretrained:

@@ -12,15 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.network import RerankingNetwork
-from rrt.arguments import TOP_K, Fusion, device_of, positions_of, weights_of
+from rrt.arguments import FITTED, TOP_K, Fusion, device_of, positions_of, weights_of
 from rrt.features import Features, are_features, as_float32
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
-from rrt.pretrained import CROP_SIZE, load, save
+from rrt.pretrained import CROP_SIZE, Pretrained, load, save
 from sop.images.transforms import test_transform
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.pair_scoring import Scorer, pair_scores
-from utils.retrieval.ranking import Candidates, Ranking, candidate_cosines, ranking_by
+from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.runtime.device import MicroBatches
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain
@@ -33,8 +34,9 @@ class Match(NamedTuple):
 
     index: int  # type: ignore[assignment]  # the name of a tuple's method
     score: float
-    logit: float  # of the matcher
+    logit: float | None  # of the matcher; None where the ranking does without it
     cosine: float  # of the global descriptors
+    probability: float | None = None  # that both show one product; None where the score is not calibrated
 
 
 Images = Photo | Iterable[Photo] | Features
@@ -49,9 +51,12 @@ class Reranker:
 
     Images are paths, PIL images, or arrays and tensors, of uint8 or of floats from 0 to 1: (3, h, w), grey ones
     (1, h, w) or of uint8 (h, w), arrays also (h, w, 3). Images of any size are resized and cropped as in the
-    evaluation. `Features`, which `embed` returns, are taken in place of images everywhere. A pair's score is the
-    matcher's logit, or with `fusion=(w, v)` `logit + w * cosine + v * chamfer`: the cosine of the global descriptors,
-    and the Chamfer similarity of the local maps.
+    evaluation. `Features`, which `embed` returns, are taken in place of images everywhere.
+
+    A pair's score is a weighted sum of the matcher's logit, the cosine of the global descriptors and the Chamfer
+    similarity of the local maps. By default the weights are `fitted`, those that the training has fitted on validation
+    classes and kept with the network; a network without any is ranked by the logit. `fusion='logit'` (or None) ranks by
+    that alone, `fusion=(w, v)` by `logit + w * cosine + v * chamfer`.
 
     Invalid arguments raise InputError, a ValueError.
     """
@@ -62,9 +67,12 @@ class Reranker:
         network: RerankingNetwork,
         settings: Mapping[str, Any],
         crop_size: int = CROP_SIZE,
+        fusion: FittedWeights | None = None,
+        matcher_trained: bool = True,
         device: torch.device | str | None = None,
     ):
-        """`settings` are those of `network`; `crop_size` is the side of its input in pixels.
+        """`settings` are those of `network`; `crop_size` is the side of its input in pixels; `fusion` are the weights
+        of its ranking. Without a trained matcher the logit ranks nothing.
 
         `device` None: CUDA where available, else the CPU.
         """
@@ -73,6 +81,7 @@ class Reranker:
         self.network = network.eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.crop_size = dict(settings), crop_size
+        self.fusion, self.matcher_trained = fusion, matcher_trained
         self._embedder, self._transform = network.embedder(), test_transform(crop_size, **network.backbone.resizing)
 
     @classmethod
@@ -94,7 +103,12 @@ class Reranker:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder. It may be uploaded to the hub as a repository."""
-        save(Path(folder), self.network, self.settings, self.crop_size)
+        pretrained = Pretrained(self.network, self.settings, self.crop_size, self.fusion, self.matcher_trained)
+        save(Path(folder), pretrained)
+
+    def __repr__(self) -> str:
+        ranking = "logit" if self.fusion is None else f"{self.fusion.weights}, fitted on {self.fusion.fitted_on}"
+        return f"Reranker({self.settings['arch']}, {self.crop_size} pixels, {self.device}; ranks by {ranking})"
 
     def digest(self) -> str:
         """The SHA-256 sum, in hexadecimal, of the settings and weights on which results depend."""
@@ -139,7 +153,7 @@ class Reranker:
 
         return Features(*MicroBatches(embed, self.device)(pixels))
 
-    def score(self, a: Images, b: Images, fusion: Fusion = None) -> Tensor:
+    def score(self, a: Images, b: Images, fusion: Fusion = FITTED) -> Tensor:
         """Scores float32 (n,) of n pairs, each of a query of `a` and the candidate of `b` at the same position."""
         queries, candidates = self._checked(a), self._checked(b)
         if len(queries) != len(candidates):
@@ -147,7 +161,7 @@ class Reranker:
         ranking = self.rerank(queries, candidates, np.arange(len(queries))[:, None], fusion)
         return torch.from_numpy(ranking.scores[:, 0])
 
-    def rank(self, query: Images, candidates: Images, top_k: int | None = None, fusion: Fusion = None) -> list[Match]:
+    def rank(self, query: Images, candidates: Images, top_k: int | None = None, fusion: Fusion = FITTED) -> list[Match]:
         """The `top_k` best candidates of one query, or all, best first."""
         queries, gallery = self._checked(query), self._checked(candidates)
         if len(queries) != 1:
@@ -155,17 +169,24 @@ class Reranker:
         check_settings({"top_k": plain(top_k)}, {"top_k": TOP_K})
         if not len(gallery):
             return []
-        scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), fusion)
-        assert scored.logits is not None
-        (scores,), (positions,) = ranking_by(scored, weights_of(fusion, scored.cosines.shape[1]))
-        logits, cosines = scored.logits[0], scored.cosines[0]
+        weights = self._weights(fusion, len(gallery))
+        scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), weights)
+        (scores,), (positions,) = ranking_by(scored, weights)
+        is_calibrated = self.fusion is not None and weights[:3] == self.fusion.weights[:3]
+        calibration = self.fusion.calibration if is_calibrated else None  # type: ignore[union-attr]
         return [
-            Match(index, score, float(logits[index]), float(cosines[index]))
+            Match(
+                index,
+                score,
+                None if scored.logits is None else float(scored.logits[0, index]),
+                float(scored.cosines[0, index]),
+                None if calibration is None else float(calibration.probability(np.array(score))),
+            )
             for index, score in zip(positions[:top_k].tolist(), scores[:top_k].tolist(), strict=True)
         ]
 
     def rerank(
-        self, queries: Features, gallery: Features, neighbours: np.ndarray | Tensor, fusion: Fusion = None
+        self, queries: Features, gallery: Features, neighbours: np.ndarray | Tensor, fusion: Fusion = FITTED
     ) -> Ranking:
         """Search results in a new order: `scores` float32 (n, k), descending, and gallery `positions` (n, k).
 
@@ -175,27 +196,39 @@ class Reranker:
         """
         queries, gallery = self._checked(queries), self._as_features(gallery)
         positions = positions_of(neighbours, len(queries), len(gallery))
-        weights, is_padding = weights_of(fusion, positions.shape[1]), positions < 0
+        weights, is_padding = self._weights(fusion, positions.shape[1]), positions < 0
         if is_padding.all():
             return Ranking(np.full(positions.shape, -np.inf, np.float32), positions.numpy())
         rows, row_positions = positions.where(~is_padding, positions.max()).unique(return_inverse=True)
         candidates = self._checked(gallery, rows)  # a gallery may be large, and in a file
-        scored = self._scored(queries, candidates, row_positions, fusion)
-        assert scored.logits is not None
-        scored.logits[is_padding.numpy()] = -np.inf
+        scored = self._scored(queries, candidates, row_positions, weights)
+        for scores in scored[1:]:
+            if scores is not None:
+                scores[is_padding.numpy()] = -np.inf
         ranking = ranking_by(scored, weights)
         return ranking._replace(positions=np.where(np.isneginf(ranking.scores), -1, rows.numpy()[ranking.positions]))
 
+    def _weights(self, fusion: Fusion, num_candidates: int) -> Weights:
+        """The weights of a `fusion`; InputError where they need a matcher that was never trained."""
+        weights = weights_of(fusion, num_candidates, self.fusion and self.fusion.weights)
+        if weights.logit and not self.matcher_trained:
+            raise InputError(f"fusion={fusion!r}: the matcher was never trained, leave fusion out")
+        return weights
+
     @float32_throughout()
-    def _scored(self, queries: Features, gallery: Features, positions: Tensor, fusion: Fusion) -> Candidates:
-        with_chamfer = weights_of(fusion, positions.shape[1]).chamfer > 0
-        scorers: list[Scorer] = [self.network.matcher, *([Chamfer()] if with_chamfer else [])]
-        logits, *chamfer = pair_scores(
-            self.network, queries.maps, gallery.maps, positions, scorers, with_progress=False
-        )
+    def _scored(self, queries: Features, gallery: Features, positions: Tensor, weights: Weights) -> Candidates:
+        """The scores that have a weight; the others are 0, without logits None."""
+        scorers: list[Scorer] = []
+        if weights.logit:
+            scorers.append(self.network.matcher)
+        if weights.chamfer:
+            scorers.append(Chamfer())
+        maps = queries.maps, gallery.maps
+        scores = iter(pair_scores(self.network, *maps, positions, scorers, with_progress=False) if scorers else ())
+        logits = next(scores).numpy() if weights.logit else None
         cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
-        similarities = chamfer[0].numpy() if chamfer else np.zeros_like(cosines)
-        return Candidates(positions.numpy(), cosines, similarities, logits.numpy())
+        chamfer = next(scores).numpy() if weights.chamfer else np.zeros_like(cosines)
+        return Candidates(positions.numpy(), cosines, chamfer, logits)
 
     def _as_features(self, images: Images) -> Features:
         """The features of images; features are returned as they are."""

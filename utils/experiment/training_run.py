@@ -12,6 +12,7 @@ import torch
 from utils.distributed.collectives import all_gather_object, broadcast_from_rank0, broadcast_model
 from utils.errors import InputError
 from utils.experiment.command import report_recalls
+from utils.io.checkpoint import is_made_from
 from utils.io.disk import check_disk_space, md5
 from utils.runtime.ranks import is_main_process
 from utils.settings import FLAG, TEXT, Rules, list_of, number, whole_number
@@ -136,7 +137,9 @@ def _open_training(
         signature["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
         signature["checkpoint"] = digest = md5(checkpoint) if checkpoint.exists() else ""
         # older last.pt files do not have the MD5 sum of the checkpoint
-        is_best_lost = earlier["best"] is not None and not digest == earlier["about"].get("checkpoint", digest) != ""
+        expected = earlier["about"].get("checkpoint", digest)
+        is_best = digest != "" and expected != "" and is_made_from(checkpoint, expected)
+        is_best_lost = earlier["best"] is not None and not is_best
         if is_best_lost:
             print(f"{checkpoint}, the run's best state, is {'another file' if digest else 'missing'}: best starts anew")
             rename_previous(checkpoint)
@@ -182,8 +185,12 @@ def run_training(
     step: Step,
     loader,
     validate: Callable[[], tuple],
+    fit_fusion: Callable[[], dict | None] = lambda: None,
 ) -> float:
-    """Run `utils.training.loop.fit`, logged to Sacred; the best checkpoint is the run's artifact."""
+    """Run `utils.training.loop.fit`, logged to Sacred; the best checkpoint is the run's artifact.
+
+    `fit_fusion()` is called at the end; the weights that it fits for a ranking are kept in the checkpoint.
+    """
     files = training.files
     if training.earlier is not None:
         restore_random_state(training.earlier)
@@ -206,6 +213,10 @@ def run_training(
     except BaseException:
         report_unreadable(_run, paths())
         raise
+    fusion = fit_fusion()
+    if fusion is not None and is_main_process():
+        files.add_fusion(fusion, state)
+        _run.info["fusion"] = fusion
     unreadable = sorted(set().union(*all_gather_object(paths())))
     if is_main_process():
         _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)

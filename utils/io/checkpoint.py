@@ -1,7 +1,8 @@
 """Checkpoints: dicts with `state`, `optim` and `scheduler`, read by a restricted unpickler.
 
 Ours also have an `origin`: the `model` settings that scores depend on, whether the matcher was trained, and the crop
-size of the training images.
+size of the training images. Those with weights for a ranking have their record, `fusion`, and in `made_from` the MD5
+sum of the file before these were added.
 """
 
 import pickle
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
-from utils.io.disk import check_stored_zip, open_regular_file
+from utils.io.disk import check_stored_zip, md5, open_regular_file
 from utils.runtime.signals import deferred_signals
 
 WRAPPERS = ("module", "_orig_mod")  # in names of tensors
@@ -44,6 +45,11 @@ class TrainingInfo(NamedTuple):
     model: dict[str, Any]  # settings that scores depend on, by name
     matcher_trained: bool | None
     crop_size: int | None = None  # pixels of a side of the training images
+    fusion: dict[str, Any] | None = None  # the record of `utils.retrieval.fitted.FittedWeights`
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint has as its `origin`."""
+        return {"model": self.model, "matcher_trained": self.matcher_trained, "crop_size": self.crop_size}
 
 
 UNKNOWN = TrainingInfo({}, None)
@@ -57,8 +63,27 @@ def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: TrainingI
         "scheduler": scheduler.state_dict(),
     }
     if origin != UNKNOWN:
-        content["origin"] = origin._asdict()
+        content["origin"] = origin.to_dict()
     return content
+
+
+def add_fusion(path: Path | str, fusion: Mapping[str, Any]) -> None:
+    """Write a checkpoint again, with a record of fitted weights; InputError where it cannot be read or written."""
+    content = read_tensors(path)
+    if not isinstance(content, dict) or "state" not in content:
+        content = {"state": state_of(content, path)}
+    save_tensors(path, content | {"fusion": dict(fusion), "made_from": content.get("made_from", md5(path))})
+
+
+def is_made_from(path: Path | str, digest: str) -> bool:
+    """Whether a checkpoint is the file of this MD5 sum, or that file with `add_fusion`."""
+    if md5(path) == digest:
+        return True
+    try:
+        content = read_tensors(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and content.get("made_from") == digest
 
 
 def save_tensors(path: Path | str, content: dict) -> None:
@@ -176,16 +201,20 @@ def _is_named_tensor(name: object, tensor: object) -> bool:
 
 def training_info_of(content: object) -> TrainingInfo:
     """How the weights of a checkpoint were trained; without an `origin`, by its optimiser."""
-    origin = content.get("origin") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return UNKNOWN
+    origin, fusion = content.get("origin"), content.get("fusion")
+    fusion = fusion if isinstance(fusion, dict) else None
     if isinstance(origin, dict) and isinstance(origin.get("model"), dict):
         model = {name: value for name, value in origin["model"].items() if isinstance(value, str | int | float | None)}
         size = origin.get("crop_size")
-        return TrainingInfo(model, bool(origin.get("matcher_trained")), size if isinstance(size, int) else None)
+        size = size if isinstance(size, int) else None
+        return TrainingInfo(model, bool(origin.get("matcher_trained")), size, fusion)
     try:
-        group = content["optim"]["param_groups"][0]  # type: ignore[index]
-        return TrainingInfo({}, "nesterov" not in group)  # SGD trains the global descriptor alone
+        group = content["optim"]["param_groups"][0]
+        return TrainingInfo({}, "nesterov" not in group, fusion=fusion)  # SGD trains the global descriptor alone
     except (KeyError, IndexError, TypeError):
-        return UNKNOWN
+        return UNKNOWN._replace(fusion=fusion)
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:

@@ -13,6 +13,7 @@ import torch
 from utils.errors import InputError
 from utils.io.checkpoint import (
     TrainingInfo,
+    add_fusion,
     checkpoint_content,
     load_finite,
     read_tensors,
@@ -83,6 +84,12 @@ class TrainingFiles:
         if is_main_process():
             self._save(self.checkpoint, checkpoint_content(state.model, state.optimizer, state.scheduler, state.origin))
 
+    def add_fusion(self, fusion: Mapping[str, Any], state) -> None:
+        """Keep weights fitted for a ranking in the checkpoint."""
+        add_fusion(self.checkpoint, fusion)
+        self.about["checkpoint"] = md5(self.checkpoint)
+        self.save_last(state)
+
     def is_due(self) -> bool:
         """Whether `last.pt` is as old as it may get."""
         return is_main_process() and time.monotonic() - self.saved_at >= self.save_seconds
@@ -132,7 +139,7 @@ def last_content(state, about: Mapping[str, Any]) -> dict:
         "is_validated": state.is_validated,
         "best": state.best,
         "scalars": state.scalars,
-        "origin": state.origin._asdict(),
+        "origin": state.origin.to_dict(),
         "about": dict(about),
     }
 
