@@ -11,15 +11,19 @@ from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.evaluation import rank_candidates, report_rankings, score_candidates
+from utils.evaluation import rank_candidates, report_matches, report_rankings, score_candidates
 from utils.experiment import command
 from utils.experiment.command import note_files, report_recalls
+from utils.experiment.fusion import fit_fusion
 from utils.experiment.sacred_setup import reports_errors, set_up
+from utils.io.checkpoint import add_fusion
 from utils.io.disk import check_disk_space
 from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
+from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.results import Labels, keep_scores, load_scores, save_evaluation
-from utils.settings import TEXT, Rule, check_settings, number, one_of, whole_number
+from utils.runtime.ranks import is_main_process
+from utils.settings import FLAG, TEXT, Rule, check_settings, number, one_of, whole_number
 
 startup.done()
 
@@ -36,7 +40,10 @@ def config():
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     scorer = "matcher"  # or 'chamfer': no matcher, but the Chamfer similarity of feature maps
     num_candidates = 100  # neighbours of each query that are rescored; the others keep their places behind them
-    fusion = None  # None: the scorer's ranking is written; [w, v]: (logit +) w * cosine + v * chamfer; 'crossfit'
+    fusion = (
+        None  # None: the scorer's ranking is written; [w, v]: (logit +) w * cosine + v * chamfer; 'crossfit'; 'own'
+    )
+    keep_fusion = False  # True: fit weights on the evaluated images, and keep them in the checkpoint
     features = None  # folder that caches descriptors and feature maps; the maps are scored from their file
     cpu = False
     cudnn_flag = "benchmark"  # or 'deterministic'
@@ -49,7 +56,7 @@ def is_fusion(value: object) -> bool:
     """Whether a value of `fusion` is valid."""
     if isinstance(value, list | tuple) and len(value) == 2:
         return all(map(number(0, MAX_WEIGHT).accepts, value))
-    return value in (None, "crossfit")
+    return value in (None, "crossfit", "own")
 
 
 RULES = {
@@ -59,8 +66,9 @@ RULES = {
         "scorer": one_of("matcher", "chamfer"),
         "num_candidates": whole_number(1),
         "fusion": Rule(
-            f"None, two numbers from 0 to {MAX_WEIGHT:,} ([w, v]), or 'crossfit'", is_fusion, " is unknown: give"
+            f"None, two numbers from 0 to {MAX_WEIGHT:,} ([w, v]), 'crossfit' or 'own'", is_fusion, " is unknown: give"
         ),
+        "keep_fusion": FLAG,
         "features": TEXT.or_none(),
     },
     "dataset": DATASET_RULES,
@@ -84,9 +92,25 @@ def sweep(temp_dir):
 @ex.automain
 @reports_errors
 def main(
-    _run, temp_dir, resume, cache_nn_inds, scorer, num_candidates, fusion, features, timeout_minutes, dataset, seed
+    _run,
+    temp_dir,
+    resume,
+    cache_nn_inds,
+    scorer,
+    num_candidates,
+    fusion,
+    keep_fusion,
+    features,
+    timeout_minutes,
+    dataset,
+    seed,
 ):
     with begin_run(RULES) as (device, dtype):
+        if keep_fusion and dataset["test_file"] != dataset["val_file"]:
+            raise InputError(
+                "keep_fusion=True fits weights on the evaluated images, which must not be the test set: set "
+                "dataset.test_file and dataset.val_file to one list of validation images"
+            )
         if resume is None:
             raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
         if Path(cache_nn_inds).resolve() == (Path(temp_dir) / INDS).resolve():
@@ -110,7 +134,11 @@ def main(
         )
         labels = Labels.of(loaders.query, loaders.gallery)
         _run.info["scores_md5"] = keep_scores(temp_dir, candidates, labels)
-        rankings = rank_candidates(candidates, labels, fusion)
+        record = fit_fusion(candidates, labels, dataset["test_file"]) if keep_fusion else origin.fusion
+        if keep_fusion and record is not None and is_main_process():
+            add_fusion(resume, record)
+        own = None if record is None else FittedWeights.from_dict(record)
+        rankings = rank_candidates(candidates, labels, fusion, own)
         measures = rankings.measures(labels, recall_ks)
         written = rankings.rankings[rankings.written]
         recalls = {k: measures[rankings.written].values[f"R@{k}"] for k in recall_ks}
@@ -118,5 +146,8 @@ def main(
             save_evaluation(temp_dir, loaders.query.dataset, written, measures)
         finally:  # the result is printed even if it cannot be written
             report_rankings(rankings, measures, labels.queries, recall_ks, _run.info)
+            if own is not None:
+                _run.info["fusion"] = own.to_dict()
+                report_matches(candidates, labels, own, _run.info)
             report_recalls(_run, recalls, written.positions.shape[1])
         return recalls[recall_ks[0]]

@@ -14,6 +14,7 @@ from utils.evaluation import Rankings, rank_candidates
 from utils.io.disk import md5
 from utils.logs.json_reader import nested, read_json
 from utils.logs.runs import Run
+from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.measures import first_match_ranks
 from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import NAME, Labels, load_scores
@@ -62,9 +63,11 @@ def read_evaluated(run: Run) -> Evaluated:
     for split, classes in ((queries, labels.queries), (gallery, labels.gallery)):
         if [label_of[number] for number in split.classes] != classes.tolist():
             raise InputError(f"{folder / NAME} is of other photos than {data / names[0]} lists: run {SCRIPT} again")
+    record = nested(read_json(run.folder / "info.json"), "fusion")
+    own = None if record is None else FittedWeights.from_dict(record)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            rankings = rank_candidates(candidates, labels, config.get("fusion"))
+            rankings = rank_candidates(candidates, labels, config.get("fusion"), own)
     except (TypeError, ValueError) as error:
         raise InputError(f"{run.folder / 'config.json'}: fusion={config.get('fusion')!r} is unknown") from error
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in rankings.rankings.items()}

@@ -13,13 +13,15 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.io.ranking_names import FITTED, TITLES
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
+from utils.retrieval.calibration import judge
 from utils.retrieval.chamfer import Chamfer
-from utils.retrieval.crossfit import describe_grid, fit_weights
+from utils.retrieval.crossfit import describe_grid, fit_weights, matches_of
 from utils.retrieval.embedding import GLOBAL, LOCAL, embed
+from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.knn import EXACT
 from utils.retrieval.measures import Measures, changes_of, measures_of, recalls_of
 from utils.retrieval.pair_scoring import Scorer, matcher_for, pair_scores
-from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, fused_scores, ranking_by
 from utils.retrieval.results import Labels
 from utils.text import text_table
 
@@ -174,12 +176,15 @@ def cosine_rank_correlation(cosines: np.ndarray) -> float:
     return float(1 - 6 * np.square(ranks - places).sum(axis=1).mean() / (m * (m**2 - 1)))
 
 
-def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequence[float] | None) -> Rankings:
+def rank_candidates(
+    candidates: Candidates, labels: Labels, fusion: str | Sequence[float] | None, own: FittedWeights | None = None
+) -> Rankings:
     """Rank by each formula for which there are scores; prints the weights chosen, or why a ranking is left out.
 
-    InputError if all candidates of each query have one score. `fusion` selects the ranking for the neighbour files.
-    None: `logit`, or without a matcher `chamfer`. Numbers (w, v): `weighted`, by `logit + w * cosine + v * chamfer`, or
-    without the logit. 'crossfit': the last ranking with cross-validated weights, or if there is none as for None.
+    `own` are the checkpoint's weights: a ranking more. InputError if all candidates of each query have one score.
+    `fusion` selects the ranking for the neighbour files. None: `logit`, or without a matcher `chamfer`. Numbers (w, v):
+    `weighted`, by `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': the last ranking with
+    cross-validated weights, or if there is none as for None. 'own': by `own`; InputError where they cannot be used.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
     _check_last_scores_differ(candidates)
@@ -192,7 +197,17 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     written = "logit" if has_logits else "chamfer"
     fixed[written] = Weights(1, 0, 0, num_scored) if has_logits else Weights(0, 0, 1, num_scored)
     titles = TITLES.copy()
-    if fusion is not None and fusion != "crossfit":
+    if own is not None and (reason := _why_not(own, num_scored, has_logits)):
+        print(f"the checkpoint's own weights are not used: {reason}")
+        own = None
+    if own is not None:
+        fixed["own"], titles["own"] = own.weights, f"own ({own.weights})"
+        print(f"own: {own.weights}, fitted on {own.fitted_on}")
+    if fusion == "own":
+        if own is None:
+            raise InputError("fusion='own': the checkpoint has no weights of a ranking that can be used here")
+        written = "own"
+    elif fusion is not None and fusion != "crossfit":
         written, (cosine, chamfer) = "weighted", map(float, fusion)
         fixed[written] = Weights(float(has_logits), cosine, chamfer, num_scored)
         titles[written] = f"{written} ({fixed[written]})"
@@ -214,6 +229,34 @@ def rank_candidates(candidates: Candidates, labels: Labels, fusion: str | Sequen
     if fusion == "crossfit" and written not in FITTED:
         print(f"fusion=crossfit: no weights could be chosen, the ranking that is written is {titles[written]}")
     return Rankings(rankings, titles, written)
+
+
+def _why_not(own: FittedWeights, num_scored: int, has_logits: bool) -> str | None:
+    """Why weights cannot rank candidates of which so many were scored."""
+    if own.num_candidates > num_scored:
+        return f"they are for {own.num_candidates} candidates, and {num_scored} were scored"
+    if own.logit and not has_logits:
+        return "they need logits"
+    return None
+
+
+def report_matches(candidates: Candidates, labels: Labels, own: FittedWeights, info: dict) -> None:
+    """Print, and keep in `info['matches']`, how a checkpoint's threshold for a match, and its probabilities, do on
+    classes that they were not fitted on."""
+    if own.calibration is None or _why_not(own, candidates.cosines.shape[1], candidates.logits is not None):
+        return
+    scored = slice(own.num_candidates)
+    scores, matches = fused_scores(candidates, own.weights)[:, scored], matches_of(candidates, labels)[:, scored]
+    judged = judge(own.calibration, scores, matches, labels.queries)
+    if judged is None:
+        return
+    info["matches"] = judged._asdict() | {"reliability": [part._asdict() for part in judged.reliability]}
+    low, high = (100 * end for end in judged.interval)
+    print(
+        f"own, at the threshold for a false match rate of {100 * own.calibration.false_match_rate:g} % among "
+        f"candidates: {100 * judged.false_match_rate:.2f} % false matches here, and "
+        f"{100 * judged.false_non_match_rate:.2f} % of true pairs are missed (95 % interval {low:.2f} to {high:.2f})"
+    )
 
 
 def report_rankings(

@@ -144,6 +144,21 @@ def held_out(
         slope, offset = logistic_fit(scores[~mask].ravel(), matches[~mask].ravel())
         threshold = threshold_at(scores[~mask][~matches[~mask]], whole.false_match_rate)
         predicted[mask], is_match[mask] = sigmoid(slope * scores[mask] + offset), scores[mask] > threshold
+    return _held_out(predicted, is_match, matches, labels)
+
+
+def judge(calibration: Calibration, scores: np.ndarray, matches: np.ndarray, labels: np.ndarray) -> HeldOut | None:
+    """Judge a calibration on other classes than those it was fitted on, with the arguments of `calibrate`.
+
+    None, and the reason is printed, without a genuine and without an impostor pair.
+    """
+    if reason := _lacking(matches):
+        print(f"the threshold for a match is not judged: {reason}")
+        return None
+    return _held_out(calibration.probability(scores), scores > calibration.threshold, matches, labels)
+
+
+def _held_out(predicted: np.ndarray, is_match: np.ndarray, matches: np.ndarray, labels: np.ndarray) -> HeldOut:
     missed, genuine = ((matches & ~is_match).sum(axis=1), matches.sum(axis=1))
     by_class = [np.bincount(labels, weights=values) for values in (missed, genuine)]
     low, high = np.clip(ratio_interval(*by_class), 0, 1).tolist()
