@@ -9,8 +9,8 @@ from sop.demo.photos import draw_demo
 from sop.preparation.archive import SOP_URL, TEST_LIST, TRAIN_LIST, official_md5, read_list, unpack
 from sop.preparation.atomic_folder import BUSY_ADVICE, is_empty_or_missing
 from sop.preparation.download import download
-from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, NEIGHBOURS, evaluation_commands, fetch
-from sop.preparation.settings import check, check_split_files
+from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, NEIGHBOURS, evaluation_commands, fetch_published
+from sop.preparation.settings import check, check_split_files_differ
 from sop.preparation.verify import verify_images
 from sop.splits import hold_out, read_split, write_splits
 from utils.experiment.sacred_setup import reports_errors, set_up
@@ -55,7 +55,7 @@ def config():
 def checkpoints(_config, hub_repository, checkpoint_dir, neighbour_dir):
     """Fetch the published checkpoints."""
     check(_config)
-    fetch(CHECKPOINTS, hub_repository, Path(checkpoint_dir))
+    fetch_published(CHECKPOINTS, hub_repository, Path(checkpoint_dir))
     print("evaluate with", *evaluation_commands(CHECKPOINTS, checkpoint_dir, neighbour_dir), sep="\n  ")
 
 
@@ -64,7 +64,7 @@ def checkpoints(_config, hub_repository, checkpoint_dir, neighbour_dir):
 def neighbours(_config, hub_repository, checkpoint_dir, neighbour_dir):
     """Fetch the published neighbour files."""
     check(_config)
-    fetch(NEIGHBOURS, hub_repository, Path(neighbour_dir))
+    fetch_published(NEIGHBOURS, hub_repository, Path(neighbour_dir))
     print("evaluate with", *evaluation_commands(NEIGHBOURS, checkpoint_dir, neighbour_dir), sep="\n  ")
 
 
@@ -83,7 +83,7 @@ def demo(_config, demo_dir, demo_products, demo_seed, train_file, test_file, val
     """Draw a small demo set in SOP's layout."""
     check(_config)
     check_settings({"val_classes": val_classes}, {"val_classes": whole_number(0, demo_products // 2 - 1)})
-    check_split_files(Path(demo_dir), train_file, test_file, val_file, val_classes)
+    check_split_files_differ(Path(demo_dir), train_file, test_file, val_file, val_classes)
     draw_demo(Path(demo_dir), demo_products, seed=demo_seed)
     make_splits(Path(demo_dir), train_file, test_file, val_file, val_classes)
 
@@ -94,7 +94,7 @@ def main(_config, sop_dir, sop_url, sop_md5, train_file, test_file, val_file, va
     """Fetch SOP, unpack it and write the split files."""
     check(_config)
     folder = Path(sop_dir)
-    check_split_files(folder, train_file, test_file, val_file, val_classes)
+    check_split_files_differ(folder, train_file, test_file, val_file, val_classes)
     if is_empty_or_missing(folder):
         unpack(download(sop_url, folder.parent, sop_md5), folder)
     make_splits(folder, train_file, test_file, val_file, val_classes)

@@ -1,4 +1,4 @@
-"""Operations in one pass with what follows them, each tried once against plain layers before it is used.
+"""Linear layers fused with activation or addition; each operator is compared with plain layers before its first use.
 
 On a CPU they are oneDNN's, on a GPU cuBLAS's, behind names that torch keeps private: a torch that has changed them is
 served by plain layers.
@@ -32,10 +32,10 @@ def linear(
     if added is not None and (activation != "none" or added.dtype != x.dtype):
         return linear(x, weight, bias, activation) + added
     if suits_onednn(x, _onednn_multiplies_in):
-        return _by_onednn(x, weight, bias, activation, added)
+        return _linear_by_onednn(x, weight, bias, activation, added)
     if activation == "relu" and bias is not None and suits_gpu(x) and _cublas_multiplies(x, weight, bias):
-        return _by_cublas(x, weight, bias)
-    return _by_torch(x, weight, bias, activation, added)
+        return _linear_by_cublas(x, weight, bias)
+    return _linear_by_torch(x, weight, bias, activation, added)
 
 
 def suits_onednn(x: Tensor, usable_in: Callable[[torch.dtype], bool]) -> bool:
@@ -86,19 +86,19 @@ def matches_reference(
     return False
 
 
-def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, added: Tensor | None) -> Tensor:
+def _linear_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, added: Tensor | None) -> Tensor:
     y = ACTIVATIONS[activation](F.linear(x, weight, bias))
     return y if added is None else y + added
 
 
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, added: Tensor | None) -> Tensor:
+def _linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, added: Tensor | None) -> Tensor:
     if added is not None:
         return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, "add")
     kind = "none" if activation == "gelu" else ""  # of gelu's formula
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)
 
 
-def _by_cublas(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _linear_by_cublas(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`relu(x @ weight.T + bias)`."""
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t()).view(*x.shape[:-1], -1)  # type: ignore[attr-defined]
 
@@ -107,10 +107,10 @@ def _cublas_multiplies(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether cuBLAS's product with a ReLU answers as plain layers."""
     trial = x[:TRIAL], weight, bias
     return is_usable(
-        (_by_cublas, x.device, x.dtype, weight.shape),
+        (_linear_by_cublas, x.device, x.dtype, weight.shape),
         "linear layers are computed without cuBLAS's ReLU",
-        lambda: _by_cublas(*trial),
-        lambda: _by_torch(*trial, "relu", None),
+        lambda: _linear_by_cublas(*trial),
+        lambda: _linear_by_torch(*trial, "relu", None),
         x.dtype,
     )
 
@@ -133,4 +133,4 @@ def _onednn_multiplies_in(dtype: torch.dtype) -> bool:
         return torch.stack([compute(x, weight, weight[0], *case) for case in cases])
 
     fallback = "linear layers are computed without oneDNN's fused operator"
-    return matches_reference(fallback, lambda: all_cases(_by_onednn), lambda: all_cases(_by_torch), dtype)
+    return matches_reference(fallback, lambda: all_cases(_linear_by_onednn), lambda: all_cases(_linear_by_torch), dtype)

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.constants import ENDPOINT, HF_HOME
 
 from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingNetwork
-from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch, in_one_line
+from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch_published, in_one_line
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
 from utils.io.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
@@ -165,7 +165,7 @@ def _published() -> Path:
     folder = Path(HF_HOME) / "rrt"
     path = folder / CHECKPOINTS.names[-1]
     if not path.exists():
-        fetch(CHECKPOINTS._replace(names=(path.name,)), HUB_REPOSITORY, folder)
+        fetch_published(CHECKPOINTS._replace(names=(path.name,)), HUB_REPOSITORY, folder)
     return path
 
 

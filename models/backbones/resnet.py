@@ -1,11 +1,12 @@
 """torchvision's ResNets, cut after `layer4`. Batch norms are folded into the convolutions where they are fixed.
 
-Both walks visit the same blocks: training by `convolve_and_normalise`, evaluation by `convolve_folded`.
+Training and evaluation share the order of the blocks; training convolves by `convolve_and_normalise`, evaluation by
+`convolve_folded`.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -120,20 +121,20 @@ def convolve_folded(x: Tensor, conv: nn.Conv2d, activation: str = "none", added:
     In one pass where it can be, without gradients: by oneDNN on a CPU, by cuDNN on a GPU where a ReLU follows.
     """
     if suits_onednn(x, _onednn_convolves_in):
-        return _by_onednn(x, conv, activation, added)
+        return _convolve_by_onednn(x, conv, activation, added)
     if activation == "relu" and suits_gpu(x) and _cudnn_convolves(x, conv, added):
-        return _by_cudnn(x, conv, added)
-    return _by_torch(x, conv, activation, added)
+        return _convolve_by_cudnn(x, conv, added)
+    return _convolve_by_torch(x, conv, activation, added)
 
 
-def _by_torch(x: Tensor, conv: nn.Conv2d, activation: str, added: Tensor | None) -> Tensor:
+def _convolve_by_torch(x: Tensor, conv: nn.Conv2d, activation: str, added: Tensor | None) -> Tensor:
     y = conv(x)
     if added is not None:
         y += added
     return F.relu(y, inplace=True) if activation == "relu" else y
 
 
-def _by_cudnn(x: Tensor, conv: nn.Conv2d, added: Tensor | None) -> Tensor:
+def _convolve_by_cudnn(x: Tensor, conv: nn.Conv2d, added: Tensor | None) -> Tensor:
     """`relu(conv(x) + added)`."""
     shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if added is None:
@@ -146,15 +147,15 @@ def _cudnn_convolves(x: Tensor, conv: nn.Conv2d, added: Tensor | None) -> bool:
     trial = x[:TRIAL], conv
     also = None if added is None else added[:TRIAL]
     return not torch.are_deterministic_algorithms_enabled() and is_usable(
-        (_by_cudnn, x.device, x.dtype, conv.weight.shape, conv.stride, added is None),
+        (_convolve_by_cudnn, x.device, x.dtype, conv.weight.shape, conv.stride, added is None),
         f"convolutions of {conv.in_channels} channels are computed without cuDNN's ReLU",
-        lambda: _by_cudnn(*trial, also),
-        lambda: _by_torch(*trial, "relu", also),
+        lambda: _convolve_by_cudnn(*trial, also),
+        lambda: _convolve_by_torch(*trial, "relu", also),
         x.dtype,
     )
 
 
-def _by_onednn(x: Tensor, conv: nn.Conv2d, activation: str, added: Tensor | None) -> Tensor:
+def _convolve_by_onednn(x: Tensor, conv: nn.Conv2d, activation: str, added: Tensor | None) -> Tensor:
     shape = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)  # type: ignore[arg-type]
     if added is None:
         return torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *shape, activation, [], "")
@@ -179,7 +180,8 @@ def _onednn_convolves_in(dtype: torch.dtype) -> bool:
         return torch.cat([compute(x, conv, activation, added).flatten() for x, activation, added in cases])
 
     fallback = "convolutions are computed without oneDNN's fused operator"
-    return matches_reference(fallback, lambda: all_cases(_by_onednn), lambda: all_cases(_by_torch), dtype)
+    ours, plain = (partial(all_cases, convolve) for convolve in (_convolve_by_onednn, _convolve_by_torch))
+    return matches_reference(fallback, ours, plain, dtype)
 
 
 class FoldedResNet:

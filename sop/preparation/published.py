@@ -43,7 +43,7 @@ CHECKPOINTS = Published(
 NEIGHBOURS = Published("rrt_sop_caches", ("rrt_r50_sop_nn_inds_test.pkl", "rrt_r50_sop_nn_inds_train.pkl"), EVAL_RERANK)
 
 
-def fetch(published: Published, repository: str, target: Path) -> None:
+def fetch_published(published: Published, repository: str, target: Path) -> None:
     """Download the files that are missing in the folder `target`, each completely or not at all.
 
     InputError, with the address to download them from by hand, if the hub cannot be reached or lacks them, and while

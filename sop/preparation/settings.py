@@ -53,7 +53,7 @@ def check(config: Mapping[str, object]) -> None:
     check_settings(config, RULES)
 
 
-def check_split_files(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
+def check_split_files_differ(folder: Path, train_file: str, test_file: str, val_file: str, val_classes: int) -> None:
     """Raise InputError if two of the split files to be written for the dataset in `folder` are the same file."""
     files = {"train_file": train_file, "test_file": test_file} | ({"val_file": val_file} if val_classes else {})
     setting_of: dict[str, str] = {}

@@ -47,7 +47,7 @@ def test_fetches_the_published_one(content, tmp_path, monkeypatch):
         assert published.names == ("rrt_r50_sop_rerank_finetune.pt",)
         save_tensors(folder / "rrt_r50_sop_rerank_finetune.pt", {"state": content["state"]})
 
-    monkeypatch.setattr(pretrained, "fetch", fetch)
+    monkeypatch.setattr(pretrained, "fetch_published", fetch)
     monkeypatch.setattr(pretrained, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(pretrained, "DEFAULTS", SETTINGS)  # a small network in its place
     loaded = Reranker.from_pretrained("published", device="cpu")

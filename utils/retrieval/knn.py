@@ -125,7 +125,7 @@ def _gpu_memory_errors() -> Iterator[None]:
         if "out of memory" not in str(error):
             raise
         raise InputError(
-            f"faiss is out of memory on the GPU: free the device, or set cpu=True ({_reason(error)})"
+            f"faiss is out of memory on the GPU: free the device, or set cpu=True ({_faiss_message(error)})"
         ) from error
 
 
@@ -138,12 +138,12 @@ def _index_errors(index: str) -> Iterator[None]:
         if not str(error).startswith("Error in "):
             raise
         raise InputError(
-            f"knn_index={index!r} cannot be used: {_reason(error)}. Give a string of faiss's index factory, its search "
-            "parameters behind a semicolon ('IVF64,Flat;nprobe=8', 'HNSW32'), or 'Flat' for exact search"
+            f"knn_index={index!r} cannot be used: {_faiss_message(error)}. Give a string of faiss's index factory, its "
+            "search parameters behind a semicolon ('IVF64,Flat;nprobe=8', 'HNSW32'), or 'Flat' for exact search"
         ) from error
 
 
-def _reason(error: RuntimeError) -> str:
+def _faiss_message(error: RuntimeError) -> str:
     """The message of a faiss error, without its place in the source."""
     return re.sub(r"^Error in .*\.(?:cpp|cu):\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
 

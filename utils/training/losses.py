@@ -16,7 +16,7 @@ LOGIT, CHAMFER = "logit", "chamfer"  # scores of pairs: the matcher's, and the s
 
 
 class Contrastive(nn.Module):
-    """Contrastive loss of the global descriptors (paper, section 3.1).
+    """Contrastive loss of the global descriptors, a softmax over the batch without a margin (paper, section 3.1).
 
     For L2-normalised descriptors f (B, d) with labels (B,): s = f f^T with a zero diagonal, and for each anchor
     p = sum of exp(s / temperature) over the other images of its class / sum over the whole row. The loss is

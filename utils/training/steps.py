@@ -1,7 +1,7 @@
 """The steps of the two trainings: a batch's loss, its accuracy, and its gradient at the weights (paper, section 3).
 
-`dtype` is the number format of matrix products and convolutions. Losses, and their gradients at the descriptors or
-logits that they are of, are computed in float32, without TF32.
+`dtype` is the number format of matrix products and convolutions. A loss, and its gradient with respect
+to its inputs, is computed in float32, without TF32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -178,8 +178,8 @@ def _score_pairs(scorer: Scorer, local: Tensor, group: int) -> Tensor:
 
 
 def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tensor], Tensor]:
-    """What makes `layer4` maps (B, C, h, w) of a batch: nothing where it holds such, a frozen trunk as it embeds for
-    evaluation, or the trunk with gradients."""
+    """What makes `layer4` maps (B, C, h, w) of a batch: nothing where it holds such, a frozen backbone as it embeds
+    for evaluation, or the backbone with gradients."""
     if embedded:
         return lambda maps: maps
     if model.freeze_backbone:
@@ -187,11 +187,11 @@ def batch_features(model, dtype: torch.dtype, embedded: bool) -> Callable[[Tenso
         in_micro_batches = MicroBatches(lambda images: (frozen.layer_features(images),), device_of(model))
         return lambda images: in_micro_batches(images)[0]
 
-    def by_trunk(images: Tensor) -> Tensor:
+    def by_backbone(images: Tensor) -> Tensor:
         with autocast(images.device, dtype):
             return model.layer_features(images)
 
-    return by_trunk
+    return by_backbone
 
 
 def is_stochastic(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 
 import sop.preparation.published
-from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch
+from sop.preparation.published import CHECKPOINTS, NEIGHBOURS, evaluation_commands, fetch_published
 from tests.faults import fill_disk, names, send, serving, without_pauses
 from utils.errors import InputError
 
@@ -65,13 +65,13 @@ def fetched(server) -> list[str]:
 def test_bare_files_are_fetched_once(served, tmp_path, capsys):
     target = tmp_path / "checkpoints"
     server = served(BARE | OTHERS)
-    fetch(CHECKPOINTS, REPOSITORY, target)
+    fetch_published(CHECKPOINTS, REPOSITORY, target)
     assert {name: (target / name).read_bytes() for name in names(target)} == {
         Path(name).name: content for name, content in BARE.items()
     }
     assert fetched(server) == sorted(CHECKPOINTS.names)
     server.requests.clear()
-    fetch(CHECKPOINTS, REPOSITORY, target)
+    fetch_published(CHECKPOINTS, REPOSITORY, target)
     assert server.requests == [] and f"all in {target} already" in capsys.readouterr().out
 
 
@@ -80,12 +80,12 @@ def test_only_what_is_missing_is_fetched(served, tmp_path):
     (tmp_path / ".downloading").mkdir()
     (tmp_path / ".downloading" / "rrt_r50_sop_rerank_frozen.pt").write_bytes(b"half, of a killed call")
     server = served(BARE)
-    fetch(CHECKPOINTS, REPOSITORY, tmp_path)
+    fetch_published(CHECKPOINTS, REPOSITORY, tmp_path)
     assert (tmp_path / "rrt_r50_sop_global.pt").read_bytes() == b"mine"
     assert fetched(server) == ["rrt_r50_sop_rerank_finetune.pt", "rrt_r50_sop_rerank_frozen.pt"]
     assert names(tmp_path) == sorted(CHECKPOINTS.names)
     server = served(BARE)
-    fetch(CHECKPOINTS._replace(names=CHECKPOINTS.names[-1:]), REPOSITORY, tmp_path / "one")
+    fetch_published(CHECKPOINTS._replace(names=CHECKPOINTS.names[-1:]), REPOSITORY, tmp_path / "one")
     assert fetched(server) == names(tmp_path / "one") == [CHECKPOINTS.names[-1]]
 
 
@@ -97,7 +97,7 @@ def test_zipped_files_are_unpacked(served, tmp_path, top):
     target.mkdir()
     (target / NEIGHBOURS.names[1]).write_bytes(b"mine")
     served({"rrt_sop_caches/all.zip": archive})
-    fetch(NEIGHBOURS, REPOSITORY, target)
+    fetch_published(NEIGHBOURS, REPOSITORY, target)
     assert {name: (target / name).read_bytes() for name in names(target)} == {
         NEIGHBOURS.names[0]: NEIGHBOURS.names[0].encode(),
         NEIGHBOURS.names[1]: b"mine",
@@ -113,13 +113,13 @@ def test_a_zip_that_is_hostile_or_damaged_leaves_nothing(served, tmp_path):
     ):
         served({"rrt_sop_caches/all.zip": archive})
         with pytest.raises(InputError, match=rf"^archive .*all.zip {told}"):
-            fetch(NEIGHBOURS, REPOSITORY, tmp_path / "caches")
+            fetch_published(NEIGHBOURS, REPOSITORY, tmp_path / "caches")
         assert names(tmp_path / "caches") == [] and names(tmp_path) == ["x.zip"]
 
 
 def test_a_hostile_path_in_the_list_is_passed_over(served, tmp_path):
     served({"rrt_sop_ckpts/../../evil.pt": b"x"} | BARE)
-    fetch(CHECKPOINTS, REPOSITORY, tmp_path / "a" / "b" / "checkpoints")
+    fetch_published(CHECKPOINTS, REPOSITORY, tmp_path / "a" / "b" / "checkpoints")
     assert names(tmp_path / "a" / "b" / "checkpoints") == sorted(CHECKPOINTS.names)
     assert not list(tmp_path.rglob("evil.pt"))
 
@@ -127,7 +127,7 @@ def test_a_hostile_path_in_the_list_is_passed_over(served, tmp_path):
 def test_a_repository_without_the_files(served, tmp_path):
     server = served(OTHERS)
     with pytest.raises(InputError) as raised:
-        fetch(NEIGHBOURS, REPOSITORY, tmp_path)
+        fetch_published(NEIGHBOURS, REPOSITORY, tmp_path)
     wanted = "rrt_r50_sop_nn_inds_test.pkl, rrt_r50_sop_nn_inds_train.pkl"
     assert str(raised.value) == (
         f"{REPOSITORY} does not have {wanted} in rrt_sop_caches/: fetch {wanted} by hand from "
@@ -148,7 +148,7 @@ def test_a_hub_that_refuses(served, tmp_path, monkeypatch, status):
         rf"{server.url}/{REPOSITORY}/tree/main/rrt_sop_ckpts into {tmp_path}$"
     )
     with pytest.raises(InputError, match=rf"^{REPOSITORY} could not be fetched \(.*{status}.*\): {by_hand}") as raised:
-        fetch(CHECKPOINTS, REPOSITORY, tmp_path)
+        fetch_published(CHECKPOINTS, REPOSITORY, tmp_path)
     assert "\n" not in str(raised.value) and names(tmp_path) == []
 
 
@@ -157,10 +157,10 @@ def test_a_connection_that_breaks_keeps_the_files_before_it(served, tmp_path):
     whole, behave = hub(BARE), send(200, b"x" * 100, {"X-Repo-Commit": "a" * 40, "ETag": '"1"'}, drop_after=50)
     server.script = [lambda request: (behave if "frozen" in request.path else whole)(request)]
     with pytest.raises(InputError, match=r"could not be fetched \("):
-        fetch(CHECKPOINTS, REPOSITORY, tmp_path)
+        fetch_published(CHECKPOINTS, REPOSITORY, tmp_path)
     assert names(tmp_path) == ["rrt_r50_sop_global.pt"]
     server = served(BARE)
-    fetch(CHECKPOINTS, REPOSITORY, tmp_path)
+    fetch_published(CHECKPOINTS, REPOSITORY, tmp_path)
     assert names(tmp_path) == sorted(CHECKPOINTS.names) and "rrt_r50_sop_global.pt" not in fetched(server)
 
 
@@ -169,7 +169,7 @@ def test_a_full_disk(served, tmp_path, monkeypatch):
     served({"rrt_sop_caches/all.zip": archive})
     fill_disk(monkeypatch, "train.pkl.part", 10)
     with pytest.raises(InputError, match=r"^\S*train.pkl could not be written: No space left"):
-        fetch(NEIGHBOURS, REPOSITORY, tmp_path / "caches")
+        fetch_published(NEIGHBOURS, REPOSITORY, tmp_path / "caches")
     assert names(tmp_path / "caches") == [NEIGHBOURS.names[0]]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from prepare_data import ex
-from sop.preparation.settings import RULES, check, check_split_files
+from sop.preparation.settings import RULES, check, check_split_files_differ
 from utils.errors import InputError
 
 DEFAULTS = {name: ex.run("print_config").config[name] for name in RULES}
@@ -53,9 +53,9 @@ def test_what_makes_sense_is_taken(changes):
 
 
 def test_each_split_has_a_file_of_its_own(tmp_path):
-    check_split_files(tmp_path, "a.txt", "b.txt", "c.txt", 1)
-    check_split_files(tmp_path, "a.txt", "b.txt", "b.txt", 0)
-    check_split_files(tmp_path, "/a.txt", "a.txt", "b.txt", 1)
+    check_split_files_differ(tmp_path, "a.txt", "b.txt", "c.txt", 1)
+    check_split_files_differ(tmp_path, "a.txt", "b.txt", "b.txt", 0)
+    check_split_files_differ(tmp_path, "/a.txt", "a.txt", "b.txt", 1)
     (tmp_path / "link").symlink_to(tmp_path)
     for files, told in {
         ("a.txt", "./a.txt", "c.txt"): "test_file='./a.txt' cannot be used: train_file is the same file",
@@ -68,4 +68,4 @@ def test_each_split_has_a_file_of_its_own(tmp_path):
         ("a.txt", "b.txt", "b.txt"): "val_file='b.txt' cannot be used: test_file is the same file",
     }.items():
         with pytest.raises(InputError, match=rf"^{told}, give each one of its own$"):
-            check_split_files(tmp_path, *files, 1)
+            check_split_files_differ(tmp_path, *files, 1)
