@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from report.document import document
 from report.evaluated import SCRIPT
 from report.gallery import gallery
 from report.photos import Photos
+from report.reliability import reliability_diagram, reliability_points
 from report.tables import tables
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
-from utils.logs.groups import Group, collect_runs, group_runs
+from utils.logs.groups import collect_runs, group_runs
 from utils.logs.plots import curves, has_curves, save
 from utils.logs.runs import Run
 from utils.logs.table import problem_lines
@@ -89,21 +92,23 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
         problems.append(
             f"No gallery for {len(evaluations) - MAX_GALLERIES} evaluations after the first {MAX_GALLERIES}"
         )
+    judged = [(run, points) for run in evaluations if (points := reliability_points(run))]
     with_curves = [run for run in runs if has_curves(run)]
     if not with_curves:
         problems.append("No curves: none of the runs has logged train.loss or val.recall@K; trainings do")
     return {
         "folders": [printable(run.folder) for run in runs],
         "tables": tables(runs, groups),
-        "curves": _svg(with_curves, groups) if with_curves else None,
+        "curves": _svg(curves(with_curves, groups)) if with_curves else None,
+        "reliability": _svg(reliability_diagram(judged)) if judged else None,
         "galleries": galleries,
         "photos": photos.entries,
         "problems": problems,
     }
 
 
-def _svg(runs: Sequence[Run], groups: Sequence[Group]) -> str:
-    """The curves as SVG, in base64."""
+def _svg(figure: Figure) -> str:
+    """A figure as SVG, in base64."""
     file = io.BytesIO()
-    save(curves(runs, groups), file, "svg")
+    save(figure, file, "svg")
     return base64.b64encode(file.getvalue()).decode()

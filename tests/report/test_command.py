@@ -9,6 +9,7 @@ import numpy as np
 
 import report.command
 from report.command import main
+from report.reliability import reliability_points
 from tests.conftest import draw_photo
 from tests.report.conftest import HOSTILE
 from tests.utils.logs.folders import entry, training_run, write
@@ -123,6 +124,21 @@ def test_many_queries_are_sampled(tmp_path, monkeypatch):
     monkeypatch.setattr(report.command, "MAX_PHOTO_BYTES", 30_000)
     gallery = gallery_of(tmp_path / "1", tmp_path)
     assert 0 < len(gallery["queries"]) < 50
+
+
+def test_reliability_of_an_evaluation(evaluation, tmp_path):
+    path = evaluation.run / "info.json"
+    kept, info = path.read_text(), json.loads(path.read_text())
+    bins = [{"predicted": 0.05, "observed": 0.1, "num_pairs": 90}, {"predicted": 0.9, "observed": 0.8, "num_pairs": 10}]
+    for reliability, points in ((bins, [(0.05, 0.1, 90), (0.9, 0.8, 10)]), ([{"predicted": "x"}], []), (3, [])):
+        path.write_text(json.dumps(info | {"matches": {"reliability": reliability}}))
+        assert reliability_points(read_run(evaluation.run)) == points
+        assert main([str(evaluation.run), "--out", str(tmp_path / "page.html")]) == 0
+        svg = written(tmp_path / "page.html")["reliability"]
+        assert (svg is not None) == bool(points)
+        if svg:
+            assert b"predicted probability of one product" in base64.b64decode(svg)
+    path.write_text(kept)
 
 
 def test_hostile_texts_of_runs(tmp_path):
