@@ -11,13 +11,13 @@ from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.evaluation import rank_candidates, report_matches, report_rankings, score_candidates
+from utils.evaluation import check_own, rank_candidates, report_matches, report_rankings, score_candidates
 from utils.experiment import command
 from utils.experiment.command import note_files, report_recalls
 from utils.experiment.fusion import fit_fusion
 from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.io.checkpoint import add_fusion
-from utils.io.disk import check_disk_space
+from utils.io.disk import check_disk_space, md5
 from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
 from utils.retrieval.fitted import FittedWeights
@@ -89,10 +89,25 @@ def sweep(temp_dir):
     print(f"{picture} shows R@1 over the weights")
 
 
+def check_combination(config) -> None:
+    """Raise InputError for settings that contradict each other."""
+    dataset, neighbours = config["dataset"], config["cache_nn_inds"]
+    if config["keep_fusion"] and dataset["test_file"] != dataset["val_file"]:
+        raise InputError(
+            "keep_fusion=True fits weights on the evaluated images, which must not be the test set: set "
+            "dataset.test_file and dataset.val_file to one list of validation images"
+        )
+    if config["resume"] is None:
+        raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
+    if Path(neighbours).resolve() == (Path(config["temp_dir"]) / INDS).resolve():
+        raise InputError(f"cache_nn_inds={neighbours} would be overwritten by the result: set another temp_dir")
+
+
 @ex.automain
 @reports_errors
 def main(
     _run,
+    _config,
     temp_dir,
     resume,
     cache_nn_inds,
@@ -106,15 +121,7 @@ def main(
     seed,
 ):
     with begin_run(RULES) as (device, dtype):
-        if keep_fusion and dataset["test_file"] != dataset["val_file"]:
-            raise InputError(
-                "keep_fusion=True fits weights on the evaluated images, which must not be the test set: set "
-                "dataset.test_file and dataset.val_file to one list of validation images"
-            )
-        if resume is None:
-            raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
-        if Path(cache_nn_inds).resolve() == (Path(temp_dir) / INDS).resolve():
-            raise InputError(f"cache_nn_inds={cache_nn_inds} would be overwritten by the result: set another temp_dir")
+        check_combination(_config)
         torch.manual_seed(seed)
         resized = resizing(dataset["crop_size"])
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
@@ -127,6 +134,9 @@ def main(
         model, origin = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
         note_files(_run, resume, cache_nn_inds, *input_files())
         with_matcher = scorer == "matcher"
+        own = FittedWeights.of_file(origin.fusion, resume)
+        if fusion == "own" and not keep_fusion:
+            check_own(own, min(num_candidates, neighbours.shape[1]), with_matcher)
         if with_matcher and origin.matcher_trained is False:
             print(f"checkpoint {resume}: its matcher was never trained, its logits are random (see scorer=chamfer)")
         candidates = score_candidates(
@@ -134,11 +144,12 @@ def main(
         )
         labels = Labels.of(loaders.query, loaders.gallery)
         _run.info["scores_md5"] = keep_scores(temp_dir, candidates, labels)
-        record = fit_fusion(candidates, labels, dataset["test_file"]) if keep_fusion else origin.fusion
-        if keep_fusion and record is not None and is_main_process():
-            add_fusion(resume, record)
-        own = None if record is None else FittedWeights.from_dict(record)
+        if keep_fusion:
+            own = fit_fusion(candidates, labels, dataset["test_file"])
         rankings = rank_candidates(candidates, labels, fusion, own)
+        if keep_fusion and own is not None and is_main_process():
+            add_fusion(resume, own.to_dict())
+            _run.info["md5"][str(resume)] = md5(resume)
         measures = rankings.measures(labels, recall_ks)
         written = rankings.rankings[rankings.written]
         recalls = {k: measures[rankings.written].values[f"R@{k}"] for k in recall_ks}
@@ -148,6 +159,7 @@ def main(
             report_rankings(rankings, measures, labels.queries, recall_ks, _run.info)
             if own is not None:
                 _run.info["fusion"] = own.to_dict()
-                report_matches(candidates, labels, own, _run.info)
+                if own.fitted_on != dataset["test_file"]:
+                    report_matches(candidates, labels, own, _run.info)
             report_recalls(_run, recalls, written.positions.shape[1])
         return recalls[recall_ks[0]]

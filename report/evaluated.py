@@ -11,6 +11,7 @@ from sop.ingredient import DATASET_RULES
 from sop.splits import Split, class_map, read_split
 from utils.errors import InputError
 from utils.evaluation import Rankings, rank_candidates
+from utils.io.checkpoint import is_made_from
 from utils.io.disk import md5
 from utils.logs.json_reader import nested, read_json
 from utils.logs.runs import Run
@@ -63,15 +64,15 @@ def read_evaluated(run: Run) -> Evaluated:
     for split, classes in ((queries, labels.queries), (gallery, labels.gallery)):
         if [label_of[number] for number in split.classes] != classes.tolist():
             raise InputError(f"{folder / NAME} is of other photos than {data / names[0]} lists: run {SCRIPT} again")
-    record = nested(read_json(run.folder / "info.json"), "fusion")
-    own = None if record is None else FittedWeights.from_dict(record)
+    info = run.folder / "info.json"
+    own = FittedWeights.of_file(nested(read_json(info), "fusion"), info)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             rankings = rank_candidates(candidates, labels, config.get("fusion"), own)
     except (TypeError, ValueError) as error:
         raise InputError(f"{run.folder / 'config.json'}: fusion={config.get('fusion')!r} is unknown") from error
     ranks = {name: first_match_ranks(ranking.positions, *labels[:2]) for name, ranking in rankings.rankings.items()}
-    files = [run.folder / "config.json", run.folder / "info.json", folder / NAME, *(data / name for name in names)]
+    files = [run.folder / "config.json", info, folder / NAME, *(data / name for name in names)]
     return Evaluated(run, data, queries, gallery, candidates, labels, rankings, ranks, files)
 
 
@@ -91,5 +92,5 @@ def first_existing(run: Run, path: str) -> Path:
 def check_md5(run: Run, name: str, path: Path) -> None:
     """InputError where a file's MD5 sum is not the one that the run has recorded for the setting `name`."""
     recorded = nested(read_json(run.folder / "info.json"), "md5", name)
-    if isinstance(recorded, str) and path.exists() and md5(path) != recorded:
+    if isinstance(recorded, str) and path.exists() and not is_made_from(path, recorded):
         raise InputError(f"{path} is not the one that was evaluated: its MD5 sum differs; run {SCRIPT} again")

@@ -5,6 +5,7 @@ from PIL import Image
 
 from rrt.images import Photo
 from rrt.reranker import Reranker
+from utils.errors import InputError
 from utils.runtime.precision import float32_throughout
 
 SIDE, GAP = 448, 16  # pixels
@@ -17,7 +18,10 @@ def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
     """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges.
 
     The brighter a patch, the more the readout attends to it in the last layer, in the mean of its heads.
+    InputError where the matcher was never trained.
     """
+    if not reranker.matcher_trained:
+        raise InputError("the matcher was never trained: what it attends to says nothing")
     pixels = torch.stack([reranker.pixels(photo) for photo in (a, b)])
     query, candidate = (part[None] for part in reranker.embed_pixels(pixels).maps.to(reranker.device))
     matcher = reranker.network.matcher

@@ -101,22 +101,12 @@ def _checkpoint(path: Path, crop_size: int | None, given: Mapping[str, Any]) -> 
             + ", ".join(f"{name}={value!r}" for name, value in DEFAULTS.items())
             + "; where none does, arch='resnet50'"
         )
-    fusion = _fusion_of(training.fusion, path)
+    fusion = FittedWeights.of_file(training.fusion, path)
     if training.matcher_trained is False and (fusion is None or fusion.logit):
         raise InputError(f"checkpoint {path} has a matcher that was never trained: experiment_rerank.py trains it")
     stored_crop_size = CROP_SIZE if training.crop_size is None else training.crop_size
     made = _network(path, content, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
     return made._replace(fusion=fusion, matcher_trained=training.matcher_trained is not False)
-
-
-def _fusion_of(record: object, path: Path) -> FittedWeights | None:
-    """The weights of a record in a file; InputError where they are damaged."""
-    if record is None:
-        return None
-    try:
-        return FittedWeights.from_dict(record)
-    except InputError as error:
-        raise InputError(f"{path}: {error}: fit them again, or take another file") from error
 
 
 @float32_throughout()
@@ -138,9 +128,9 @@ def _folder(config: Path, weights: Path, crop_size: int | None, given: Mapping[s
     different = [name for name in given if stored.get(name, given[name]) != given[name]]
     if different:
         raise InputError(f"{config} has other values of {listing(different)}: leave them out")
-    fusion, matcher_trained = _fusion_of(content.get("fusion"), config), content.get("matcher_trained") is not False
+    fusion = FittedWeights.of_file(content.get("fusion"), config)
     made = _network(weights, tensors, {**given, **stored}, given, stored_crop_size if crop_size is None else crop_size)
-    return made._replace(fusion=fusion, matcher_trained=matcher_trained)
+    return made._replace(fusion=fusion, matcher_trained=content.get("matcher_trained") is not False)
 
 
 def _network(path: Path, content: object, said: dict, given: Mapping[str, Any], crop_size: int) -> Pretrained:

@@ -199,13 +199,11 @@ def rank_candidates(
     titles = TITLES.copy()
     if own is not None and (reason := _why_not(own, num_scored, has_logits)):
         print(f"the checkpoint's own weights are not used: {reason}")
-        own = None
-    if own is not None:
+    elif own is not None:
         fixed["own"], titles["own"] = own.weights, f"own ({own.weights})"
         print(f"own: {own.weights}, fitted on {own.fitted_on}")
     if fusion == "own":
-        if own is None:
-            raise InputError("fusion='own': the checkpoint has no weights of a ranking that can be used here")
+        check_own(own, num_scored, has_logits)
         written = "own"
     elif fusion is not None and fusion != "crossfit":
         written, (cosine, chamfer) = "weighted", map(float, fusion)
@@ -231,10 +229,18 @@ def rank_candidates(
     return Rankings(rankings, titles, written)
 
 
-def _why_not(own: FittedWeights, num_scored: int, has_logits: bool) -> str | None:
-    """Why weights cannot rank candidates of which so many were scored."""
+def check_own(own: FittedWeights | None, num_scored: int, has_logits: bool) -> None:
+    """Raise InputError unless fusion='own' can rank candidates of which so many are scored."""
+    if reason := _why_not(own, num_scored, has_logits):
+        raise InputError(f"fusion='own' ranks by the checkpoint's own weights: {reason}")
+
+
+def _why_not(own: FittedWeights | None, num_scored: int, has_logits: bool) -> str | None:
+    """Why weights cannot rank candidates of which so many are scored."""
+    if own is None:
+        return "it has none; keep_fusion=True fits them on validation images"
     if own.num_candidates > num_scored:
-        return f"they are for {own.num_candidates} candidates, and {num_scored} were scored"
+        return f"they are for {own.num_candidates} candidates, and {num_scored} are scored"
     if own.logit and not has_logits:
         return "they need logits"
     return None

@@ -2,31 +2,29 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from utils.distributed.collectives import broadcast_model
 from utils.errors import InputError
 from utils.evaluation import score_candidates
 from utils.io.checkpoint import load_weights
 from utils.retrieval.fitted import FittedWeights, fit
 from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels
+from utils.runtime.ranks import is_main_process
 
 
-def fit_fusion(candidates: Candidates, labels: Labels, fitted_on: str) -> dict[str, Any] | None:
-    """The record of weights fitted to scored candidates of the photos listed in `fitted_on`, which are printed.
-
-    None, and the reason is printed, where none can be fitted.
-    """
+def fit_fusion(candidates: Candidates, labels: Labels, fitted_on: str) -> FittedWeights | None:
+    """Fit weights to scored candidates of the photos listed in `fitted_on`, and print them, or why there are none."""
     try:
         fitted = fit(candidates, labels, candidates.logits is not None, fitted_on)
     except InputError as error:
         print(f"no weights of a ranking are fitted on {fitted_on}: {error}")
         return None
     print(describe(fitted))
-    return fitted.to_dict()
+    return fitted
 
 
 def describe(fitted: FittedWeights) -> str:
@@ -49,7 +47,7 @@ def fit_best_checkpoint(
     dtype: torch.dtype,
     with_matcher: bool,
     val_file: str | None,
-) -> dict[str, Any] | None:
+) -> FittedWeights | None:
     """`fit_fusion` of a training's best checkpoint, on the `neighbours` of its validation images; `model` stays.
 
     None without a `val_file`: the test set is for evaluation.
@@ -58,7 +56,9 @@ def fit_best_checkpoint(
         print("no weights of a ranking are fitted: dataset.val_file=None, and the test set is for evaluation")
         return None
     best = copy.deepcopy(model)
-    load_weights(checkpoint, best, training=False)
+    if is_main_process():  # the file is its own: other ranks may be on other machines, or here before it is written
+        load_weights(checkpoint, best, training=False)
+    broadcast_model(best)
     sets = loaders.query, loaders.gallery
     candidates = score_candidates(best, neighbours, neighbours.shape[1], *sets, dtype, with_matcher=with_matcher)
     return fit_fusion(candidates, Labels.of(*sets), val_file)

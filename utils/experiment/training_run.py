@@ -12,8 +12,9 @@ import torch
 from utils.distributed.collectives import all_gather_object, broadcast_from_rank0, broadcast_model
 from utils.errors import InputError
 from utils.experiment.command import report_recalls
-from utils.io.checkpoint import is_made_from
+from utils.io.checkpoint import add_fusion, is_made_from
 from utils.io.disk import check_disk_space, md5
+from utils.retrieval.fitted import FittedWeights
 from utils.runtime.ranks import is_main_process
 from utils.settings import FLAG, TEXT, Rules, list_of, number, whole_number
 from utils.training.loop import fit
@@ -135,10 +136,11 @@ def _open_training(
         if epochs < earlier["epoch"]:
             raise InputError(f"epochs={epochs}, but {earlier['epoch']} are trained already: give as many or more")
         signature["run_id"], _run.info["continues"] = earlier["about"]["run_id"], earlier["about"]["folder"]
-        signature["checkpoint"] = digest = md5(checkpoint) if checkpoint.exists() else ""
+        digest = md5(checkpoint) if checkpoint.exists() else ""
         # older last.pt files do not have the MD5 sum of the checkpoint
         expected = earlier["about"].get("checkpoint", digest)
-        is_best = digest != "" and expected != "" and is_made_from(checkpoint, expected)
+        is_best = "" not in (digest, expected) and is_made_from(checkpoint, expected)
+        signature["checkpoint"] = expected if is_best else digest
         is_best_lost = earlier["best"] is not None and not is_best
         if is_best_lost:
             print(f"{checkpoint}, the run's best state, is {'another file' if digest else 'missing'}: best starts anew")
@@ -185,7 +187,7 @@ def run_training(
     step: Step,
     loader,
     validate: Callable[[], tuple],
-    fit_fusion: Callable[[], dict | None] = lambda: None,
+    fit_fusion: Callable[[], FittedWeights | None] = lambda: None,
 ) -> float:
     """Run `utils.training.loop.fit`, logged to Sacred; the best checkpoint is the run's artifact.
 
@@ -215,8 +217,8 @@ def run_training(
         raise
     fusion = fit_fusion()
     if fusion is not None and is_main_process():
-        files.add_fusion(fusion, state)
-        _run.info["fusion"] = fusion
+        _run.info["fusion"] = fusion.to_dict()
+        add_fusion(files.checkpoint, _run.info["fusion"])
     unreadable = sorted(set().union(*all_gather_object(paths())))
     if is_main_process():
         _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)

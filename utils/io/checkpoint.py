@@ -45,7 +45,7 @@ class TrainingInfo(NamedTuple):
     model: dict[str, Any]  # settings that scores depend on, by name
     matcher_trained: bool | None
     crop_size: int | None = None  # pixels of a side of the training images
-    fusion: dict[str, Any] | None = None  # the record of `utils.retrieval.fitted.FittedWeights`
+    fusion: object = None  # as the file has it, unchecked: the record of `utils.retrieval.fitted.FittedWeights`
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint has as its `origin`."""
@@ -204,7 +204,6 @@ def training_info_of(content: object) -> TrainingInfo:
     if not isinstance(content, dict):
         return UNKNOWN
     origin, fusion = content.get("origin"), content.get("fusion")
-    fusion = fusion if isinstance(fusion, dict) else None
     if isinstance(origin, dict) and isinstance(origin.get("model"), dict):
         model = {name: value for name, value in origin["model"].items() if isinstance(value, str | int | float | None)}
         size = origin.get("crop_size")

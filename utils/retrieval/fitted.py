@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from utils.retrieval.results import Labels
 from utils.settings import LARGEST, TEXT, Rule, Rules, check_settings, number, whole_number
 
 FINITE, PROPORTION, COUNT = number(-LARGEST), number(0, 1), whole_number(1)
+WEIGHT = number(0, 1_000_000)
 GAIN = Rule(
     "three numbers of points, the last two the ends of an interval",
     lambda value: isinstance(value, list | tuple) and len(value) == 3 and all(map(FINITE.accepts, value)),
@@ -30,9 +32,9 @@ CALIBRATION_RULES: Rules = {
     "num_classes": COUNT,
 }
 RULES: Rules = {
-    "logit": FINITE,
-    "cosine": FINITE,
-    "chamfer": FINITE,
+    "logit": WEIGHT,
+    "cosine": WEIGHT,
+    "chamfer": WEIGHT,
     "num_candidates": COUNT,
     "fitted_on": TEXT,
     "num_queries": COUNT,
@@ -80,7 +82,17 @@ class FittedWeights(NamedTuple):
             values["calibration"] = Calibration(**checked)
         for name in ("recall_gain", "precision_gain"):
             values[name] = tuple(values[name])
+        if not any(values[name] for name in ("logit", "cosine", "chamfer")):
+            raise InputError("weights of 0 rank nothing")
         return cls(**values)
+
+    @classmethod
+    def of_file(cls, record: object, path: Path | str) -> "FittedWeights | None":
+        """`from_dict` of what the file `path` has as its record, if any; InputError, naming it, for a damaged one."""
+        try:
+            return None if record is None else cls.from_dict(record)
+        except InputError as error:
+            raise InputError(f"{path}: {error}: fit them again, or take another file") from error
 
 
 def _checked(record: object, rules: Rules, name: str) -> dict[str, Any]:

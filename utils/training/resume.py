@@ -13,7 +13,6 @@ import torch
 from utils.errors import InputError
 from utils.io.checkpoint import (
     TrainingInfo,
-    add_fusion,
     checkpoint_content,
     load_finite,
     read_tensors,
@@ -69,7 +68,8 @@ class TrainingFiles:
     """The files that a training writes into its folder.
 
     One that cannot be written is kept as it was, which is said, and is tried again with the next. `about` has the MD5
-    sum of the checkpoint that stands there, which is no checkpoint's while one could not be written.
+    sum of the checkpoint that stands there, without weights fitted later, which is no checkpoint's while one could not
+    be written.
     """
 
     def __init__(self, checkpoint: Path, about: Mapping[str, Any] | None = None, save_minutes: float = 10):
@@ -83,12 +83,6 @@ class TrainingFiles:
         """Write the checkpoint."""
         if is_main_process():
             self._save(self.checkpoint, checkpoint_content(state.model, state.optimizer, state.scheduler, state.origin))
-
-    def add_fusion(self, fusion: Mapping[str, Any], state) -> None:
-        """Keep weights fitted for a ranking in the checkpoint."""
-        add_fusion(self.checkpoint, fusion)
-        self.about["checkpoint"] = md5(self.checkpoint)
-        self.save_last(state)
 
     def is_due(self) -> bool:
         """Whether `last.pt` is as old as it may get."""
