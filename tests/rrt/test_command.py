@@ -78,7 +78,8 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
 
     assert main(["search", index, query, "--top", "3", "--rerank", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[0] == query and lines[3].startswith("   3. cosine")
+    assert len(lines) == 5 and lines[:2] == ["reranked by logit, 2 candidates", query]
+    assert lines[4].startswith("   3. cosine")
     assert main(["search", index, query, query, "--rerank", "0", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)["answers"]
     assert len(answers) == 2 and answers[0]["found"][0]["photo"] == query
@@ -94,7 +95,7 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     assert [photo["rank_by_cosine"] for photo in answer["found"][2:]] == [3, 4, 5]
     by_cosine = sorted(answer["found"], key=lambda photo: photo["rank_by_cosine"])
     for photo, plain in zip(by_cosine, answers[0]["found"], strict=True):
-        assert set(photo) == {"photo", "rank", "rank_by_cosine", "score", "logit", "cosine"}
+        assert set(photo) == {"photo", "rank", "rank_by_cosine", "score", "logit", "cosine", "probability"}
         expected = photo | {"rank": photo["rank_by_cosine"], "score": photo["cosine"], "logit": None}
         assert plain == pytest.approx(expected, abs=1e-6)
         assert -1 <= photo["cosine"] <= 1

@@ -121,7 +121,7 @@ def test_searches_as_the_reranker_ranks(reranker, own, index, small_parts):
     (results,) = searched.search(query, top=6, rerank=4, fusion=(1, 2))
     assert names(results)[:4] == [str(nearest[match.index]) for match in expected]
     for result, match in zip(results, expected, strict=False):
-        assert result[1:4] == pytest.approx(match[1:], abs=1e-4)
+        assert result[1:4] == pytest.approx(match[1:4], abs=1e-4)
         assert result.rank_by_cosine == order.tolist().index(photos.index(Path(result.photo))) + 1
     assert [result.score for result in results[4:]] == [None, None]
     assert len(searched.search(reranker.embed(photos[:2]), top=1000, rerank=1000)[1]) == 7

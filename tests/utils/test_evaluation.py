@@ -4,6 +4,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.reference import published_model
+from tests.utils.retrieval.test_fitted import CALIBRATION, RECORD
 from tests.utils.retrieval.test_fusion import drawn
 from utils.errors import InputError
 from utils.evaluation import (
@@ -12,8 +13,10 @@ from utils.evaluation import (
     cosine_rank_correlation,
     evaluate_rerank,
     rank_candidates,
+    report_matches,
     report_rankings,
 )
+from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels, write_per_query
 
 
@@ -86,3 +89,30 @@ def test_validation_refuses_a_constant_matcher():
     evaluate_rerank(model, neighbours[:, :1], loader, None, [1])  # a single candidate has an order
     with pytest.raises(InputError, match=r"the matcher gives all candidates of each query one score.* lower lr"):
         evaluate_rerank(model, neighbours, loader, None, [1])
+
+
+def test_matches_are_counted_at_the_threshold(capsys):
+    """Of two queries of each of two classes, with three candidates of which the first two are of their weights' range.
+
+    Scores are cosines. Above 0.5 lie one of four impostor pairs, and three of four genuine ones: of class 0 both.
+    """
+    neighbours = np.array([[1, 2, 3], [2, 0, 3], [3, 0, 1], [0, 2, 1]])
+    cosines = np.array([[0.9, 0.2, 0.9], [0.6, 0.8, 0.9], [0.7, 0.1, 0.9], [0.5, 0.4, 0.9]], np.float32)
+    candidates = Candidates(neighbours, cosines, np.zeros_like(cosines), None)
+    classes, info = np.array([0, 0, 1, 1]), {}
+    labels = Labels(classes, classes, True)
+    calibration = CALIBRATION._replace(slope=10.0, offset=-5.0, threshold=0.5, false_match_rate=0.02)
+    own = RECORD._replace(logit=0.0, cosine=1.0, num_candidates=2, calibration=calibration)
+    report_matches(candidates, labels, own, info)
+    rates = {name: info["matches"][name] for name in ("false_match_rate", "false_non_match_rate")}
+    assert rates == {"false_match_rate": 0.25, "false_non_match_rate": 0.25}
+    assert sum(part["num_pairs"] for part in info["matches"]["reliability"]) == 8
+    assert (
+        "at the threshold for a false match rate of 2 % among candidates: 25.00 % false matches here, and 25.00 % of "
+        "true pairs are missed (95 % interval "
+    ) in capsys.readouterr().out
+    report_matches(candidates, Labels(np.arange(4), classes + 9, False), own, info := {})
+    assert "the threshold for a match is not judged: no candidate is of its query's class" in capsys.readouterr().out
+    for other in (own._replace(calibration=None), own._replace(logit=1.0), own._replace(num_candidates=4)):
+        report_matches(candidates, labels, other, info)
+    assert info == {} and capsys.readouterr().out == ""

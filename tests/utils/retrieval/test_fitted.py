@@ -73,6 +73,8 @@ def test_what_is_fitted_is_plain(tmp_path):
         ({"logit": math.nan}, "weights.logit=nan"),
         ({"chamfer": "5"}, "weights.chamfer='5'"),
         ({"logit": True}, "weights.logit=True"),
+        ({"chamfer": -1.0}, "weights.chamfer=-1.0: give a number from 0"),
+        ({"logit": 0.0, "cosine": 0.0}, "weights of 0 rank nothing"),
         ({"num_candidates": 0}, "weights.num_candidates=0: give a whole number from 1"),
         ({"num_candidates": 2.5}, "weights.num_candidates=2.5"),
         ({"num_queries": -1}, "weights.num_queries=-1"),
@@ -95,3 +97,11 @@ def test_damaged_records_are_refused(changes, message):
 def test_what_is_no_record_is_refused(record):
     with pytest.raises(InputError, match="weights must be a record of logit, cosine"):
         FittedWeights.from_dict(record)
+
+
+def test_a_file_with_a_damaged_record_is_named():
+    assert FittedWeights.of_file(None, "x.pt") is None
+    assert FittedWeights.of_file(RECORD.to_dict(), "x.pt") == RECORD
+    for record in (3, RECORD.to_dict() | {"cosine": "5"}):
+        with pytest.raises(InputError, match=r"^x\.pt: weights.*: fit them again, or take another file"):
+            FittedWeights.of_file(record, "x.pt")
