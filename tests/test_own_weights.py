@@ -19,12 +19,13 @@ from utils import pickle_load, pickle_save
 from utils.experiment import fusion, training_run
 from utils.experiment.run_folder import CommandError
 from utils.io.checkpoint import add_fusion, save_tensors
+from utils.retrieval.calibration import Calibration
 from utils.retrieval.fitted import FittedWeights, fit
 from utils.retrieval.results import load_scores
 from utils.runtime.ranks import rank
 
 NAME = "resnet18_sop.pt"
-CALIBRATION = RECORD.calibration._replace(threshold=2.08)  # some scores of the untrained network lie above it
+CALIBRATION = Calibration(0.5, -3.0, 0.1, 2.08, 0.01, 15000, 60)  # some scores of the untrained network lie above it
 WEIGHTS = RECORD._replace(logit=1.0, cosine=2.0, chamfer=0.5, num_candidates=4, calibration=CALIBRATION)
 WITHOUT_LOGIT = WEIGHTS._replace(logit=0.0, calibration=None)
 
@@ -140,8 +141,13 @@ def test_of_two_processes_the_first_reads_and_writes(observed, settings, evaluat
     """The other one may be on another machine, or faster than the first one's disk."""
 
     def work():
-        written: list[str] = []
-        training_run.add_fusion = lambda path, record: (written.append(path), add_fusion(path, record))
+        written = []
+
+        def add(path, record):
+            written.append(path)
+            add_fusion(path, record)
+
+        training_run.add_fusion = add
         if rank():
             fusion.load_weights = None  # type: ignore[assignment]
             experiment_rerank.ex.run(config_updates=settings("run", epochs=0))

@@ -42,9 +42,9 @@ def made(tmp_path_factory, checkpoint) -> SimpleNamespace:
     return SimpleNamespace(root=root, data=data, folder=folder, run=run)
 
 
-def evaluate(folder: Path, neighbours: Path, checkpoint: str, dataset: dict) -> Path:
+def evaluate(folder: Path, neighbours: Path, checkpoint: str, dataset: dict, **changes) -> Path:
     """The run folder of an evaluation, which is in its temp_dir `folder`."""
-    settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours), "temp_dir": str(folder)}
+    settings = {"resume": checkpoint, "cache_nn_inds": str(neighbours), "temp_dir": str(folder)} | changes
     eval_rerank.ex.observers[:] = [RunFolder(folder)]
     eval_rerank.ex.run(config_updates=TINY | settings | {"dataset": TINY["dataset"] | dataset})  # type: ignore[operator]
     eval_rerank.ex.observers.clear()

@@ -1,4 +1,5 @@
 import base64
+import shutil
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ import torch
 
 from report.attention import FULL, Attention, mutual_pairs
 from report.evaluated import read_evaluated
+from tests.utils.retrieval.test_fitted import RECORD
 from utils.errors import InputError
+from utils.io.checkpoint import add_fusion
 from utils.logs.runs import read_run
 
 
@@ -46,6 +49,18 @@ def test_another_checkpoint_is_refused(evaluation, tmp_path):
         path.write_text(path.read_text().replace(resume, str(other)))
     with pytest.raises(InputError, match="is not the one that was evaluated"):
         Attention(read_evaluated(read_run(evaluation.run)))
+
+
+def test_a_checkpoint_that_got_weights_later_is_the_same(evaluation, tmp_path):
+    resume, weighted = read_run(evaluation.run).config["resume"], tmp_path / "weighted.pt"
+    shutil.copyfile(resume, weighted)
+    add_fusion(weighted, RECORD.to_dict())
+    for name in ("config.json", "info.json"):
+        path = evaluation.run / name
+        path.write_text(path.read_text().replace(resume, str(weighted)))
+    evaluated = read_evaluated(read_run(evaluation.run))
+    pair = Attention(evaluated).of_pair(*(evaluation.data / path for path in evaluated.queries.paths[:2]))
+    assert pair["logit"] == pytest.approx(float(evaluated.candidates.logits[0, 0]), abs=1e-3)
 
 
 @pytest.mark.parametrize(

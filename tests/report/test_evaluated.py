@@ -1,13 +1,18 @@
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+from report.command import main
 from report.evaluated import read_evaluated
 from tests.report.conftest import evaluate
+from tests.utils.retrieval.test_fitted import RECORD
 from utils import pickle_load
 from utils.errors import InputError
+from utils.io.checkpoint import add_fusion
+from utils.logs.__main__ import main as logs_main
 from utils.logs.runs import read_run
 from utils.retrieval.results import load_scores, save_scores
 
@@ -98,3 +103,27 @@ def test_a_list_that_has_changed_since_is_refused(made, tmp_path, checkpoint):
         with pytest.raises(InputError, match=rf"{name} is not the one that was evaluated: its MD5 sum differs; run"):
             read_evaluated(run)
         (data / name).write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_an_evaluation_with_the_checkpoints_own_weights(made, checkpoint, tmp_path, capsys):
+    own = RECORD._replace(cosine=2.0, chamfer=0.5, num_candidates=4, calibration=None)
+    path = tmp_path / "own.pt"
+    shutil.copyfile(checkpoint, path)
+    add_fusion(path, own.to_dict())
+    run = evaluate(tmp_path / "eval", made.root / "nn_inds.pkl", str(path), {"data_path": str(made.data)}, fusion="own")
+    evaluated = read_evaluated(read_run(run))
+    assert list(evaluated.ranks) == ["global", "logit", "own", "chamfer + cosine", "logit + cosine + chamfer"]
+    assert evaluated.rankings.written == "own"
+    written = pickle_load(tmp_path / "eval" / "nn_inds.pkl")
+    np.testing.assert_array_equal(evaluated.rankings.rankings["own"].positions, written)
+
+    assert main([str(run), "--out", str(tmp_path / "a.html")]) == 0
+    assert "own (logit + 2 * cosine + 0.5 * chamfer, 4 candidates)" in (tmp_path / "a.html").read_text()
+    capsys.readouterr()
+    info = json.loads((run / "info.json").read_text())
+    assert logs_main([str(run)]) == 0
+    recall = f"{info['measures']['own']['R@1']:.2f}"
+    assert re.search(rf"(?m)^{run}  own +{recall} .* \(\S+ to \S+\)$", capsys.readouterr().out)
+    (run / "info.json").write_text(json.dumps(info | {"fusion": {"logit": 1}}))
+    with pytest.raises(InputError, match=rf"{run / 'info.json'}: weights must be a record of logit, cosine, chamfer"):
+        read_evaluated(read_run(run))
