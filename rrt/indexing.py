@@ -46,9 +46,10 @@ def update(
 ) -> Update:
     """Embed the new and changed photos of `paths` into the index `folder`. An interrupted update continues.
 
-    Damaged parts and a damaged network are replaced. A photo that cannot be read is reported; one that was embedded
-    before is kept. Photos of the index that are not among `paths` are kept, too, unless `sync` removes them: without
-    `yes` at most MAX_REMOVED of all photos, and none of a folder that is empty now, as where a drive is not mounted.
+    Damaged parts and a damaged network are replaced, and the weights of its ranking by those of `reranker`. A
+    photo that cannot be read is reported; one that was embedded before is kept. Photos of the index that are not among
+    `paths` are kept, too, unless `sync` removes them: without `yes` at most MAX_REMOVED of all photos, and none of a
+    folder that is empty now, as where a drive is not mounted.
     InputError where `sync` would remove more, where the index is of another network, is being written by another
     process or cannot be written, and where none of `paths` can be read.
     """

@@ -164,12 +164,21 @@ def test_of_two_processes_the_first_reads_and_writes(observed, settings, evaluat
     assert found.calibration == pytest.approx(expected.calibration, rel=1e-2)
 
 
-def test_a_killed_run_comes_to_the_same_weights(observed, settings, tmp_path, monkeypatch):
+def killed(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize("is_fitting", [False, True])
+def test_a_killed_run_comes_to_the_same_weights(observed, settings, tmp_path, monkeypatch, is_fitting):
     whole = outcome(observed(experiment_rerank.ex, **settings("whole")), tmp_path / "whole" / NAME)
     with monkeypatch.context() as patch:
-        killed_after(4, patch)
+        if is_fitting:
+            patch.setattr(fusion, "fit", killed)
+        else:
+            killed_after(4, patch)
         with pytest.raises(Killed):
             observed(experiment_rerank.ex, **settings("killed", save_minutes=0))
+    assert "fusion" not in read(tmp_path / "killed" / NAME)
     continued = observed(experiment_rerank.ex, **settings("killed", continue_run=True))
     assert outcome(continued, tmp_path / "killed" / NAME) == whole
 
