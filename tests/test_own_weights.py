@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -279,6 +280,27 @@ def test_an_evaluation_fits_and_keeps_them(evaluate, weighted, checkpoint, tmp_p
     model = {name: value for name, value in TINY["model"].items() if name in ANSWER_SETTINGS}
     assert Reranker.from_pretrained(path, 64, "cpu", **model).fusion == expected
     assert evaluate(path, fusion="own").info["fusion"] == expected.to_dict()
+
+
+def test_two_processes_keep_the_weights_of_one(evaluate, tiny, neighbours, checkpoint, tmp_path):
+    paths = [tmp_path / "one.pt", tmp_path / "two.pt"]
+    for path in paths:
+        shutil.copyfile(checkpoint, path)
+
+    def work():
+        if rank():
+            settings = {"resume": str(paths[1]), "cache_nn_inds": str(neighbours / "test.pkl"), "keep_fusion": True}
+            data = {"test_file": "val.txt", "val_file": "val.txt"}
+            eval_rerank.add_fusion = None  # type: ignore[assignment]
+            eval_rerank.ex.run(config_updates=tiny(**settings, temp_dir=tmp_path / "eval", dataset=data))
+        else:
+            evaluate(paths[1], "val.txt", "val.txt", keep_fusion=True)
+
+    evaluate(paths[0], "val.txt", "val.txt", keep_fusion=True)
+    in_processes(2, work, tmp_path / "results")
+    expected, found = (FittedWeights.from_dict(read(path)["fusion"]) for path in paths)
+    assert found[:9] == expected[:9]
+    assert found.calibration == pytest.approx(expected.calibration, rel=1e-2)
 
 
 @pytest.mark.parametrize(
