@@ -10,7 +10,7 @@ from sacred import Experiment
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
-from utils.evaluation import evaluate_global, print_notes
+from utils.evaluation import evaluate_global
 from utils.experiment import command
 from utils.experiment.command import note_files, report_recalls
 from utils.experiment.sacred_setup import reports_errors, set_up
@@ -18,6 +18,7 @@ from utils.io.disk import check_disk_space
 from utils.retrieval.knn import make_index
 from utils.retrieval.measures import measures_of
 from utils.retrieval.ranking import Ranking
+from utils.retrieval.rankings import print_notes
 from utils.retrieval.results import Labels, save_evaluation
 from utils.settings import TEXT, one_of
 

@@ -11,16 +11,17 @@ from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
-from utils.evaluation import check_own, rank_candidates, report_matches, report_rankings, score_candidates
+from utils.evaluation import score_candidates
 from utils.experiment import command
 from utils.experiment.command import note_files, report_recalls
 from utils.experiment.fusion import fit_fusion
 from utils.experiment.sacred_setup import reports_errors, set_up
-from utils.io.checkpoint import add_fusion
 from utils.io.disk import check_disk_space, md5
+from utils.io.kept_fusion import add_fusion
 from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
 from utils.retrieval.fitted import FittedWeights
+from utils.retrieval.rankings import check_own, rank_candidates, report_matches, report_rankings
 from utils.retrieval.results import Labels, keep_scores, load_scores, save_evaluation
 from utils.runtime.ranks import is_main_process
 from utils.settings import FLAG, TEXT, Rule, check_settings, number, one_of, whole_number

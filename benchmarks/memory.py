@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measure import new_process
 from models.matcher import Matcher
 from models.network import NetworkSettings, RerankingNetwork
-from utils.evaluation import rank_candidates, report_rankings, score_candidates
+from utils.evaluation import score_candidates
+from utils.retrieval.rankings import rank_candidates, report_rankings
 from utils.retrieval.results import Labels
 from utils.runtime.memory import peak_memory
 

@@ -10,14 +10,14 @@ import numpy as np
 from sop.ingredient import DATASET_RULES
 from sop.splits import Split, class_map, read_split
 from utils.errors import InputError
-from utils.evaluation import Rankings, rank_candidates
-from utils.io.checkpoint import is_made_from
 from utils.io.disk import md5
+from utils.io.kept_fusion import is_made_from
 from utils.logs.json_reader import nested, read_json
 from utils.logs.runs import Run
 from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.measures import first_match_ranks
 from utils.retrieval.ranking import Candidates
+from utils.retrieval.rankings import Rankings, rank_candidates
 from utils.retrieval.results import NAME, Labels, load_scores
 from utils.settings import TEXT, check_settings
 

@@ -19,7 +19,8 @@ from tests.utils.retrieval.test_fitted import RECORD
 from utils import pickle_load, pickle_save
 from utils.experiment import fusion, training_run
 from utils.experiment.run_folder import CommandError
-from utils.io.checkpoint import add_fusion, save_tensors
+from utils.io.checkpoint import save_tensors
+from utils.io.kept_fusion import add_fusion
 from utils.retrieval.calibration import Calibration
 from utils.retrieval.fitted import FittedWeights, fit
 from utils.retrieval.results import load_scores
@@ -314,7 +315,7 @@ def test_weights_are_not_fitted_on_test_photos(evaluate, checkpoint, test_file, 
 def test_scores_that_rank_nothing_are_not_kept(evaluate, weighted, monkeypatch):
     path = weighted(WEIGHTS)
     before = path.read_bytes()
-    monkeypatch.setattr("utils.evaluation.cosine_rank_correlation", None)  # which comes after the check
+    monkeypatch.setattr("utils.retrieval.rankings.cosine_rank_correlation", None)  # which comes after the check
     scored = eval_rerank.score_candidates
 
     def collapsed(*arguments):

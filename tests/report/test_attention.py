@@ -9,7 +9,7 @@ from report.attention import FULL, Attention, mutual_pairs
 from report.evaluated import read_evaluated
 from tests.utils.retrieval.test_fitted import RECORD
 from utils.errors import InputError
-from utils.io.checkpoint import add_fusion
+from utils.io.kept_fusion import add_fusion
 from utils.logs.runs import read_run
 
 

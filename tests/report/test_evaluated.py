@@ -11,7 +11,7 @@ from tests.report.conftest import evaluate
 from tests.utils.retrieval.test_fitted import RECORD
 from utils import pickle_load
 from utils.errors import InputError
-from utils.io.checkpoint import add_fusion
+from utils.io.kept_fusion import add_fusion
 from utils.logs.__main__ import main as logs_main
 from utils.logs.runs import read_run
 from utils.retrieval.results import load_scores, save_scores

@@ -19,7 +19,8 @@ from rrt.pretrained import CONFIG
 from rrt.reranker import Match
 from tests.rrt.test_reranker import plain_logits
 from tests.utils.retrieval.test_fitted import RECORD
-from utils.io.checkpoint import add_fusion, save_tensors
+from utils.io.checkpoint import save_tensors
+from utils.io.kept_fusion import add_fusion
 from utils.retrieval.calibration import Calibration
 from utils.retrieval.pair_scoring import pair_scores
 

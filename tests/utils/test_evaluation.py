@@ -7,16 +7,15 @@ from tests.reference import published_model
 from tests.utils.retrieval.test_fitted import CALIBRATION, RECORD
 from tests.utils.retrieval.test_fusion import drawn
 from utils.errors import InputError
-from utils.evaluation import (
-    Ranking,
+from utils.evaluation import evaluate_rerank
+from utils.retrieval.ranking import Candidates, Ranking
+from utils.retrieval.rankings import (
     Rankings,
     cosine_rank_correlation,
-    evaluate_rerank,
     rank_candidates,
     report_matches,
     report_rankings,
 )
-from utils.retrieval.ranking import Candidates
 from utils.retrieval.results import Labels, write_per_query
 
 

@@ -12,8 +12,8 @@ import torch
 from utils.distributed.collectives import all_gather_object, broadcast_from_rank0, broadcast_model
 from utils.errors import InputError
 from utils.experiment.command import report_recalls
-from utils.io.checkpoint import add_fusion, is_made_from
 from utils.io.disk import check_disk_space, md5
+from utils.io.kept_fusion import add_fusion, is_made_from
 from utils.retrieval.fitted import FittedWeights
 from utils.runtime.ranks import is_main_process
 from utils.settings import FLAG, TEXT, Rules, list_of, number, whole_number

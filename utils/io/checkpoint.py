@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
-from utils.io.disk import check_stored_zip, md5, open_regular_file
+from utils.io.disk import check_stored_zip, open_regular_file
 from utils.runtime.signals import deferred_signals
 
 WRAPPERS = ("module", "_orig_mod")  # in names of tensors
@@ -65,25 +65,6 @@ def checkpoint_content(model: nn.Module, optimizer, scheduler, origin: TrainingI
     if origin != UNKNOWN:
         content["origin"] = origin.to_dict()
     return content
-
-
-def add_fusion(path: Path | str, fusion: Mapping[str, Any]) -> None:
-    """Write a checkpoint again, with a record of fitted weights; InputError where it cannot be read or written."""
-    content = read_tensors(path)
-    if not isinstance(content, dict) or "state" not in content:
-        content = {"state": state_of(content, path)}
-    save_tensors(path, content | {"fusion": dict(fusion), "made_from": content.get("made_from", md5(path))})
-
-
-def is_made_from(path: Path | str, digest: str) -> bool:
-    """Whether a checkpoint is the file of this MD5 sum, or that file with `add_fusion`."""
-    if md5(path) == digest:
-        return True
-    try:
-        content = read_tensors(path)
-    except InputError:
-        return False
-    return isinstance(content, dict) and content.get("made_from") == digest
 
 
 def save_tensors(path: Path | str, content: dict) -> None:
