@@ -32,7 +32,7 @@ BYTES_A_NEIGHBOUR = 12  # position and distance
 @ex.config
 def config():
     temp_dir = "outputs/temp"  # where nn_inds.pkl, nn_dists.pkl and per_query.csv are written
-    resume = None  # checkpoint; None: the initial model
+    resume = None  # checkpoint; None: the initial model, a pretrained backbone
     knn_index = "Flat"  # exact; or another index for galleries of millions: 'IVF1024,Flat;nprobe=16', 'HNSW32', ...
     query_set = "test"  # or 'train': the training images searched against themselves
     features = None  # folder that caches descriptors and feature maps, so that photos are embedded once
@@ -60,7 +60,6 @@ begin_run = ex.capture(command.begin_run)
 @reports_errors
 def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, dataset, seed):
     with begin_run(RULES) as (device, dtype):
-        make_index(knn_index, _config["model"]["num_global_features"])  # an invalid one raises before embedding
         torch.manual_seed(seed)
         resized = resizing(dataset["crop_size"])
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
@@ -71,6 +70,7 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
         if resume is None:
             print("no checkpoint was given (resume=FILE): evaluating the initial model")
         model, _ = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
+        make_index(knn_index, model.settings.num_global_features)  # an invalid one raises before embedding
         note_files(_run, resume, *input_files())
         recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)
         labels = Labels.of(query, gallery)

@@ -37,7 +37,7 @@ BYTES_A_CANDIDATE = 32  # position and score, and in scores.npz position and thr
 @ex.config
 def config():
     temp_dir = "logs/temp"  # where nn_inds.pkl, nn_dists.pkl (scores), per_query.csv and scores.npz are written
-    resume = None  # checkpoint; needed
+    resume = None  # checkpoint; None: a pretrained backbone, for scorer=chamfer
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     scorer = "matcher"  # or 'chamfer': no matcher, but the Chamfer similarity of feature maps
     num_candidates = 100  # neighbours of each query that are rescored; the others keep their places behind them
@@ -98,7 +98,8 @@ def check_combination(config) -> None:
             "keep_fusion=True fits weights on the evaluated images, which must not be the test set: set "
             "dataset.test_file and dataset.val_file to one list of validation images"
         )
-    if config["resume"] is None:
+    needs_checkpoint = config["scorer"] == "matcher" or config["keep_fusion"] or not config["model"]["pretrained"]
+    if config["resume"] is None and needs_checkpoint:
         raise InputError("no checkpoint was given: reranking needs a trained model, set resume=FILE")
     if Path(neighbours).resolve() == (Path(config["temp_dir"]) / INDS).resolve():
         raise InputError(f"cache_nn_inds={neighbours} would be overwritten by the result: set another temp_dir")

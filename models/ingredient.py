@@ -49,7 +49,7 @@ def demo():
 def resizing(crop_size: int, arch: str) -> dict[str, Any]:
     """How the backbone wants photos resized, as arguments of `get_loaders`; InputError for crops it does not take."""
     with torch.device("meta"):  # no weights are needed
-        backbone = make_backbone(arch.lower(), pretrained=False)
+        backbone = make_backbone(NetworkSettings(arch).arch)
     backbone.check_crop_size(crop_size)
     return backbone.resizing
 

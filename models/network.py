@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,13 @@ from models.backbones import BACKBONES, make_backbone
 from models.matcher import Matcher
 from utils.errors import InputError, choose
 from utils.runtime.precision import true_float32
-from utils.settings import FLAG, Rule, Rules, number, one_of, whole_number
+from utils.settings import FLAG, TEXT, Rule, Rules, either, number, one_of, whole_number
 
 NORM_LAYERS = {
     None: lambda size: nn.Identity(),
     "layer": lambda size: nn.LayerNorm(size, elementwise_affine=False),
     "batch": lambda size: nn.BatchNorm1d(size, affine=False),
 }
-ARCH = one_of(*BACKBONES)._replace(accepts=lambda value: isinstance(value, str) and value.lower() in BACKBONES)
 SIZE = whole_number(1, 1_000_000)
 TRAINING: tuple[str, ...] = ()  # what depends on a setting: the training alone,
 LOGITS = ("answers",)  # what the matcher answers, too,
@@ -37,8 +36,12 @@ class NetworkSettings:
     """The settings of the `model` ingredient. Those that the answers depend on are told by checkpoints, and must be the
     same in an evaluation; while those that descriptors depend on are the same, kept ones fit."""
 
-    arch: str = setting("resnet50", ARCH, DESCRIPTORS, "resnet18, resnet34, resnet50, resnet101 or resnet152")
-    pretrained: bool = setting(True, FLAG, TRAINING, "start the backbone from torchvision's IMAGENET1K_V1 weights")
+    arch: str = setting(
+        "resnet50", TEXT, DESCRIPTORS, "resnet18, resnet34, resnet50, resnet101, resnet152, or a name of timm's"
+    )
+    pretrained: bool | str = setting(
+        True, either(FLAG, TEXT), TRAINING, "start the backbone from its published weights, or those of this file"
+    )
     dropout: float = setting(0.0, number(0, 1), TRAINING, "on the global descriptor, before the classifier")
     norm_layer: str | None = setting(
         None, one_of(*NORM_LAYERS), DESCRIPTORS, "after average pooling: 'layer', 'batch' or None"
@@ -52,9 +55,20 @@ class NetworkSettings:
     set_bn_eval: bool = setting(True, FLAG, TRAINING, "keep the backbone's batch norms in eval mode while training")
     normalize_weight: bool = setting(False, FLAG, TRAINING, "L2-normalise the classifier's rows")
     freeze_backbone: bool = setting(False, FLAG, TRAINING, "train remap_local and the matcher only")
-    num_global_features: int = setting(128, SIZE, DESCRIPTORS)
+    num_global_features: int = setting(
+        128, SIZE.or_none(), DESCRIPTORS, "None: the backbone's channels, without a projection"
+    )
     num_local_features: int = setting(
-        128, whole_number(4, 1_000_000, multiple=4), DESCRIPTORS, "also the matcher's width; a multiple of 4"
+        128,
+        whole_number(4, 1_000_000, multiple=4).or_none(),
+        DESCRIPTORS,
+        "also the matcher's width; a multiple of 4, or None as above",
+    )
+    local_size: int | None = setting(
+        None,
+        whole_number(0, 1000).or_none(),
+        DESCRIPTORS,
+        "larger feature maps are pooled to this side; 0: never; None: 7, but never a ResNet's",
     )
     ert_seq_len: int | None = setting(102, None, TRAINING, "recorded only")
     ert_dim_feedforward: int = setting(1024, SIZE, LOGITS)
@@ -65,11 +79,24 @@ class NetworkSettings:
     ert_normalize_before: bool = setting(False, FLAG, LOGITS, "pre-norm encoder with a final layer norm")
 
     def __post_init__(self):
-        self.arch = self.arch.lower()
+        self.arch = self.arch.lower() if self.arch.lower() in BACKBONES else self.arch
 
     def those(self, dependent: str) -> dict[str, Any]:
         """The settings, by name, that 'answers' or 'descriptors' depend on."""
         return {part.name: getattr(self, part.name) for part in fields(self) if dependent in part.metadata["alters"]}
+
+
+def with_sizes(settings: NetworkSettings) -> NetworkSettings:
+    """Settings with a number for each size of descriptors that is None; InputError for an unknown `arch`."""
+    if settings.num_global_features and settings.num_local_features:
+        return settings
+    with torch.device("meta"):  # no weights are needed
+        channels = make_backbone(settings.arch).channels
+    return replace(
+        settings,
+        num_global_features=settings.num_global_features or channels,
+        num_local_features=settings.num_local_features or channels,
+    )
 
 
 MODEL_RULES: Rules = {part.name: part.metadata["rule"] for part in fields(NetworkSettings) if part.metadata["rule"]}
@@ -118,6 +145,7 @@ class RerankingNetwork(nn.Module):
     def __init__(self, num_classes: int, settings: NetworkSettings):
         """For `num_classes` training classes. InputError for an unknown `arch` or `norm_layer`, for heads that do not
         divide the matcher's width, and when pretrained weights cannot be fetched."""
+        settings = with_sizes(settings)
         matcher = make_matcher(settings)
         super().__init__()
         self.backbone = make_backbone(settings.arch, settings.pretrained)
@@ -159,22 +187,30 @@ class RerankingNetwork(nn.Module):
         super().train(mode)
         if self.settings.set_bn_eval or self.freeze_backbone:
             for module in self.backbone.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> logits (B, classes), global (B, dg), local (B, dl, h, w)."""
-        features = self.layer_features(images)
+        features = self.backbone(self.pixels(images))
         descriptors = self.global_descriptors(features)
         inputs = self.dropout(descriptors.detach() if self.settings.detach else descriptors)
         weight = self.classifier.weight
         weight = F.normalize(weight, dim=1) if self.settings.normalize_weight else weight
-        return F.linear(inputs, weight, self.classifier.bias), descriptors, self.remap_local(features)
+        return F.linear(inputs, weight, self.classifier.bias), descriptors, self.remap_local(self.pooled(features))
 
     def layer_features(self, images: Tensor) -> Tensor:
-        """The backbone's maps (B, C, h, w) of images as `forward` takes them."""
-        return self.backbone(self.pixels(images))
+        """What `remap_local` makes local maps of: the backbone's maps (B, C, h, w), pooled, of images as above."""
+        return self.pooled(self.backbone(self.pixels(images)))
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Maps (B, C, h, w), those that are larger than `local_size` pooled to it."""
+        size = self.backbone.local_size if self.settings.local_size is None else self.settings.local_size
+        height, width = features.shape[2:]
+        if not size or max(height, width) <= size:
+            return features
+        return F.adaptive_avg_pool2d(features, (min(height, size), min(width, size)))
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised pixels, channels last, of images as `forward` takes them."""
@@ -223,10 +259,13 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> global (B, dg) float32, local (B, dl, h, w) in `dtype`."""
-        features = self.layer_features(images)
-        return self.network.global_descriptors(features.float()), self.remap_local(features)
+        features = self._features(images)
+        return self.network.global_descriptors(features.float()), self.remap_local(self.network.pooled(features))
 
     @torch.no_grad()
     def layer_features(self, images: Tensor) -> Tensor:
-        """The backbone's maps (B, C, h, w) in `dtype` of images as above."""
+        """What `remap_local` makes local maps of, (B, C, h, w) in `dtype`."""
+        return self.network.pooled(self._features(images))
+
+    def _features(self, images: Tensor) -> Tensor:
         return self.backbone(self.network.pixels(images).to(self.dtype))

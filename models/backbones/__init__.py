@@ -1,14 +1,20 @@
-"""The backbones that `model.arch` names. One more is a file with a `Backbone`, and its row in `BACKBONES`."""
+"""The backbones that `model.arch` names: those of `BACKBONES`, all others timm's.
+
+One more is a file with a `Backbone`, and its row in the table.
+"""
 
 from collections.abc import Callable
 
 from models.backbones.backbone import Backbone
 from models.backbones.resnet import BLOCKS, ResNetBackbone
-from utils.errors import choose
+from models.backbones.timm import TimmBackbone
 
-BACKBONES: dict[str, Callable[[str, bool], Backbone]] = dict.fromkeys(BLOCKS, ResNetBackbone)
+BACKBONES: dict[str, Callable[[str, bool | str], Backbone]] = dict.fromkeys(BLOCKS, ResNetBackbone)
 
 
-def make_backbone(arch: str, pretrained: bool) -> Backbone:
-    """The backbone `arch`; InputError for an unknown one, and where pretrained weights cannot be fetched."""
-    return choose(BACKBONES, arch, "model.arch")(arch, pretrained)
+def make_backbone(arch: str, pretrained: bool | str = False) -> Backbone:
+    """The backbone `arch`, with its pretrained weights, those of a file, or as it is before training.
+
+    InputError for an unknown one, and where pretrained weights cannot be had.
+    """
+    return BACKBONES.get(arch, TimmBackbone)(arch, pretrained)

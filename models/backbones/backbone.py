@@ -13,7 +13,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Normalised pixels (B, 3, H, W) to feature maps (B, channels, h, w), by `forward`, made by `(arch, pretrained)`.
+    """Normalised pixels (B, 3, H, W) to feature maps (B, channels, h, w), by `forward`, made by
+    `(arch, pretrained)`, the latter True, False or a file of weights.
 
     A subclass sets `channels`, and what of the others differs from ImageNet's usual ones.
     """
@@ -22,6 +23,8 @@ class Backbone(nn.Module):
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD  # of red, green and blue, from 0 to 1
     interpolation = "bilinear"  # by which photos are resized
     crop_fraction = 224 / 256  # of the resized photo's side, which the test images' centre crop has
+    local_size: int | None = None  # side of the map, to which larger ones are pooled for local descriptors
+    licence: str | None = None  # of its pretrained weights
     crop_multiple = 1  # the side of a crop is a multiple of it, in pixels
     state_prefix = "backbone."  # of its tensors' names in a network's state
 

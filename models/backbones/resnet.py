@@ -5,7 +5,7 @@ Training and evaluation share the order of the blocks; training convolves by `co
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 
 import torch
@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from models.backbones.backbone import Backbone
 from models.fused import TRIAL, is_usable, matches_reference, suits_gpu, suits_onednn
 from utils.errors import InputError
+from utils.io.checkpoint import load_finite, read_tensors, state_of
 
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -37,7 +38,7 @@ class ResNetBackbone(Backbone, ResNet):
     maxpool: nn.MaxPool2d
     fc: nn.Linear
 
-    def __init__(self, arch: str, pretrained: bool):
+    def __init__(self, arch: str, pretrained: bool | str = False):
         """InputError when pretrained weights cannot be fetched."""
         super().__init__(*BLOCKS[arch], num_classes=1, zero_init_residual=True)
         self.channels = self.fc.in_features
@@ -46,7 +47,7 @@ class ResNetBackbone(Backbone, ResNet):
             if isinstance(module, nn.Conv2d):
                 module.reset_parameters()  # PyTorch's own initialisation, not torchvision's Kaiming fan-out
         if pretrained:
-            self.load_state_dict(imagenet_weights(arch))
+            load_finite(self, imagenet_weights(arch) if pretrained is True else weights_in(pretrained), arch)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> `layer4` maps (B, channels, H/32, W/32), rounded up."""
@@ -68,6 +69,15 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
             f"{torch.hub.get_dir()}/checkpoints by hand, start from a checkpoint with resume=FILE, or train from "
             "scratch with model.pretrained=False model.set_bn_eval=False"
         ) from error
+    return _without_classifier(state)
+
+
+def weights_in(path: str) -> dict[str, Tensor]:
+    """The tensors of a file of torchvision's weights; InputError for anything else."""
+    return _without_classifier(state_of(read_tensors(path), path))
+
+
+def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
 
 
