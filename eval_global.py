@@ -9,6 +9,7 @@ from sacred import Experiment
 
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
+from sop.images.transforms import Resizing
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import command
@@ -61,7 +62,7 @@ begin_run = ex.capture(command.begin_run)
 def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, dataset, seed):
     with begin_run(RULES) as (device, dtype):
         torch.manual_seed(seed)
-        resized = resizing(dataset["crop_size"])
+        resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
         query, gallery = (loaders.query, loaders.gallery) if query_set == "test" else (loaders.query_train, None)
         neighbours = len(query.dataset) * min(max(recall_ks), len((gallery or query).dataset))

@@ -9,6 +9,7 @@ from sacred import Experiment
 
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
+from sop.images.transforms import Resizing
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.errors import InputError
 from utils.evaluation import score_candidates
@@ -125,7 +126,7 @@ def main(
     with begin_run(RULES) as (device, dtype):
         check_combination(_config)
         torch.manual_seed(seed)
-        resized = resizing(dataset["crop_size"])
+        resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
         neighbours = loaders.neighbours(cache_nn_inds)
         if num_candidates > neighbours.shape[1]:

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
+from sop.images.transforms import Resizing
 from sop.ingredient import DATASET_RULES, MAY_CHANGE_ON_RESUME, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import command, training_run
@@ -85,7 +86,7 @@ def new_state(
 def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed):
     with begin_run(RULES) as (device, dtype):
         torch.manual_seed(seed)
-        resized = resizing(dataset["crop_size"])
+        resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **resized)
         torch.manual_seed(seed)
         note_files(_run, *input_files(training=True))

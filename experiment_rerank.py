@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
+from sop.images.transforms import Resizing
 from sop.ingredient import DATASET_RULES, MAY_CHANGE_ON_RESUME, data_ingredient, get_loaders, input_files
 from sop.views import EmbeddedViews
 from utils.errors import InputError
@@ -116,7 +117,8 @@ def main(
     with begin_run(RULES) as (device, dtype):
         check_combination(_config)
         torch.manual_seed(seed)
-        sampling = {"num_negatives": num_negatives, **resizing(_config["dataset"]["crop_size"])}
+        resized = Resizing(**resizing(_config["dataset"]["crop_size"]))
+        sampling = {"num_negatives": num_negatives, "resizing": resized}
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **sampling)
         neighbours = loaders.neighbours(cache_nn_inds)
         validated = neighbours[:, :VALIDATION_CANDIDATES].clone()

@@ -47,7 +47,7 @@ def demo():
 
 @model_ingredient.capture
 def resizing(crop_size: int, arch: str) -> dict[str, Any]:
-    """How the backbone wants photos resized, as arguments of `get_loaders`; InputError for crops it does not take."""
+    """How the backbone wants photos resized, as arguments of `Resizing`; InputError for crops it does not take."""
     with torch.device("meta"):  # no weights are needed
         backbone = make_backbone(NetworkSettings(arch).arch)
     backbone.check_crop_size(crop_size)

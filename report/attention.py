@@ -16,7 +16,7 @@ from models.ingredient import get_model
 from models.network import MODEL_RULES, RerankingNetwork
 from report.evaluated import Evaluated, check_md5, first_existing
 from sop.images.photo import jpeg, opened
-from sop.images.transforms import test_transform
+from sop.images.transforms import Resizing, test_transform
 from sop.ingredient import DATASET_RULES
 from utils.errors import InputError
 from utils.io.checkpoint import load_weights
@@ -45,7 +45,10 @@ class Attention:
         check_md5(run, str(path), self.checkpoint)
         self.model = _load(self.checkpoint, model)
         self.embed = self.model.embedder()
-        self.transform = test_transform(int(crop_size), **self.model.backbone.resizing)  # type: ignore[call-overload]
+        self.transform = test_transform(
+            int(crop_size),  # type: ignore[call-overload]
+            resizing=Resizing(**self.model.backbone.resizing),
+        )
         self.size = 0  # bytes of views and weights in the page
         self.views: list[str] = []
         self.view_of: dict[Path, int] = {}

@@ -106,7 +106,7 @@ def ranking_text(reranker: Reranker, num_candidates: int, fusion: Fusion) -> str
     if not num_candidates:
         return "ranked by cosine"
     own = reranker.fusion
-    weights = weights_of(fusion, num_candidates, own and own.weights)
+    weights = weights_of(fusion, num_candidates, reranker.own_weights)
     origin = f", fitted on {own.fitted_on}" if own is not None and weights[:3] == own.weights[:3] else ""
     return f"reranked by {weights}{origin}"
 
@@ -146,6 +146,12 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace) -> Reranker:
+    if options.backbone is not None:
+        if options.model is not None or options.setting:
+            raise InputError("--backbone makes a network without training: leave --model and --setting out")
+        return Reranker.from_backbone(options.backbone, options.weights, options.crop_size)
+    if options.weights is not None:
+        raise InputError("--weights are a --backbone's: give both, or neither")
     if options.model is None:
         raise InputError(f"no model was given: --model takes {WHERE_FROM}")
     return Reranker.from_pretrained(options.model, crop_size=options.crop_size, **dict(options.setting))
@@ -153,10 +159,11 @@ def _model(options: argparse.Namespace) -> Reranker:
 
 def _model_for(options: argparse.Namespace) -> Reranker:
     """The model of --model, or the index's own."""
-    if options.model is not None or not (options.to / "index.json").exists():
+    is_given = options.model is not None or options.backbone is not None
+    if is_given or not (options.to / "index.json").exists():
         return _model(options)
-    if options.crop_size is not None or options.setting:
-        raise InputError("--crop-size and --setting need --model: give it, or leave them out")
+    if options.crop_size is not None or options.setting or options.weights is not None:
+        raise InputError("--crop-size, --setting and --weights need --model or --backbone: give it, or leave them out")
     return own_reranker(options.to, read_content(options.to).model)
 
 
@@ -165,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", help=WHERE_FROM)
+    model.add_argument(
+        "--backbone", metavar="NAME", help="no model but a pretrained backbone, such as tf_efficientnet_lite0 (timm's)"
+    )
+    model.add_argument("--weights", type=Path, metavar="FILE", help="of the backbone, in place of its published ones")
     model.add_argument("--crop-size", type=int, metavar="PIXELS", help="of a model without its own crop size; 224")
     model.add_argument(
         "--setting",

@@ -60,8 +60,8 @@ class Index:
 
     def num_candidates(self) -> int:
         """As many as the weights of the ranking were fitted for."""
-        fusion = self.reranker.fusion
-        return NUM_CANDIDATES if fusion is None else fusion.num_candidates
+        weights = self.reranker.own_weights
+        return NUM_CANDIDATES if weights is None else weights.num_candidates
 
     @float32_throughout()
     def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = FITTED) -> list[list[Result]]:

@@ -11,16 +11,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import safetensors.torch
 import torch
-from huggingface_hub.constants import ENDPOINT, HF_HOME
+from huggingface_hub.constants import HF_HOME
 
 from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingNetwork
-from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, ask, fetch_published, in_one_line
+from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch_published
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
 from utils.io.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
+from utils.io.hub import hub_files
 from utils.retrieval.fitted import FittedWeights
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain, whole_number
@@ -66,8 +66,26 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
             return _folder(path.with_name(CONFIG), path, crop_size, given)
         return _checkpoint(path, crop_size, given)
     if HUB_NAME.fullmatch(str(source)) and path.suffix not in (".pt", ".pth", ".safetensors"):
-        return _folder(*_from_hub(str(source)), crop_size, given)
+        try:
+            files = hub_files(str(source), CONFIG, WEIGHTS)
+        except InputError as error:
+            raise InputError(f"{source} is no file or folder here, and {error}: give {WHERE_FROM}") from None
+        return _folder(files[0], files[1], crop_size, given)
     raise InputError(f"{source} does not exist: give {WHERE_FROM}")
+
+
+@float32_throughout()
+def load_backbone(arch: str, weights: bool | str, crop_size: int | None) -> Pretrained:
+    """A pretrained backbone as a network; `Reranker.from_backbone` says how."""
+    without_matcher: dict[str, Any] = {"ert_num_encoder_layers": 1, "ert_dim_feedforward": 1, "ert_nhead": 1}
+    own_channels: dict[str, Any] = {"num_global_features": None, "num_local_features": None}
+    settings = NetworkSettings(arch, weights, normalize=True, **own_channels, **without_matcher)
+    with torch.random.fork_rng(devices=[]):
+        network = RerankingNetwork(1, settings).eval()
+    if crop_size is None:
+        crop_size = network.backbone.crop_size_near(CROP_SIZE)
+    check_settings({"crop_size": crop_size}, CROP_RULES)
+    return Pretrained(network, network.settings.those("answers"), crop_size, matcher_trained=False)
 
 
 def save(folder: Path, pretrained: Pretrained) -> None:
@@ -76,7 +94,11 @@ def save(folder: Path, pretrained: Pretrained) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in state_dict_to_cpu(network.state_dict()).items()}
     content = {"crop_size": crop_size, "network": dict(settings)}
     if fusion is not None:
-        content |= {"fusion": fusion.to_dict(), "matcher_trained": matcher_trained}
+        content["fusion"] = fusion.to_dict()
+    if not matcher_trained:
+        content["matcher_trained"] = False
+    if network.backbone.licence is not None:
+        content["licence"] = network.backbone.licence
     with atomic_write_all(folder / CONFIG, folder / WEIGHTS) as (config, weights):
         config.write(json.dumps(content, indent=2).encode())
         weights.write(safetensors.torch.save(tensors))
@@ -157,23 +179,3 @@ def _published() -> Path:
     if not path.exists():
         fetch_published(CHECKPOINTS._replace(names=(path.name,)), HUB_REPOSITORY, folder)
     return path
-
-
-def _from_hub(repository: str) -> tuple[Path, Path]:
-    """The two files of a repository of the hub, or those fetched before where the hub cannot be reached."""
-    reason = None
-    try:
-        ask(ENDPOINT)
-    except Exception as error:  # the hub's client and its transports raise many types
-        reason = in_one_line(error)
-    try:
-        config, weights = (
-            Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=reason is not None))
-            for name in (CONFIG, WEIGHTS)
-        )
-    except Exception as error:
-        raise InputError(
-            f"{repository} is no file or folder here, and could not be fetched from {ENDPOINT} "
-            f"({reason or in_one_line(error)}): check the name, or give {WHERE_FROM}"
-        ) from None
-    return config, weights

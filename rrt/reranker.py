@@ -15,8 +15,8 @@ from models.network import RerankingNetwork
 from rrt.arguments import FITTED, TOP_K, Fusion, device_of, positions_of, weights_of
 from rrt.features import Features, are_features, as_float32
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
-from rrt.pretrained import CROP_SIZE, Pretrained, load, save
-from sop.images.transforms import test_transform
+from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
+from sop.images.transforms import Resizing, test_transform
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.fitted import FittedWeights
@@ -26,6 +26,7 @@ from utils.runtime.device import MicroBatches
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain
 
+UNTRAINED = Weights(0, 0.5, 1, 100)  # of a network without a trained matcher
 IMAGES_AT_ONCE = 64  # read before they are embedded; of 224 x 224 pixels they take 10 MB
 
 
@@ -55,8 +56,9 @@ class Reranker:
 
     A pair's score is a weighted sum of the matcher's logit, the cosine of the global descriptors and the Chamfer
     similarity of the local maps. By default the weights are `fitted`, those that the training has fitted on validation
-    classes and kept with the network; a network without any is ranked by the logit. `fusion='logit'` (or None) ranks by
-    that alone, `fusion=(w, v)` by `logit + w * cosine + v * chamfer`.
+    classes and kept with the network. A network without any is ranked by the logit, and one whose matcher was never
+    trained by `UNTRAINED`. `fusion='logit'` (or None) ranks by the logit, `fusion=(w, v)` by
+    `logit + w * cosine + v * chamfer`.
 
     Invalid arguments raise InputError, a ValueError.
     """
@@ -82,7 +84,8 @@ class Reranker:
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.crop_size = dict(settings), crop_size
         self.fusion, self.matcher_trained = fusion, matcher_trained
-        self._embedder, self._transform = network.embedder(), test_transform(crop_size, **network.backbone.resizing)
+        resizing = Resizing(**network.backbone.resizing)
+        self._embedder, self._transform = network.embedder(), test_transform(crop_size, resizing=resizing)
 
     @classmethod
     def from_pretrained(
@@ -101,18 +104,43 @@ class Reranker:
         """
         return cls(*load(source, crop_size, settings), device=device)
 
+    @classmethod
+    def from_backbone(
+        cls,
+        arch: str,
+        weights: str | Path | None = None,
+        crop_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> "Reranker":
+        """A network that was never trained for retrieval: a backbone of torchvision's or timm's with its published
+        weights, or those of a file. Its own channels are descriptors and local maps, and `UNTRAINED` the ranking: the
+        Chamfer similarity and half the cosine, without a matcher.
+
+        `crop_size` None: 224, or where the backbone does not take that, its own size. InputError for an unknown name,
+        and where weights cannot be had.
+        """
+        return cls(*load_backbone(arch, True if weights is None else str(weights), crop_size), device=device)
+
+    @property
+    def own_weights(self) -> Weights | None:
+        """The weights that rank by default; None: the logit alone."""
+        if self.fusion is not None:
+            return self.fusion.weights
+        return None if self.matcher_trained else UNTRAINED
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder. It may be uploaded to the hub as a repository."""
         pretrained = Pretrained(self.network, self.settings, self.crop_size, self.fusion, self.matcher_trained)
         save(Path(folder), pretrained)
 
     def __repr__(self) -> str:
-        ranking = "logit" if self.fusion is None else f"{self.fusion.weights}, fitted on {self.fusion.fitted_on}"
+        ranking = str(self.own_weights or "logit") + (f", fitted on {self.fusion.fitted_on}" if self.fusion else "")
         return f"Reranker({self.settings['arch']}, {self.crop_size} pixels, {self.device}; ranks by {ranking})"
 
     def digest(self) -> str:
         """The SHA-256 sum, in hexadecimal, of the settings and weights on which results depend."""
-        content = hashlib.sha256(repr((sorted(self.settings.items()), self.crop_size)).encode())
+        settings = [item for item in sorted(self.settings.items()) if item != ("local_size", None)]  # a later setting
+        content = hashlib.sha256(repr((settings, self.crop_size)).encode())
         for name, tensor in self.network.state_dict().items():
             if not name.startswith("classifier."):
                 content.update(name.encode())
@@ -210,7 +238,7 @@ class Reranker:
 
     def _weights(self, fusion: Fusion, num_candidates: int) -> Weights:
         """The weights of a `fusion`; InputError where they need a matcher that was never trained."""
-        weights = weights_of(fusion, num_candidates, self.fusion and self.fusion.weights)
+        weights = weights_of(fusion, num_candidates, self.own_weights)
         if weights.logit and not self.matcher_trained:
             raise InputError(f"fusion={fusion!r}: the matcher was never trained, leave fusion out")
         return weights

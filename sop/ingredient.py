@@ -139,8 +139,8 @@ def get_loaders(
     Without `training` there is no train loader, and its neighbour file is not read. The train loader is seeded with
     torch's initial seed. With `training`, the query loader has the images of `val_file` if that is set. Memory is
     pinned for a CUDA `device` only; None: if CUDA is available. Torch raises a RuntimeError after waiting for
-    `timeout_minutes` for a batch of the workers; 0: never. The backbone asks for `interpolation` and `crop_fraction`
-    (`sop.images.transforms`); the sampler 'triplet' draws `num_negatives` an anchor. InputError for settings that
+    `timeout_minutes` for a batch of the workers; 0: never. The backbone tells the `resizing`, a `Resizing` of
+    `sop.images.transforms`; the sampler 'triplet' draws `num_negatives` an anchor. InputError for settings that
     contradict each other, and for missing or malformed files.
     """
     configured = _config or config(fixed=given)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from sop.dataset import ImageSet, SkippingImageSet, collate_shard
 from sop.images.image_cache import CachedImageSet, CachedLoader
 from sop.images.reading import usable_cores
-from sop.images.transforms import CROP_FRACTION, test_transform, train_transform
+from sop.images.transforms import PUBLISHED, Resizing, test_transform, train_transform
 from sop.samplers import EpochSampler, RandomIdentitySampler, RandomSampler, TripletSampler
 from sop.splits import Split, class_map, read_split, repeats
 from utils.errors import InputError, choose
@@ -41,8 +41,7 @@ class LoaderSettings:
     num_identities: int
     num_iterations: int | None
     train_cache_nn_inds: Path | str | None
-    interpolation: str = "bilinear"
-    crop_fraction: float = CROP_FRACTION
+    resizing: Resizing = PUBLISHED
     num_negatives: int = 1  # of each anchor, drawn by the sampler 'triplet'
 
 
@@ -134,12 +133,11 @@ def _test_loader(
 ) -> DataLoader:
     """The images of a split file, in order, with the test transform."""
     photos, pixels = (settings.data_path, split, labels), (settings.crop_size, settings.decode)
-    resizing = settings.interpolation, settings.crop_fraction
     if settings.image_cache is not None:
         cache = Path(settings.image_cache) / file.replace("/", "_")
-        cached = CachedImageSet(*photos, *pixels, cache, *resizing)
+        cached = CachedImageSet(*photos, *pixels, cache, settings.resizing)
         return CachedLoader(cached, batch_size=settings.test_batch_size, **options)
-    images = ImageSet(*photos, test_transform(*pixels, *resizing))
+    images = ImageSet(*photos, test_transform(*pixels, settings.resizing))
     return DataLoader(images, batch_size=settings.test_batch_size, **options)
 
 
@@ -148,7 +146,7 @@ def _train_loader(
 ) -> DataLoader:
     """The training images, in the sampler's batches."""
     kind = SkippingImageSet if settings.skip_unreadable else ImageSet
-    transform = train_transform(settings.crop_size, settings.decode, settings.interpolation)
+    transform = train_transform(settings.crop_size, settings.decode, settings.resizing)
     images = kind(settings.data_path, split, labels, transform)
     sampler = choose(SAMPLERS, settings.sampler, "dataset.sampler")(settings, images, num_test_images)
     own = {"batch_sampler": sampler, "persistent_workers": options["num_workers"] > 0, "collate_fn": collate_shard}

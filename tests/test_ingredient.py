@@ -9,6 +9,7 @@ import eval_global
 import eval_rerank
 import experiment_global
 import experiment_rerank
+from sop.images.transforms import Resizing
 from sop.ingredient import get_loaders
 from sop.views import EmbeddedViews
 from utils.errors import InputError
@@ -177,7 +178,9 @@ def test_all_images_are_resized_as_the_backbone_asks(photos):
         loaders = loaders_of(photos, **resizing)
         return [next(iter(loader))[0] for loader in (loaders.train, loaders.query, loaders.query_train)]
 
-    default, whole, bicubic = batches(), batches(crop_fraction=1.0), batches(interpolation="bicubic")
+    default, whole, bicubic = (
+        batches(resizing=resizing) for resizing in (Resizing(), Resizing(crop_fraction=1.0), Resizing("bicubic"))
+    )
     assert torch.equal(default[0], whole[0])  # a random crop is resized to its own size
     assert not any(map(torch.equal, default[1:], whole[1:])) and not any(map(torch.equal, default, bicubic))
 

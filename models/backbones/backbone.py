@@ -23,6 +23,7 @@ class Backbone(nn.Module):
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD  # of red, green and blue, from 0 to 1
     interpolation = "bilinear"  # by which photos are resized
     crop_fraction = 224 / 256  # of the resized photo's side, which the test images' centre crop has
+    keeps_aspect = False  # of photos that are resized for evaluation; else they are squeezed into a square
     local_size: int | None = None  # side of the map, to which larger ones are pooled for local descriptors
     licence: str | None = None  # of its pretrained weights
     crop_multiple = 1  # the side of a crop is a multiple of it, in pixels
@@ -39,8 +40,12 @@ class Backbone(nn.Module):
 
     @property
     def resizing(self) -> dict[str, Any]:
-        """How photos come to their size: arguments of `sop.images.transforms`."""
-        return {"interpolation": self.interpolation, "crop_fraction": self.crop_fraction}
+        """How photos come to their size: arguments of `sop.images.transforms.Resizing`."""
+        return {name: getattr(self, name) for name in ("interpolation", "crop_fraction", "keeps_aspect")}
+
+    def crop_size_near(self, crop_size: int) -> int:
+        """This size of crops, or the nearest that the backbone takes."""
+        return round(crop_size / self.crop_multiple) * self.crop_multiple
 
     def check_crop_size(self, crop_size: int) -> None:
         """Raise InputError for crops that the backbone does not take."""

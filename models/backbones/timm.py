@@ -32,7 +32,7 @@ NEAREST_SIZES = 64  # pixels around a crop that does not fit, among which one th
 class TimmBackbone(Backbone):
     """A network of timm's without its classifier."""
 
-    local_size = 7
+    local_size, keeps_aspect = 7, True
 
     def __init__(self, arch: str, pretrained: bool | str = False):
         """InputError for a name that timm does not know, and where weights cannot be had."""
@@ -54,14 +54,22 @@ class TimmBackbone(Backbone):
         """(B, 3, H, W) -> maps of the last layer (B, channels, h, w), normalised as the network does."""
         return _maps(self.network, pixels)
 
-    def check_crop_size(self, crop_size: int) -> None:
-        """Raise InputError for crops that the network does not take."""
+    def crop_size_near(self, crop_size: int) -> int:
+        """This size of crops, or the nearest that the network takes."""
+        return min(self._fitting(crop_size), key=lambda size: abs(size - crop_size))
+
+    def _fitting(self, crop_size: int) -> list[int]:
+        """Sizes of crops that the network takes: the nearest below and above, and its own."""
         source = _source(self.arch)
-        if _takes(source, crop_size):
-            return
         ranges = (range(crop_size, 0, -1), range(crop_size, crop_size + NEAREST_SIZES))
         nearest = [next((size for size in sizes[:NEAREST_SIZES] if _takes(source, size)), None) for sizes in ranges]
-        fitting = sorted({size for size in (*nearest, self.input_size) if size})
+        return sorted({size for size in (*nearest, self.input_size) if size})
+
+    def check_crop_size(self, crop_size: int) -> None:
+        """Raise InputError for crops that the network does not take."""
+        if _takes(_source(self.arch), crop_size):
+            return
+        fitting = self._fitting(crop_size)
         raise InputError(f"crop_size={crop_size} does not fit {self.arch}: take {' or '.join(map(str, fitting))}")
 
 

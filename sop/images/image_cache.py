@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from sop.dataset import ImageSet
-from sop.images.transforms import CROP_FRACTION, centre_crop, square_transform, test_transform
+from sop.images.transforms import PUBLISHED, Resizing, square_transform, test_transform
 from sop.splits import Split
 from utils.distributed.collectives import local_rank0_first
 from utils.errors import InputError
@@ -43,13 +43,12 @@ class CachedImageSet(ImageSet):
         crop_size: int,
         decode: str,
         cache: Path,
-        interpolation: str = "bilinear",
-        crop_fraction: float = CROP_FRACTION,
+        resizing: Resizing = PUBLISHED,
     ):
-        super().__init__(folder, split, labels, test_transform(crop_size, decode, interpolation, crop_fraction))
-        squares = square_transform(crop_size, decode, interpolation, crop_fraction)
+        super().__init__(folder, split, labels, test_transform(crop_size, decode, resizing))
+        squares = square_transform(crop_size, decode, resizing)
         self.photos = ImageSet(folder, split, labels, squares)
-        self.cache, self.crop = cache, centre_crop(crop_size, crop_fraction)
+        self.cache, self.crop = cache, resizing.centre_crop(crop_size)
         self.made_with: dict[str, str] = {}
         self.is_cached = False
         self.squares: np.memmap | None = None  # opened by the process that reads

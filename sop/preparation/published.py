@@ -5,15 +5,15 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, get_session
+from huggingface_hub import HfApi
 
 from sop.preparation.archive import is_safe, open_archive
 from sop.preparation.atomic_folder import BUSY_ADVICE
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
+from utils.io.hub import ask, in_one_line
 from utils.io.lock import exclusive_lock
 
-TIMEOUT = 10  # seconds for the first answer of the hub
 HUB_REPOSITORY = "fwtan/rrt_sop_data"
 RERANK = (
     "python eval_rerank.py -F logs/eval_rerank_{backbone}_r50 with temp_dir=logs/eval_rerank_{backbone}_r50 "
@@ -76,16 +76,6 @@ def _fetch_missing(published: Published, repository: str, target: Path) -> None:
         ) from None
     if still_missing := _missing(published, target):
         raise InputError(f"{repository} does not have {', '.join(still_missing)} in {published.folder}/: {by_hand}")
-
-
-def ask(endpoint: str) -> None:
-    """Raise the error of the hub's client if the hub cannot be reached; the client itself tries for half a minute."""
-    get_session().head(endpoint, timeout=TIMEOUT)
-
-
-def in_one_line(error: Exception) -> str:
-    """An error's message on one line, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _missing(published: Published, target: Path) -> list[str]:

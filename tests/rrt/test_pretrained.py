@@ -15,6 +15,7 @@ from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
 from sop.preparation.published import CHECKPOINTS
 from tests.faults import limited, serving
 from tests.rrt.conftest import CROP_SIZE, SETTINGS
+from utils.io import hub
 from utils.io.checkpoint import save_tensors
 
 DIFFERING = {name: value for name, value in SETTINGS.items() if DEFAULTS[name] != value}
@@ -34,7 +35,7 @@ def test_folder_there_and_back(reranker, paths, tmp_path, monkeypatch):
     assert loaded.digest() == reranker.digest()
     assert loaded.rank(paths[0], paths) == reranker.rank(paths[0], paths)
 
-    monkeypatch.setattr(pretrained, "ask", lambda endpoint: None)
+    monkeypatch.setattr(hub, "ask", lambda endpoint: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names, **options: str(tmp_path.joinpath(*names)))
     monkeypatch.chdir(tmp_path.parent)
     (tmp_path / "someone").mkdir()
@@ -155,6 +156,6 @@ def test_what_was_fetched_is_there_without_a_network(reranker, tmp_path, monkeyp
         assert local_files_only
         return str(tmp_path / name)
 
-    monkeypatch.setattr(pretrained, "ask", lambda endpoint: Path("/nowhere").read_text())
+    monkeypatch.setattr(hub, "ask", lambda endpoint: Path("/nowhere").read_text())
     monkeypatch.setattr("huggingface_hub.hf_hub_download", from_cache)
     assert Reranker.from_pretrained("someone/tiny", device="cpu").digest() == reranker.digest()

@@ -36,7 +36,8 @@ MAY_CHANGE_ON_RESUME = {
     "resume",
     "cache_nn_inds",
 }
-ADDED = {"objective": "published", "num_negatives": 1}  # settings that older files lack, and what their runs did
+# settings that older files lack, and what their runs did
+ADDED = {"objective": "published", "num_negatives": 1, "model.local_size": None}
 EXPECTED = {  # the parts of `last.pt` and their types
     "model": dict,
     "criterion": dict | None,  # older ones lack it

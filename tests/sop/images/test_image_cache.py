@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import eval_global
 from sop.dataset import ImageSet
+from sop.images.transforms import Resizing
 from tests.faults import exchanged, limited, names
 from tests.processes import exit_codes
 from tests.test_ingredient import loaders_of
@@ -54,7 +55,7 @@ def decoded(monkeypatch) -> list:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize(
-    "resizing", [{"crop_size": 28}, {}, {"interpolation": "bicubic", "crop_fraction": 0.9}]
+    "resizing", [{"crop_size": 28}, {}, {"resizing": Resizing("bicubic", 0.9)}]
 )  # squares of 32, 37 and 36
 def test_equals_uncached_batches(photos, tmp_path, capsys, workers, decode, resizing):
     settings = {"num_workers": workers, "decode": decode, "test_file": ["test.txt", "train.txt"]} | resizing
@@ -113,7 +114,8 @@ def test_changed_photos_or_list_make_a_new_cache(folder, tmp_path, change, capsy
 def test_caches_of_several_settings_and_sets(photos, folder, tmp_path, decoded, capsys):
     change_photo(folder)
     (tmp_path / "cache" / "other.test.txt.0123456789ab").mkdir(parents=True)
-    changes = [{}, {"crop_size": 28}, {"decode": "fast"}, {"interpolation": "bicubic"}, {"crop_fraction": 1.0}]
+    resizings = [Resizing("bicubic"), Resizing(crop_fraction=1), Resizing(keeps_aspect=True)]
+    changes = [{}, {"crop_size": 28}, {"decode": "fast"}, *({"resizing": resizing} for resizing in resizings)]
     runs = [*((photos, settings) for settings in changes), (folder, {})]
     for _ in range(2):
         for data, settings in runs:

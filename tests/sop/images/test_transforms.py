@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from sop.images.transforms import describe, square_transform, train_transform
+from sop.images.transforms import Resizing, describe, square_transform, train_transform
 from sop.images.transforms import test_transform as make_test_transform
 from utils.errors import InputError
 
@@ -34,7 +34,7 @@ def test_ratio_of_resize_to_crop(photo, crop, size):
 )
 def test_test_transform_at_every_size(crop, size, interpolation):
     resampling = Image.Resampling[interpolation.upper()]
-    transform = make_test_transform(crop, "exact", interpolation, crop / size)
+    transform = make_test_transform(crop, "exact", Resizing(interpolation, crop / size))
     rng = np.random.default_rng(1)
     sizes = [(1, 1), (1, 900), (900, 1), (size, size), (crop, crop), (size, 2 * size), (640, 480), (480, 640)]
     # Pillow changes the order of its passes near a height of twice the width
@@ -46,6 +46,17 @@ def test_test_transform_at_every_size(crop, size, interpolation):
         np.testing.assert_array_equal(transform(photo).numpy(), expected, f"{width} x {height}")
 
 
+@pytest.mark.parametrize("size", [(300, 200), (200, 301), (64, 64)])
+def test_a_photo_that_keeps_its_aspect_is_the_square_in_its_centre(size):
+    width, height = size
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    transform = make_test_transform(56, resizing=Resizing("bicubic", 0.875, keeps_aspect=True))
+    side = min(size)
+    left, upper = (width - side) // 2, (height - side) // 2
+    square = photo.crop((left, upper, left + side, upper + side)).resize((64, 64), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(transform(photo).numpy(), np.asarray(square)[4:60, 4:60].transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_train_transform_is_random_resized_crop_and_flip(photo, interpolation):
     crop = transforms.RandomResizedCrop(32, interpolation=transforms.InterpolationMode(interpolation))
@@ -54,7 +65,7 @@ def test_train_transform_is_random_resized_crop_and_flip(photo, interpolation):
         torch.manual_seed(seed)
         expected = plain(photo)
         torch.manual_seed(seed)
-        assert torch.equal(train_transform(32, interpolation=interpolation)(photo), expected)
+        assert torch.equal(train_transform(32, resizing=Resizing(interpolation))(photo), expected)
 
 
 def test_a_description_tells_transforms_apart():
@@ -68,4 +79,4 @@ def test_a_description_tells_transforms_apart():
 @pytest.mark.parametrize("make", [train_transform, make_test_transform, square_transform])
 def test_unknown_interpolation(make):
     with pytest.raises(InputError, match="interpolation='lanczos' is unknown: choose from 'bilinear', 'bicubic'"):
-        make(224, interpolation="lanczos")
+        make(224, resizing=Resizing("lanczos"))
