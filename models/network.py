@@ -1,7 +1,7 @@
 """The network, and the settings that it is made by."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -70,6 +70,12 @@ class NetworkSettings:
         DESCRIPTORS,
         "larger feature maps are pooled to this side; 0: never; None: 7, but never a ResNet's",
     )
+    pool: str = setting(
+        "avg",
+        one_of("avg", "token", "head"),
+        DESCRIPTORS,
+        "the global descriptor: 'avg', 'token' (class token) or 'head' (as before timm's classifier)",
+    )
     ert_seq_len: int | None = setting(102, None, TRAINING, "recorded only")
     ert_dim_feedforward: int = setting(1024, SIZE, LOGITS)
     ert_nhead: int = setting(4, SIZE, LOGITS)
@@ -86,23 +92,29 @@ class NetworkSettings:
         return {part.name: getattr(self, part.name) for part in fields(self) if dependent in part.metadata["alters"]}
 
 
+def without_later(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings but for those of `LATER` that mean what older files do: what is made from them stays the same."""
+    return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
+
+
 def with_sizes(settings: NetworkSettings) -> NetworkSettings:
     """Settings with a number for each size of descriptors that is None; InputError for an unknown `arch`."""
     if settings.num_global_features and settings.num_local_features:
         return settings
     with torch.device("meta"):  # no weights are needed
-        channels = make_backbone(settings.arch).channels
+        backbone = make_backbone(settings.arch)
     return replace(
         settings,
-        num_global_features=settings.num_global_features or channels,
-        num_local_features=settings.num_local_features or channels,
+        num_global_features=settings.num_global_features or backbone.pooled_channels(settings.pool),
+        num_local_features=settings.num_local_features or backbone.channels,
     )
 
 
+LATER: dict[str, Any] = {"local_size": None, "pool": "avg"}  # settings that older files lack, and what these mean
 MODEL_RULES: Rules = {part.name: part.metadata["rule"] for part in fields(NetworkSettings) if part.metadata["rule"]}
 TENSOR_SETTINGS = {  # which setting decides whether a tensor exists, and its shape
     r"remap_local\.": "model.num_local_features",
-    r"remap\.": "model.num_global_features and model.remap",
+    r"remap\.": "model.num_global_features, model.pool and model.remap",
     r"norm_layer\.": "model.norm_layer",
     r"matcher\.encoder\.norm\.": "model.ert_normalize_before",
     r"matcher\.encoder\.layers\.\d+\.linear[12]\.": "model.ert_dim_feedforward and model.ert_num_encoder_layers",
@@ -151,10 +163,11 @@ class RerankingNetwork(nn.Module):
         self.backbone = make_backbone(settings.arch, settings.pretrained)
         self.register_buffer("mean", torch.tensor(self.backbone.pixel_mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(self.backbone.pixel_std).view(1, 3, 1, 1))
-        size = self.backbone.channels
+        size, pooled_size = self.backbone.channels, self.backbone.pooled_channels(settings.pool)
         global_size, local_size = settings.num_global_features, settings.num_local_features
-        self.norm_layer = choose(NORM_LAYERS, settings.norm_layer, "model.norm_layer")(size)
-        self.remap = nn.Linear(size, global_size) if settings.remap or size != global_size else nn.Identity()
+        self.norm_layer = choose(NORM_LAYERS, settings.norm_layer, "model.norm_layer")(pooled_size)
+        is_mapped = settings.remap or pooled_size != global_size
+        self.remap = nn.Linear(pooled_size, global_size) if is_mapped else nn.Identity()
         self.remap_local = nn.Conv2d(size, local_size, 1) if size != local_size else nn.Identity()
         self.classifier = nn.Linear(global_size, num_classes)
         nn.init.zeros_(self.classifier.weight)
@@ -175,7 +188,7 @@ class RerankingNetwork(nn.Module):
 
     def fingerprint(self) -> Iterator[bytes]:
         """All that descriptors and local maps depend on: settings and tensors."""
-        yield repr(self.settings.those("descriptors")).encode()
+        yield repr(without_later(self.settings.those("descriptors"))).encode()
         yield from self.backbone.fingerprint()
         for name, tensor in self.state_dict().items():
             if not name.startswith(("matcher.", "classifier.")):
@@ -193,12 +206,19 @@ class RerankingNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> logits (B, classes), global (B, dg), local (B, dl, h, w)."""
-        features = self.backbone(self.pixels(images))
-        descriptors = self.global_descriptors(features)
+        features, pooled = self.features(self.backbone, self.pixels(images))
+        descriptors = self.global_descriptors(pooled)
         inputs = self.dropout(descriptors.detach() if self.settings.detach else descriptors)
         weight = self.classifier.weight
         weight = F.normalize(weight, dim=1) if self.settings.normalize_weight else weight
         return F.linear(inputs, weight, self.classifier.bias), descriptors, self.remap_local(self.pooled(features))
+
+    def features(self, backbone: Callable[[Tensor], Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, C, h, w) by the backbone, or its evaluation copy, and what `global_descriptors` are made of."""
+        if self.settings.pool != "avg":
+            return backbone.maps_and_pooled(pixels, self.settings.pool)  # type: ignore[attr-defined]
+        maps = backbone(pixels)
+        return maps, maps
 
     def layer_features(self, images: Tensor) -> Tensor:
         """What `remap_local` makes local maps of: the backbone's maps (B, C, h, w), pooled, of images as above."""
@@ -222,9 +242,10 @@ class RerankingNetwork(nn.Module):
         return Embedder(self, dtype)
 
     def global_descriptors(self, features: Tensor) -> Tensor:
-        """Global descriptors (B, dg) of the backbone's maps."""
+        """Global descriptors (B, dg) of the backbone's maps, or of what it has pooled already, (B, C)."""
         with true_float32():
-            descriptors = self.remap(self.norm_layer(F.adaptive_avg_pool2d(features, 1).flatten(1)))
+            pooled = F.adaptive_avg_pool2d(features, 1).flatten(1) if features.dim() == 4 else features
+            descriptors = self.remap(self.norm_layer(pooled))
         return F.normalize(descriptors, dim=1) if self.settings.normalize else descriptors
 
 
@@ -259,13 +280,13 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> global (B, dg) float32, local (B, dl, h, w) in `dtype`."""
-        features = self._features(images)
-        return self.network.global_descriptors(features.float()), self.remap_local(self.network.pooled(features))
+        features, pooled = self.network.features(self.backbone, self._pixels(images))
+        return self.network.global_descriptors(pooled.float()), self.remap_local(self.network.pooled(features))
 
     @torch.no_grad()
     def layer_features(self, images: Tensor) -> Tensor:
         """What `remap_local` makes local maps of, (B, C, h, w) in `dtype`."""
-        return self.network.pooled(self._features(images))
+        return self.network.pooled(self.backbone(self._pixels(images)))
 
-    def _features(self, images: Tensor) -> Tensor:
-        return self.backbone(self.network.pixels(images).to(self.dtype))
+    def _pixels(self, images: Tensor) -> Tensor:
+        return self.network.pixels(images).to(self.dtype)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from models.network import RerankingNetwork
+from models.network import RerankingNetwork, without_later
 from rrt.arguments import FITTED, TOP_K, Fusion, device_of, positions_of, weights_of
 from rrt.features import Features, are_features, as_float32
 from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
@@ -139,7 +139,7 @@ class Reranker:
 
     def digest(self) -> str:
         """The SHA-256 sum, in hexadecimal, of the settings and weights on which results depend."""
-        settings = [item for item in sorted(self.settings.items()) if item != ("local_size", None)]  # a later setting
+        settings = sorted(without_later(self.settings).items())
         content = hashlib.sha256(repr((settings, self.crop_size)).encode())
         for name, tensor in self.network.state_dict().items():
             if not name.startswith("classifier."):

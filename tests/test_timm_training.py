@@ -1,5 +1,7 @@
 """The commands with timm's networks: a ViT with layer norms, and EfficientNet-lite0 with the weights of its package."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,12 @@ from tests.processes import in_processes
 from tests.test_continue import Killed, killed_after, outcome
 from utils.experiment.run_folder import CommandError
 from utils.runtime.ranks import rank
+from utils.training.resume import ADDED
 
 LITE0 = "tf_efficientnet_lite0"
 TRAININGS = {
     "global": (experiment_global.ex, {}),
+    "global token": (experiment_global.ex, {}),
     "global lite0": (experiment_global.ex, {}),
     "frozen": (experiment_rerank.ex, {"frozen_views": 2, "objective": "chamfer"}),
     "joint": (experiment_rerank.ex, {"objective": "joint"}),
@@ -31,6 +35,7 @@ def training(tiny, neighbours, tmp_path):
         ex, settings = TRAININGS[kind]
         model = {"arch": LITE0 if "lite0" in kind else "test_vit", "freeze_backbone": kind == "frozen"}
         model |= {"pretrained": "lite0" in kind, "normalize": True}
+        model |= {"pool": "token"} if "token" in kind else {}
         data = {"crop_size": 32, "batch_size": 6, "num_iterations": 3, "sampler": "random_id"}
         if ex is experiment_rerank.ex:
             data |= {"batch_size": 12, "sampler": "triplet", "train_cache_nn_inds": str(neighbours / "train.pkl")}
@@ -59,6 +64,24 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(training, observed, tmp
             observed(ex, **settings | {"temp_dir": str(tmp_path / "killed"), "save_minutes": 0})
     continued = observed(ex, **settings | {"temp_dir": str(tmp_path / "killed"), "continue_run": True})
     assert outcome(continued, checkpoint_of(tmp_path / "killed", kind)) == whole
+
+
+def test_an_older_run_goes_on(training, observed, tmp_path):
+    """One whose `last.pt` knows nothing of later settings."""
+    ex, settings = training("global", "whole")
+    whole = outcome(observed(ex, **settings), checkpoint_of(tmp_path / "whole", "global"))
+    settings["temp_dir"] = str(tmp_path / "older")
+    observed(ex, **settings | {"epochs": 1})
+    content = torch.load(tmp_path / "older" / "last.pt", weights_only=True)
+    before = json.loads(content["about"]["settings"])
+    later = [name for name in ADDED if before.pop(name, before) is not before]
+    assert {"model.local_size", "model.pool"} <= set(later)
+    content["about"]["settings"] = json.dumps(before)
+    torch.save(content, tmp_path / "older" / "last.pt")
+    with pytest.raises(CommandError, match=r"model\.pool='token', not 'avg'"):
+        observed(ex, **settings | {"continue_run": True, "model": settings["model"] | {"pool": "token"}})
+    continued = observed(ex, **settings | {"continue_run": True})
+    assert outcome(continued, checkpoint_of(tmp_path / "older", "global")) == whole
 
 
 def test_training_begins_with_the_weights_of_the_package(training, observed, tmp_path):

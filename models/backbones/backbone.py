@@ -16,6 +16,9 @@ class Backbone(nn.Module):
     """Normalised pixels (B, 3, H, W) to feature maps (B, channels, h, w), by `forward`, made by
     `(arch, pretrained)`, the latter True, False or a file of weights.
 
+    One that knows another `model.pool` than 'avg' also has `maps_and_pooled(pixels, pool)`: the maps, and a vector
+    (B, `pooled_channels(pool)`) of each image.
+
     A subclass sets `channels`, and what of the others differs from ImageNet's usual ones.
     """
 
@@ -28,6 +31,12 @@ class Backbone(nn.Module):
     licence: str | None = None  # of its pretrained weights
     crop_multiple = 1  # the side of a crop is a multiple of it, in pixels
     state_prefix = "backbone."  # of its tensors' names in a network's state
+
+    def pooled_channels(self, pool: str) -> int:
+        """The size of what is pooled as `model.pool` says; InputError where the backbone does not know that."""
+        if pool != "avg":
+            raise InputError(f"model.pool={pool!r}: this backbone has no other vector than its maps' mean, 'avg'")
+        return self.channels
 
     def evaluation_copy(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """What answers, in `dtype` and without gradients, as the backbone in eval mode; later changes of weights do not

@@ -53,11 +53,29 @@ class TimmBackbone(Backbone):
         self.pixel_mean, self.pixel_std = tuple(config["mean"]), tuple(config["std"])
         self.interpolation, self.crop_fraction = config["interpolation"], config["crop_pct"]
         self.input_size = config["input_size"][-1]
-        self.channels = _map_shape(source, self.input_size)[0]
+        try:
+            self.channels = _map_shape(source, self.input_size)[0]
+        except AssertionError as error:
+            raise InputError(f"model.arch={arch!r}: timm makes no maps of it ({in_one_line(error)})") from error
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> maps of the last layer (B, channels, h, w), normalised as the network does."""
         return _maps(self.network, pixels)
+
+    def pooled_channels(self, pool: str) -> int:
+        """The size of maps' mean, of the class token, or of what the classifier would be given; InputError where a
+        network has no class token."""
+        if pool == "avg":
+            return self.channels
+        if pool == "token" and getattr(self.network, "cls_token", None) is None:
+            raise InputError(f"model.pool='token': {self.arch} has no class token, take 'avg' or 'head'")
+        with torch.no_grad(), torch.device("meta"):
+            pixels = torch.empty(1, 3, self.input_size, self.input_size)
+            return _maps_and_pooled(_on_meta(_source(self.arch)), pixels, pool)[1].shape[1]
+
+    def maps_and_pooled(self, pixels: Tensor, pool: str) -> tuple[Tensor, Tensor]:
+        """`forward`, and vectors (B, C): 'token' or 'head'."""
+        return _maps_and_pooled(self.network, pixels, pool)
 
     def crop_size_near(self, crop_size: int) -> int:
         """This size of crops, or the nearest that the network takes."""
@@ -80,6 +98,11 @@ class TimmBackbone(Backbone):
 
 def _maps(network: Any, pixels: Tensor) -> Tensor:
     return network.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[-1]
+
+
+def _maps_and_pooled(network: Any, pixels: Tensor, pool: str) -> tuple[Tensor, Tensor]:
+    features, maps = network.forward_intermediates(pixels, indices=1, norm=True)
+    return maps[-1], features[:, 0] if pool == "token" else network.forward_head(features, pre_logits=True)
 
 
 def _timm() -> Any:

@@ -37,7 +37,7 @@ MAY_CHANGE_ON_RESUME = {
     "cache_nn_inds",
 }
 # settings that older files lack, and what their runs did
-ADDED = {"objective": "published", "num_negatives": 1, "model.local_size": None}
+ADDED = {"objective": "published", "num_negatives": 1, "model.local_size": None, "model.pool": "avg"}
 EXPECTED = {  # the parts of `last.pt` and their types
     "model": dict,
     "criterion": dict | None,  # older ones lack it
