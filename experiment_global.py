@@ -74,7 +74,7 @@ def new_state(
     scheduler_tau,
     scheduler_gamma,
 ) -> TrainingState:
-    groups = parameter_groups((model, criterion), no_bias_decay, lr)
+    groups = parameter_groups((model, criterion), no_bias_decay, lr, model.learning_rates)
     optimizer = SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
     origin = origin._replace(crop_size=dataset["crop_size"])

@@ -87,7 +87,7 @@ open_training, run_training = map(ex.capture, (training_run.open_training, train
 def new_state(
     model, criterion, dtype, origin, dataset, lr, weight_decay, no_bias_decay, scheduler_tau, scheduler_gamma
 ) -> TrainingState:
-    groups = parameter_groups((model, criterion), no_bias_decay, lr)
+    groups = parameter_groups((model, criterion), no_bias_decay, lr, model.learning_rates)
     optimizer = AdamW(groups, lr, weight_decay=weight_decay, fused=True)
     scheduler = MultiStepLR(optimizer, scheduler_tau, scheduler_gamma)
     origin = origin._replace(crop_size=dataset["crop_size"])

@@ -15,6 +15,7 @@ from utils.errors import InputError, choose
 from utils.runtime.precision import true_float32
 from utils.settings import FLAG, TEXT, Rule, Rules, either, number, one_of, whole_number
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 NORM_LAYERS = {
     None: lambda size: nn.Identity(),
     "layer": lambda size: nn.LayerNorm(size, elementwise_affine=False),
@@ -55,6 +56,10 @@ class NetworkSettings:
     set_bn_eval: bool = setting(True, FLAG, TRAINING, "keep the backbone's batch norms in eval mode while training")
     normalize_weight: bool = setting(False, FLAG, TRAINING, "L2-normalise the classifier's rows")
     freeze_backbone: bool = setting(False, FLAG, TRAINING, "train remap_local and the matcher only")
+    backbone_lr: float | None = setting(None, number(0).or_none(), TRAINING, "its own learning rate; None: lr")
+    grad_checkpointing: bool = setting(
+        False, FLAG, TRAINING, "compute the backbone's layers again for gradients, for less memory: timm's alone"
+    )
     num_global_features: int = setting(
         128, SIZE.or_none(), DESCRIPTORS, "None: the backbone's channels, without a projection"
     )
@@ -178,8 +183,24 @@ class RerankingNetwork(nn.Module):
         if self.freeze_backbone:
             for module in (self.backbone, self.norm_layer, self.remap, self.classifier):
                 module.requires_grad_(False)
+        if settings.grad_checkpointing:
+            self._checkpoint_gradients()
         self.register_state_dict_post_hook(_name_as_in_checkpoints)
         self.register_load_state_dict_pre_hook(_name_as_in_the_network)
+
+    def _checkpoint_gradients(self) -> None:
+        has_norms = any(isinstance(module, BATCH_NORM) for module in self.backbone.modules())
+        if has_norms and not (self.settings.set_bn_eval or self.freeze_backbone):
+            raise InputError(
+                "model.grad_checkpointing=True computes layers twice, and batch norms in training mode would count "
+                "each batch twice: set model.set_bn_eval=True"
+            )
+        self.backbone.checkpoint_gradients()
+
+    @property
+    def learning_rates(self) -> dict[nn.Module, float]:
+        """The parts that have a learning rate of their own."""
+        return {} if self.settings.backbone_lr is None else {self.backbone: self.settings.backbone_lr}
 
     @property
     def freeze_backbone(self) -> bool:
@@ -200,7 +221,7 @@ class RerankingNetwork(nn.Module):
         super().train(mode)
         if self.settings.set_bn_eval or self.freeze_backbone:
             for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BATCH_NORM):
                     module.eval()
         return self
 

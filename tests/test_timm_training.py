@@ -20,7 +20,7 @@ from utils.training.resume import ADDED
 LITE0 = "tf_efficientnet_lite0"
 TRAININGS = {
     "global": (experiment_global.ex, {}),
-    "global token": (experiment_global.ex, {}),
+    "global token": (experiment_global.ex, {}),  # with all settings of a timm network
     "global lite0": (experiment_global.ex, {}),
     "frozen": (experiment_rerank.ex, {"frozen_views": 2, "objective": "chamfer"}),
     "joint": (experiment_rerank.ex, {"objective": "joint"}),
@@ -35,7 +35,7 @@ def training(tiny, neighbours, tmp_path):
         ex, settings = TRAININGS[kind]
         model = {"arch": LITE0 if "lite0" in kind else "test_vit", "freeze_backbone": kind == "frozen"}
         model |= {"pretrained": "lite0" in kind, "normalize": True}
-        model |= {"pool": "token"} if "token" in kind else {}
+        model |= {"pool": "token", "backbone_lr": 1e-4, "grad_checkpointing": True} if "token" in kind else {}
         data = {"crop_size": 32, "batch_size": 6, "num_iterations": 3, "sampler": "random_id"}
         if ex is experiment_rerank.ex:
             data |= {"batch_size": 12, "sampler": "triplet", "train_cache_nn_inds": str(neighbours / "train.pkl")}
@@ -75,7 +75,7 @@ def test_an_older_run_goes_on(training, observed, tmp_path):
     content = torch.load(tmp_path / "older" / "last.pt", weights_only=True)
     before = json.loads(content["about"]["settings"])
     later = [name for name in ADDED if before.pop(name, before) is not before]
-    assert {"model.local_size", "model.pool"} <= set(later)
+    assert {"model.local_size", "model.pool", "model.backbone_lr"} <= set(later)
     content["about"]["settings"] = json.dumps(before)
     torch.save(content, tmp_path / "older" / "last.pt")
     with pytest.raises(CommandError, match=r"model\.pool='token', not 'avg'"):

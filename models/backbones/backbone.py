@@ -38,6 +38,10 @@ class Backbone(nn.Module):
             raise InputError(f"model.pool={pool!r}: this backbone has no other vector than its maps' mean, 'avg'")
         return self.channels
 
+    def checkpoint_gradients(self) -> None:
+        """From now on keep fewer activations, and compute them again for gradients; InputError where it cannot."""
+        raise InputError("model.grad_checkpointing=True: this backbone keeps all its activations, leave it out")
+
     def evaluation_copy(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """What answers, in `dtype` and without gradients, as the backbone in eval mode; later changes of weights do not
         reach it."""

@@ -77,6 +77,13 @@ class TimmBackbone(Backbone):
         """`forward`, and vectors (B, C): 'token' or 'head'."""
         return _maps_and_pooled(self.network, pixels, pool)
 
+    def checkpoint_gradients(self) -> None:
+        """By timm's own means; InputError where a network has none."""
+        try:
+            self.network.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise InputError(f"model.grad_checkpointing=True: {self.arch} does not know it, leave it out") from error
+
     def crop_size_near(self, crop_size: int) -> int:
         """This size of crops, or the nearest that the network takes."""
         return min(self._fitting(crop_size), key=lambda size: abs(size - crop_size))

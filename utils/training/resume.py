@@ -35,9 +35,16 @@ MAY_CHANGE_ON_RESUME = {
     "temp_dir",
     "resume",
     "cache_nn_inds",
+    "model.grad_checkpointing",
 }
 # settings that older files lack, and what their runs did
-ADDED = {"objective": "published", "num_negatives": 1, "model.local_size": None, "model.pool": "avg"}
+ADDED = {
+    "objective": "published",
+    "num_negatives": 1,
+    "model.local_size": None,
+    "model.pool": "avg",
+    "model.backbone_lr": None,
+}
 EXPECTED = {  # the parts of `last.pt` and their types
     "model": dict,
     "criterion": dict | None,  # older ones lack it

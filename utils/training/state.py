@@ -1,7 +1,8 @@
 """All that a training run is, and what its optimiser gets of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +51,17 @@ class TrainingState:
         return nn.ModuleDict({"model": self.model, "criterion": self.criterion})
 
 
-def parameter_groups(modules: Sequence[nn.Module], no_bias_decay: bool, lr: float) -> list[dict]:
+def parameter_groups(
+    modules: Sequence[nn.Module],
+    no_bias_decay: bool,
+    lr: float,
+    own_rates: Mapping[nn.Module, float] = MappingProxyType({}),
+) -> list[dict]:
     """All parameters of model and criterion, frozen ones too; with `no_bias_decay` the one-dimensional ones apart,
     without weight decay.
 
-    Those of a module with an `lr_factor` are apart, too: they learn at so many times `lr`, without weight decay.
+    Those of a module with an `lr_factor` are apart, too: they learn at so many times `lr`, without weight decay. And
+    those of modules in `own_rates`, which learn at these rates, with weight decay as all others.
     """
     all_modules = nn.ModuleList(modules)
     rates: dict[nn.Parameter, float] = {
@@ -63,14 +70,21 @@ def parameter_groups(modules: Sequence[nn.Module], no_bias_decay: bool, lr: floa
         if hasattr(module, "lr_factor")
         for parameter in module.parameters()
     }
-    parameters = [parameter for parameter in all_modules.parameters() if parameter not in rates]
-    groups: list[dict] = [{"params": parameters}]
-    if no_bias_decay:
-        groups = [
-            {"params": [parameter for parameter in parameters if parameter.dim() != 1]},
-            {"params": [parameter for parameter in parameters if parameter.dim() == 1], "weight_decay": 0.0},
-        ]
+    own = {parameter: rate for module, rate in own_rates.items() for parameter in module.parameters()}
+    apart = rates.keys() | own.keys()
+    groups = _by_decay([parameter for parameter in all_modules.parameters() if parameter not in apart], no_bias_decay)
+    for module, rate in own_rates.items():
+        groups += [{**group, "lr": rate} for group in _by_decay(list(module.parameters()), no_bias_decay)]
     for rate in sorted(set(rates.values())):
         of_rate = [parameter for parameter in rates if rates[parameter] == rate]
         groups.append({"params": of_rate, "lr": rate, "weight_decay": 0.0})
     return groups
+
+
+def _by_decay(parameters: list[nn.Parameter], no_bias_decay: bool) -> list[dict]:
+    if not no_bias_decay:
+        return [{"params": parameters}]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.dim() != 1]},
+        {"params": [parameter for parameter in parameters if parameter.dim() == 1], "weight_decay": 0.0},
+    ]
