@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
+from models.costs import print_costs
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.images.transforms import Resizing
@@ -71,6 +72,8 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
         if resume is None:
             print("no checkpoint was given (resume=FILE): evaluating the initial model")
         model, _ = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
+        photos = sum(len(loader.dataset) for loader in (query, gallery) if loader is not None)
+        print_costs(model, dataset["crop_size"], photos, dtype)
         make_index(knn_index, model.settings.num_global_features)  # an invalid one raises before embedding
         note_files(_run, resume, *input_files())
         recalls, distances, positions = evaluate_global(model, query, gallery, recall_ks, dtype, knn_index, features)

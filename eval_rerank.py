@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from sacred import Experiment
 
+from models.costs import print_costs
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.images.transforms import Resizing
@@ -136,6 +137,7 @@ def main(
         torch.manual_seed(seed)
         model, origin = load_model(loaders.num_classes, resume, device, crop_size=dataset["crop_size"])
         note_files(_run, resume, cache_nn_inds, *input_files())
+        print_costs(model, dataset["crop_size"], loaders.num_test_photos, dtype, scorer)
         with_matcher = scorer == "matcher"
         own = FittedWeights.of_file(origin.fusion, resume)
         if fusion == "own" and not keep_fusion:

@@ -7,6 +7,7 @@ from sacred import Experiment
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
+from models.costs import print_costs
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.images.transforms import Resizing
@@ -94,6 +95,7 @@ def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed)
         weights = training.initial_weights(resume)
         model, origin = load_model(loaders.num_classes, device=device, training=True, **weights)
         note_files(_run, weights["resume"])
+        print_costs(model, dataset["crop_size"], loaders.num_test_photos, dtype)
         criterion = Contrastive(temperature).to(device)
         state = new_state(model, criterion, dtype, origin)
         training.begin(state)

@@ -17,6 +17,7 @@ from sacred import Experiment
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
+from models.costs import print_costs
 from models.ingredient import load_model, model_ingredient, resizing
 from models.network import MODEL_RULES
 from sop.images.transforms import Resizing
@@ -130,6 +131,8 @@ def main(
         note_files(_run, weights["resume"])
         criterion = rerank_criterion(objective, num_negatives).to(device)
         with_matcher = objective != "chamfer"
+        ranks_by = "matcher" if with_matcher else "chamfer"
+        print_costs(model, _config["dataset"]["crop_size"], loaders.num_test_photos, dtype, ranks_by)
         if not with_matcher:
             model.matcher.requires_grad_(False)
         if objective != "published" and model.freeze_backbone and not list(model.remap_local.parameters()):

@@ -34,6 +34,28 @@ def resnet50():
 
 
 @model_ingredient.named_config
+def lite0():
+    # EfficientNet-lite0, 7 x 7 tokens at 224 pixels, for CPUs and a first try on one's own photos: small, and a package
+    # of requirements.txt has its weights. (A docstring would become a setting.)
+    arch = "tf_efficientnet_lite0"
+    num_global_features = 128
+    num_local_features = 128
+    normalize = True
+
+
+@model_ingredient.named_config
+def dinov2_small():
+    # DINOv2's ViT-S/14, whose weights the hub has: 16 x 16 tokens at 224 pixels, pooled to 7 x 7 for local maps. Its
+    # patches want a dataset.crop_size that is a multiple of 14.
+    arch = "vit_small_patch14_dinov2.lvd142m"
+    num_global_features = 384
+    num_local_features = 128
+    normalize = True
+    pool = "token"
+    backbone_lr = 1e-5  # a hundredth of experiment_global.py's rate: pretrained transformers forget at more
+
+
+@model_ingredient.named_config
 def demo():
     arch = "resnet18"
     pretrained = False

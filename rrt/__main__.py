@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models.costs import print_costs
 from rrt.arguments import FITTED, Fusion, weights_of
 from rrt.index import Index, Result, update
 from rrt.index_folder import own_reranker, read_content
@@ -59,7 +60,10 @@ def index(options: argparse.Namespace) -> None:
         raise InputError("--yes needs --sync: leave it out, or give both")
     left_out: Counter[str] = Counter()
     paths = find_photos(options.photos, left_out)
-    updated = update(options.to, paths, _model_for(options), progress=True, sync=options.sync, yes=options.yes)
+    reranker = _model_for(options)
+    if options.backbone is not None:
+        print_costs(reranker.network, reranker.crop_size, len(paths), scorer="chamfer")
+    updated = update(options.to, paths, reranker, progress=True, sync=options.sync, yes=options.yes)
     for line in updated.problems:
         print(printable(line), file=sys.stderr)
     if left_out:

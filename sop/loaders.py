@@ -61,6 +61,11 @@ class Loaders(NamedTuple):
         paths = self.query.dataset.paths  # type: ignore[attr-defined]
         return torch.from_numpy(load_neighbours(path, queries, gallery, other_sets, self.gallery is None, paths))
 
+    @property
+    def num_test_photos(self) -> int:
+        """Queries and gallery."""
+        return sum(_size(loader) for loader in (self.query, self.gallery) if loader is not None)
+
     def photo_sizes(self) -> list[int]:
         """The size in bytes of each photo that a training reads, -1 for a missing one."""
         loaders = [loader for loader in (self.train, self.query, self.gallery) if loader is not None]

@@ -25,6 +25,22 @@ def test_the_config_and_its_comments(capsys):
         assert line.replace("\33[0m", "").rstrip().endswith(part.metadata["comment"]), line
 
 
+@pytest.mark.parametrize(
+    ("name", "remap", "tokens"), [("lite0", (128, 320), 49), ("dinov2_small", None, 49), ("resnet50", (128, 2048), 49)]
+)
+def test_named_configs(name, remap, tokens):
+    """What they make, without weights."""
+    given = eval_global.ex.run("print_config", named_configs=[f"model.{name}"]).config["model"]
+    assert given["normalize"] and given["num_local_features"] % given["ert_nhead"] == 0
+    settings = NetworkSettings(**given | {"pretrained": False})
+    with torch.device("meta"):
+        network = RerankingNetwork(3, settings).eval()
+        _, descriptors, maps = network(torch.rand(1, 3, 224, 224))
+        network.backbone.check_crop_size(224)
+    assert descriptors.shape == (1, settings.num_global_features) and maps[0, 0].numel() == tokens
+    assert getattr(network.remap, "weight", torch.empty(0)).shape == (remap or (0,))
+
+
 def test_what_is_told_is_what_evaluation_depends_on():
     assert dict(DEFAULTS) == NetworkSettings(dropout=0.5, freeze_backbone=True, normalize=True).those("answers")
     assert set(ANSWER_SETTINGS) >= NetworkSettings().those("descriptors").keys() - {"normalize"}
