@@ -125,9 +125,9 @@ def main(
     seed,
 ):
     with begin_run(RULES) as (device, dtype):
+        resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
         check_combination(_config)
         torch.manual_seed(seed)
-        resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
         loaders, recall_ks = get_loaders(training=False, device=device, timeout_minutes=timeout_minutes, **resized)
         neighbours = loaders.neighbours(cache_nn_inds)
         if num_candidates > neighbours.shape[1]:

@@ -116,9 +116,9 @@ def main(
     _run, _config, resume, cache_nn_inds, frozen_views, objective, num_negatives, micro_batch, timeout_minutes, seed
 ):
     with begin_run(RULES) as (device, dtype):
+        resized = Resizing(**resizing(_config["dataset"]["crop_size"]))
         check_combination(_config)
         torch.manual_seed(seed)
-        resized = Resizing(**resizing(_config["dataset"]["crop_size"]))
         sampling = {"num_negatives": num_negatives, "resizing": resized}
         loaders, recall_ks = get_loaders(device=device, timeout_minutes=timeout_minutes, **sampling)
         neighbours = loaders.neighbours(cache_nn_inds)

@@ -29,7 +29,9 @@ WRONG = [
         (COMMANDS, f"model.{name}=0")
         for name in ("ert_num_encoder_layers", "ert_dim_feedforward", "num_global_features")
     ],
-    *[(COMMANDS, f"model.{name}='x'") for name in ("arch", "norm_layer", "ert_activation", "dropout", "pretrained")],
+    *[(COMMANDS, f"model.{name}='x'") for name in ("arch", "norm_layer", "ert_activation", "dropout")],
+    *[(COMMANDS, f"model.{name}={value!r}") for name in ("pretrained", "grad_checkpointing") for value in (5, None)],
+    *[(COMMANDS, f"model.{name}") for name in ("backbone_lr=-1", "pool='max'", "local_size=-1", "pool=None")],
     (COMMANDS, "model.ert_activation='swish'"),
     (COMMANDS, "model.ert_dropout=1.5"),
     *[(COMMANDS, f"temp_dir={value!r}") for value in (5, None, "", ["a"])],

@@ -4,10 +4,12 @@ One more is a file with a `Backbone`, and its row in the table.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from models.backbones.backbone import Backbone
 from models.backbones.resnet import BLOCKS, ResNetBackbone
 from models.backbones.timm import TimmBackbone
+from utils.errors import InputError
 
 BACKBONES: dict[str, Callable[[str, bool | str], Backbone]] = dict.fromkeys(BLOCKS, ResNetBackbone)
 
@@ -17,4 +19,6 @@ def make_backbone(arch: str, pretrained: bool | str = False) -> Backbone:
 
     InputError for an unknown one, and where pretrained weights cannot be had.
     """
+    if isinstance(pretrained, str) and not Path(pretrained).exists():
+        raise InputError(f"model.pretrained={pretrained!r} does not exist: give a file of weights, True or False")
     return BACKBONES.get(arch, TimmBackbone)(arch, pretrained)

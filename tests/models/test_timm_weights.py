@@ -129,8 +129,11 @@ class Hostile:
 def test_files_that_are_none(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        make_backbone("test_vit", str(path))
+    for arch in ("test_vit", "resnet18"):
+        with pytest.raises(
+            InputError, match=rf"model\.pretrained='{re.escape(str(path))}' does not exist: give a file"
+        ):
+            make_backbone(arch, str(path))
     path.write_bytes(pickle.dumps({"patch_embed.proj.weight": Hostile()}))
     with pytest.raises(InputError, match=re.escape(str(path))):
         make_backbone("test_vit", str(path))
