@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from models.costs import print_costs
 from models.ingredient import load_model, model_ingredient, resizing
-from models.network import MODEL_RULES
+from models.settings import MODEL_RULES
 from sop.images.transforms import Resizing
 from sop.ingredient import DATASET_RULES, MAY_CHANGE_ON_RESUME, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import new_process
 from models.matcher import Matcher
-from models.network import NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import NetworkSettings
 from utils.evaluation import score_candidates
 from utils.retrieval.rankings import rank_candidates, report_rankings
 from utils.retrieval.results import Labels

@@ -20,7 +20,8 @@ from benchmarks.bounds import bounds_of
 from benchmarks.loading import loading
 from benchmarks.measure import PLAIN, Stage, costs_of, print_rows, print_titles
 from models.fused import linear
-from models.network import NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import NetworkSettings
 from sop.samplers import TripletSampler
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.knn import exact_index, nearest_neighbours

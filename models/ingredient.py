@@ -9,7 +9,8 @@ from sacred import Ingredient
 from sacred.config import ConfigDict
 
 from models.backbones import make_backbone
-from models.network import NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import NetworkSettings
 from utils.io.checkpoint import TrainingInfo, load_weights
 
 model_ingredient = Ingredient("model", save_git_info=False)  # the commands note all modules

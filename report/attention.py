@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.ingredient import get_model
-from models.network import MODEL_RULES, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import MODEL_RULES
 from report.evaluated import Evaluated, check_md5, first_existing
 from sop.images.photo import jpeg, opened
 from sop.images.transforms import Resizing, test_transform

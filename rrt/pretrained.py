@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from huggingface_hub.constants import HF_HOME
 
-from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings
 from rrt.heads import Head
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch_published
 from utils.errors import InputError, listing

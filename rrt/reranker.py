@@ -1,34 +1,30 @@
 """`Reranker`: a trained network that embeds images, scores pairs of them and ranks candidates."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from models.network import RerankingNetwork, without_later
-from rrt.arguments import FITTED, TOP_K, Fusion, device_of, positions_of, weights_of
-from rrt.features import Features, are_features, as_float32
+from models.network import RerankingNetwork
+from models.settings import without_later
+from rrt.arguments import FITTED, TOP_K, Fusion, positions_of, weights_of
+from rrt.embedder import Images, PhotoEmbedder
+from rrt.features import Features
 from rrt.heads import read_head, shipped_head
-from rrt.images import NEEDS_MAPS, Photo, as_list, pixels_of
 from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
-from sop.images.transforms import Resizing, test_transform
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.pair_scoring import Scorer, pair_scores
 from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
-from utils.runtime.device import MicroBatches
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain
 
 UNTRAINED = Weights(0, 0.5, 1, 100)  # of a network without a trained matcher
-IMAGES_AT_ONCE = 64  # read before they are embedded; of 224 x 224 pixels they take 10 MB
 
 
 class Match(NamedTuple):
@@ -41,10 +37,7 @@ class Match(NamedTuple):
     probability: float | None = None  # that both show one product; None where the score is not calibrated
 
 
-Images = Photo | Iterable[Photo] | Features
-
-
-class Reranker:
+class Reranker(PhotoEmbedder):
     """A trained network in eval mode. Several threads may use one: their computations run one after another.
 
     It prints nothing and writes no files, but for `save_pretrained` and the downloads of `from_pretrained`, which show
@@ -64,7 +57,6 @@ class Reranker:
     Invalid arguments raise InputError, a ValueError.
     """
 
-    @float32_throughout()
     def __init__(
         self,
         network: RerankingNetwork,
@@ -79,14 +71,8 @@ class Reranker:
 
         `device` None: CUDA where available, else the CPU.
         """
-        network.backbone.check_crop_size(crop_size)
-        self.device = device_of(device)
-        self.network = network.eval().requires_grad_(False)
-        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.settings, self.crop_size = dict(settings), crop_size
-        self.fusion, self.matcher_trained = fusion, matcher_trained
-        resizing = Resizing(**network.backbone.resizing)
-        self._embedder, self._transform = network.embedder(), test_transform(crop_size, resizing=resizing)
+        super().__init__(network, crop_size, device)
+        self.settings, self.fusion, self.matcher_trained = dict(settings), fusion, matcher_trained
 
     @classmethod
     def from_pretrained(
@@ -151,40 +137,6 @@ class Reranker:
                 content.update(name.encode())
                 content.update(tensor.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()
-
-    def embed(self, images: Photo | Iterable[Photo], progress: bool = False) -> Features:
-        """Descriptors (n, dg) and local maps (n, dl, h, w) of one or more images, on the CPU; `progress` shows a bar.
-
-        InputError, with the position of the image, where one cannot be read.
-        """
-        images, parts = as_list(images), []
-        with tqdm(total=len(images), desc="Embedding", unit="image", disable=not progress) as bar:
-            for start in range(0, len(images), IMAGES_AT_ONCE):
-                batch = images[start : start + IMAGES_AT_ONCE]
-                pixels = [self._pixels_of(image, start + i) for i, image in enumerate(batch)]
-                parts.append(self.embed_pixels(torch.stack(pixels)))
-                bar.update(len(batch))
-        return Features(*map(torch.cat, zip(*parts, strict=True))) if parts else self._nothing()
-
-    def pixels(self, image: Photo) -> Tensor:
-        """The network's input for an image, uint8 (3, crop_size, crop_size)."""
-        return pixels_of(image, self._transform)
-
-    def _pixels_of(self, image: Photo, position: int) -> Tensor:
-        try:
-            return self.pixels(image)
-        except InputError as error:
-            raise InputError(f"image {position}: {error}") from error
-
-    def embed_pixels(self, pixels: Tensor) -> Features:
-        """Features of `pixels`, uint8 (n, 3, crop_size, crop_size), in micro-batches."""
-
-        @float32_throughout()
-        def embed(batch: Tensor) -> tuple[Tensor, Tensor]:
-            descriptors, maps = self._embedder(batch.to(self.device))
-            return F.normalize(descriptors, dim=1).cpu(), maps.contiguous().cpu()
-
-        return Features(*MicroBatches(embed, self.device)(pixels))
 
     def score(self, a: Images, b: Images, fusion: Fusion = FITTED) -> Tensor:
         """Scores float32 (n,) of n pairs, each of a query of `a` and the candidate of `b` at the same position."""
@@ -262,38 +214,3 @@ class Reranker:
         cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
         chamfer = next(scores).numpy() if weights.chamfer else np.zeros_like(cosines)
         return Candidates(positions.numpy(), cosines, chamfer, logits)
-
-    def _as_features(self, images: Images) -> Features:
-        """The features of images; features are returned as they are."""
-        if isinstance(images, Features):
-            return images
-        if isinstance(images, tuple | list) and len(images) == 2 and are_features(images):
-            return Features(*images)
-        return self.embed(images)
-
-    def _checked(self, images: Images, rows: Tensor | None = None) -> Features:
-        """Features as float32 tensors, of all rows or some. InputError for features of another network, and for NaN."""
-        features = self._as_features(images)
-        made_by = self.network.settings
-        dg, dl = made_by.num_global_features, made_by.num_local_features
-        descriptors, maps = (tuple(part.shape) for part in features)
-        if (descriptors[1], maps[1]) != (dg, dl):
-            raise InputError(
-                f"features of descriptors {descriptors} and maps {maps} are not of this network: "
-                f"expected (n, {dg}) and (n, {dl}, h, w). {NEEDS_MAPS}"
-            )
-        features = Features(*map(as_float32, features if rows is None else features[rows.numpy()]))
-        for part in features:
-            is_finite = part.flatten(1).isfinite().all(dim=1)
-            if not is_finite.all():
-                row = int(is_finite.int().argmin())
-                raise InputError(
-                    f"the features of image {row if rows is None else rows[row]} hold NaN or infinite numbers: leave "
-                    "it out, or embed it again"
-                )
-        return features
-
-    def _nothing(self) -> Features:
-        """Features of no image, of the shapes that a blank one's have."""
-        blank = torch.zeros(1, 3, self.crop_size, self.crop_size, dtype=torch.uint8, device="cpu")
-        return self.embed_pixels(blank)[:0]

@@ -10,7 +10,7 @@ import torch
 
 import eval_rerank
 import experiment_rerank
-from models.network import ANSWER_SETTINGS
+from models.settings import ANSWER_SETTINGS
 from rrt import Reranker
 from tests.conftest import TINY
 from tests.processes import in_processes

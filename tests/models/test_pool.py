@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.backbones.timm import TimmBackbone
-from models.network import NetworkSettings
+from models.settings import NetworkSettings
 from rrt.reranker import Reranker
 from tests.models.test_timm import network_of
 from tests.reference import pixels

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import eval_global
-from models.network import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, RerankingNetwork, setting
+from models.network import RerankingNetwork
+from models.settings import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings, setting
 from rrt.pretrained import DEFAULTS
 from tests.conftest import TINY
 from tests.narrow import narrow

@@ -12,7 +12,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.backbones import make_backbone
-from models.network import NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import NetworkSettings
 from tests import ROOT
 from tests.reference import pixels
 from utils.errors import InputError

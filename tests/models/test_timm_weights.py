@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from models.backbones import make_backbone
 from models.ingredient import load_model
-from models.network import NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import NetworkSettings
 from utils.errors import InputError
 from utils.io import hub
 from utils.io.checkpoint import TrainingInfo, save_tensors

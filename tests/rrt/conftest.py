@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from models.network import ANSWER_SETTINGS, NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import ANSWER_SETTINGS, NetworkSettings
 from rrt import Reranker
 from rrt.pretrained import DEFAULTS
 from tests.conftest import TINY

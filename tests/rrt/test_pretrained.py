@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import HfApi
 
 from models.ingredient import model_ingredient
-from models.network import ANSWER_SETTINGS
+from models.settings import ANSWER_SETTINGS
 from rrt import InputError, Reranker, pretrained
 from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
 from sop.preparation.published import CHECKPOINTS

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from models.network import NetworkSettings, RerankingNetwork
+from models.network import RerankingNetwork
+from models.settings import NetworkSettings
 from sop.dataset import ImageSet
 from sop.images.image_cache import CachedImageSet, CachedLoader
 from sop.images.transforms import test_transform as transform_of
