@@ -1,6 +1,7 @@
 """The wheel: `rrt` and, below it, the modules of the clone that it imports, so that it owns no other name.
 
 In the clone `rrt` imports `models`, `utils` and `sop`; in the wheel these are `rrt._models`, `rrt._utils`, `rrt._sop`.
+An editable installation puts the clone on the path, with these names.
 """
 
 import ast
@@ -19,7 +20,8 @@ IMPORT = re.compile(r"^(\s*from )(models|utils|sop)\b", re.MULTILINE)
 class BuildLibrary(build_py):
     def run(self) -> None:
         if self.editable_mode:
-            raise SystemExit("the clone needs no installation: put its folder on PYTHONPATH")
+            super().run()
+            return
         shutil.rmtree(Path(self.build_lib) / "rrt", ignore_errors=True)  # of a build before
         super().run()
         for source in needed_modules(sorted((ROOT / "rrt").glob("*.py"))):

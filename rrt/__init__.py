@@ -3,4 +3,5 @@
 from rrt.reranker import Features, Match, Reranker
 from utils.errors import InputError
 
-__all__ = ["Features", "InputError", "Match", "Reranker"]
+__all__ = ["Features", "InputError", "Match", "Reranker", "__version__"]
+__version__ = "0.1"
