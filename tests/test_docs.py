@@ -60,9 +60,7 @@ def commands(page: str) -> list[list[str]]:
     return found
 
 
-COMMANDS = [
-    pytest.param(words, id=f"{page}: {' '.join(words)[:60]}") for page in PAGES for words in commands(page)
-]
+COMMANDS = [pytest.param(words, id=f"{page}: {' '.join(words)[:60]}") for page in PAGES for words in commands(page)]
 
 
 def configs(script: str, words: list[str]) -> dict:
