@@ -18,6 +18,7 @@ import experiment_rerank
 import prepare_data
 from benchmarks.__main__ import BENCHMARKS
 from tests import ROOT
+from utils.experiment import command
 from utils.settings import check_settings
 
 PAGES = {
@@ -68,8 +69,8 @@ def configs(script: str, words: list[str]) -> dict:
     module = EXPERIMENTS[script]
     options, _, settings = " ".join(words).partition("with ")
     assert re.fullmatch(r"(-F \S+ |--unobserved )?\w* ?", options), options
-    if command := options.split()[-1:]:
-        assert command[0] in dict(module.ex.gather_commands()) or options.startswith("-F")
+    if options and options.split()[0] != "-F":
+        assert options.split()[-1] in ("--unobserved", *dict(module.ex.gather_commands()))
     updates, named = get_config_updates(words[words.index("with") + 1 :] if settings else [])
     run = module.ex.run("print_config", updates, named_configs=named, options={"--loglevel": "ERROR"})
     assert not run.config_modifications.added, "unknown settings"
@@ -81,6 +82,7 @@ def check_script(script: str, words: list[str]) -> None:
     if module is prepare_data:
         prepare_data.check(config)
         return
+    check_settings(config, command.RULES)
     for name, rules in module.RULES.items():
         check_settings(config[name] if name else config, rules)
     if module is experiment_rerank:
