@@ -68,7 +68,7 @@ def test_a_checkpoint_that_got_weights_later_is_the_same(evaluation, tmp_path):
     [
         ('"ert_nhead": 4', '"ert_nhead": 3', "no multiple of model.ert_nhead=3"),
         ('"ert_dim_feedforward": 32', '"ert_dim_feedforward": 64', "does not fit this model"),
-        ('"arch"', '"architecture"', "model.arch=None is unknown"),
+        ('"arch"', '"architecture"', "model.arch=None: give a text"),
         ('"resume": "', '"resume": "gone', "does not exist"),
     ],
 )

@@ -65,7 +65,7 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     assert re.search(r"photo .*broken\.jpg cannot be read", output.err)
     assert re.search(r"7 files were skipped by their endings; most frequent: \.heic \(2\)(, .* \(1\)){4}\n", output.err)
     assert main(["index", str(own), "--to", index, "--crop-size", "96"]) == 1
-    assert "--crop-size and --setting need --model" in capsys.readouterr().err
+    assert "--crop-size, --setting and --weights need --model or --backbone" in capsys.readouterr().err
     assert main(["index", str(own), "--to", index, "--model", str(saved), "--crop-size", "96"]) == 1
     assert "is an index of another network" in capsys.readouterr().err
     assert main(["index", query, "--to", index]) == 0
