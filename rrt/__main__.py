@@ -134,9 +134,14 @@ def _as_json(ranking: str, queries: Sequence[Path], results: Sequence[Sequence[R
 def compare(options: argparse.Namespace) -> None:
     """Score a pair."""
     reranker = _model(options)
+    if options.picture is not None and not reranker.matcher_trained:
+        raise InputError("--picture shows the matcher's attention, but this matcher was never trained: leave it out")
     (match,) = reranker.rank(options.a, [options.b])
     parts = [] if match.probability is None else [f"same product: {match.probability:.2f}"]
-    parts += [] if match.logit is None else [f"logit {match.logit:.3f}"]
+    if match.logit is not None:
+        parts.append(f"logit {match.logit:.3f}")
+    elif not parts:
+        parts.append(f"score {match.score:.3f}")
     print(", ".join([*parts, f"cosine {match.cosine:.3f}"]))
     calibration = reranker.fusion and reranker.fusion.calibration
     if calibration:

@@ -69,10 +69,12 @@ def test_index_search_and_compare(paths, tmp_path, capsys):
     assert found["ranking"] == "reranked by 0.5 * cosine + chamfer, 100 candidates"
     assert found["answers"][0]["found"][0]["photo"] == photos[0]
     assert main(["compare", photos[0], photos[1], *model]) == 0
-    assert re.fullmatch(r"cosine 0\.\d{3}\n", capsys.readouterr().out)
+    printed = re.fullmatch(r"score (\d\.\d{3}), cosine (0\.\d{3})\n", capsys.readouterr().out)
+    assert printed is not None and 0.5 * float(printed[2]) < float(printed[1]) < 1.5
     for wrong, message in (
         (["--backbone", LITE0, "--model", "published"], "leave --model and --setting out"),
         (["--weights", "weights.pth", "--model", "published"], "--weights are a --backbone's"),
+        ([*model, "--picture", str(tmp_path / "pair.png")], "this matcher was never trained: leave it out"),
         (["--backbone", "tf_efficientnet_lite9"], "unknown: give a ResNet of torchvision's, or a name of timm's, such"),
     ):
         assert main(["compare", photos[0], photos[1], *wrong]) == 1
