@@ -112,6 +112,8 @@ def check_module(name: str, words: list[str], monkeypatch) -> None:
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
         monkeypatch.setattr(sys, "argv", [name, *words])
+        monkeypatch.delitem(sys.modules, f"{name}.__main__", raising=False)  # of a test before
+        monkeypatch.delitem(sys.modules, name if name == "docs.example" else "", raising=False)
         with pytest.raises(Parsed):
             runpy.run_module(name, run_name="__main__")
     else:

@@ -123,10 +123,10 @@ def test_caches_of_several_settings_and_sets(photos, folder, tmp_path, decoded, 
             made = len(decoded)
             assert torch.equal(got[0], batches(loaders_of(data, **settings).query)[0])
             del decoded[made:]
-    assert len(decoded) == 6 * 20
+    assert len(decoded) == 7 * 20
     printed = capsys.readouterr()
-    assert printed.out.count("is made\n") == printed.err.count("Caching images: 100%") == 6
-    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed.out) == list("12345")
+    assert printed.out.count("is made\n") == printed.err.count("Caching images: 100%") == 7
+    assert re.findall(r"other photos or settings in \S+: (\d), 0\.0 GB", printed.out) == list("123456")
 
 
 def test_evaluation(tiny, observed, tmp_path):

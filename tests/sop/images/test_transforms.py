@@ -70,7 +70,8 @@ def test_train_transform_is_random_resized_crop_and_flip(photo, interpolation):
 
 def test_a_description_tells_transforms_apart():
     assert describe(make_test_transform(224)) == "('_centre_crop', ['exact', 224])"
-    settings = [(), ("fast",), ("exact", "bicubic"), ("exact", "bilinear", 1.0), ("exact", "bicubic", 1.0)]
+    resizings = [Resizing("bicubic"), Resizing("bilinear", 1.0), Resizing(keeps_aspect=True)]
+    settings = [(), ("fast",), *(("exact", resizing) for resizing in resizings)]
     for make in (make_test_transform, square_transform):
         assert len({describe(make(224, *options)) for options in settings}) == 5
     assert len({describe(train_transform(224, *options)) for options in settings[:3]}) == 3
