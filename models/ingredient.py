@@ -101,6 +101,11 @@ def load_model(
     origin = TrainingInfo({}, matcher_trained=False)
     if resume is None:
         model = get_model(num_classes, **changes)
+        if not training and model.settings.pretrained and model.has_projections:
+            print(
+                "the backbone's channels are projected at random: model.num_global_features=None and "
+                "model.num_local_features=None leave them as they are"
+            )
     else:
         model = get_model(num_classes, pretrained=False)
         origin = load_weights(resume, model, training, model.settings.those("answers"))

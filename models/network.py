@@ -95,6 +95,11 @@ class RerankingNetwork(nn.Module):
         return {} if self.settings.backbone_lr is None else {self.backbone: self.settings.backbone_lr}
 
     @property
+    def has_projections(self) -> bool:
+        """Whether a descriptor has a layer of its own."""
+        return any(list(head.parameters()) for head in (self.remap, self.remap_local))
+
+    @property
     def freeze_backbone(self) -> bool:
         """Whether `remap_local` and the matcher alone are trained."""
         return self.settings.freeze_backbone

@@ -141,6 +141,10 @@ def test_a_pretrained_backbone_is_evaluated_without_training(observed, tiny, nei
     found = observed(eval_rerank.ex, **settings, scorer="chamfer")
     assert found.info["measures"]["global"]["R@1"] == first.info["recall"]["1"] >= 50
     assert "chamfer + cosine" in found.info["measures"]
+    said = "the backbone's channels are projected at random: model.num_global_features=None and"
+    assert said not in found.printed
+    projected = settings | {"model": settings["model"] | {"num_local_features": 16}}
+    assert said in observed(eval_rerank.ex, **projected, scorer="chamfer").printed
     for changes in ({"scorer": "matcher"}, {"scorer": "chamfer", "model": settings["model"] | {"pretrained": False}}):
         with pytest.raises(CommandError, match="no checkpoint was given: reranking needs a trained model"):
             observed(eval_rerank.ex, **settings | changes)
