@@ -49,7 +49,7 @@ reproduce: install
 # the frozen and the finetuned training.
 demo: install
 	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
-	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 40 1" VIEWS=8
+	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 20 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 	$(BIN)/python -m report logs/demo/1 --out logs/demo/report.html
 
@@ -85,9 +85,9 @@ demo-chain:
 	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
 	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
 	$(call step,nn_val,eval_global.py dataset.demo_global resume=$(GLOBAL) dataset.test_file=val.txt)
-	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) lr=0.0005 \
+	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) objective=joint lr=0.0005 \
 		model.freeze_backbone=True frozen_views=$(VIEWS) dataset.batch_size=60 $(call tau,$(word 2,$(EPOCHS))))
 	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))
-	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) lr=0.0001 \
+	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) objective=joint lr=0.0001 \
 		$(call tau,$(word 3,$(EPOCHS))))
 	$(call step,eval_finetune,eval_rerank.py dataset.demo_rerank resume=$(FINETUNED) $(CACHE))
