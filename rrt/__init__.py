@@ -1,7 +1,19 @@
-"""Reranking transformers as a library: photos to descriptors, pairs of photos to scores, candidates to a ranking."""
+"""Reranking transformers as a library: photos to descriptors, pairs of photos to scores, candidates to a ranking.
 
-from rrt.reranker import Features, Match, Reranker
-from utils.errors import InputError
+Names are imported when they are first asked for: torch takes seconds, and `rrt --help` needs none of it.
+"""
 
-__all__ = ["Features", "InputError", "Match", "Reranker", "__version__"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rrt.library import Features, InputError, Match, Ranking, Reranker
+
+__all__ = ["Features", "InputError", "Match", "Ranking", "Reranker", "__version__"]
 __version__ = "0.1"
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module 'rrt' has no attribute {name!r}")
+    return getattr(import_module("rrt.library"), name)

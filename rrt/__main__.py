@@ -1,30 +1,19 @@
-"""`python -m rrt`: index one's own photos, search them, compare two."""
+"""`python -m rrt`, or `rrt` where it is installed: index one's own photos, search them, compare two."""
 
 import argparse
 import ast
-import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.costs import print_costs
-from rrt.arguments import FITTED, Fusion, weights_of
-from rrt.index import Index, Result, update
-from rrt.index_folder import own_reranker, read_content
-from rrt.page import page, scores_text
-from rrt.photos import find_photos
-from rrt.picture import attention_picture
-from rrt.pretrained import WHERE_FROM
-from rrt.reranker import Reranker
-from utils.errors import InputError, ReportedError
-from utils.io.atomic import atomic_write
+from rrt import __version__
+from rrt.words import JSON_FORMAT, WHERE_FROM
+from utils.errors import ReportedError
 from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
-from utils.text import printable, shortened
+from utils.text import printable
 
-JSON_FORMAT = 1
 JSON_HELP = f"""--json prints {{"format": {JSON_FORMAT}, "ranking": ..., "answers": [...]}}: in words what
 photos are reranked by, and for each query an answer:
   query  its absolute path
@@ -43,141 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with unfailing_output() as output_error:
         options = argparse.Namespace(**expand_home(vars(_parser().parse_args(arguments))))
         try:
-            options.run(options)
+            from rrt import commands  # what it imports takes seconds: after the arguments are known to be right
+
+            getattr(commands, options.run)(options)
         except (ReportedError, OSError) as error:
             print(printable(error), file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        has_written = options.run is index or getattr(options, "html", None) is not None
+        has_written = options.run == "index" or getattr(options, "html", None) is not None
         return 0 if has_written else exit_code(output_error())
-
-
-def index(options: argparse.Namespace) -> None:
-    """Index photos."""
-    if options.yes and not options.sync:
-        raise InputError("--yes needs --sync: leave it out, or give both")
-    left_out: Counter[str] = Counter()
-    paths = find_photos(options.photos, left_out)
-    reranker = _model_for(options)
-    if options.backbone is not None:
-        print_costs(reranker.network, reranker.crop_size, len(paths), scorer="chamfer")
-    updated = update(options.to, paths, reranker, progress=True, sync=options.sync, yes=options.yes)
-    for line in updated.problems:
-        print(printable(line), file=sys.stderr)
-    if left_out:
-        endings = ((shortened(printable(ending), 12), count) for ending, count in left_out.most_common(5))
-        listed = ", ".join(f"{ending or 'none'} ({count})" for ending, count in endings)
-        print(f"{left_out.total()} files were skipped by their endings; most frequent: {listed}", file=sys.stderr)
-    print(
-        printable(options.to)
-        + f" has {updated.photos} photos: {updated.added} added, {updated.updated} embedded again, "
-        f"{updated.removed} removed; {len(updated.problems)} could not be read"
-        + f", of which {updated.kept} are kept as they were embedded before"
-        * bool(updated.kept)
-    )
-    if updated.not_given:
-        print(f"{updated.not_given} of them are not among PHOTOS and are kept; --sync removes them")
-
-
-def search(options: argparse.Namespace) -> None:
-    """Search an index."""
-    if options.fusion and options.rerank == 0:
-        raise InputError("--fusion needs reranking: leave it out, or --rerank 0")
-    photos = Index(options.index)
-    queries = [Path(query) for query in options.queries]
-    num_candidates = photos.num_candidates() if options.rerank is None else options.rerank
-    fusion = FITTED if options.fusion is None else options.fusion
-    results = photos.search(photos.reranker.embed(queries), options.top, num_candidates, fusion)
-    ranking = ranking_text(photos.reranker, num_candidates, fusion)
-    if options.html is not None:
-        with atomic_write(options.html) as file:
-            file.write(page(queries, results).encode())
-        print(f"{printable(options.html)} shows the results: open it in a browser")
-    elif options.json:
-        print(json.dumps(_as_json(ranking, queries, results), indent=1, allow_nan=False))
-    else:
-        print(printable(ranking))
-        for query, of_query in zip(queries, results, strict=True):
-            print(printable(query))
-            for rank, result in enumerate(of_query, start=1):
-                print(f"{rank:4}. {scores_text(result)}  {printable(result.photo)}")
-
-
-def ranking_text(reranker: Reranker, num_candidates: int, fusion: Fusion) -> str:
-    """What photos are ranked by, in words."""
-    if not num_candidates:
-        return "ranked by cosine"
-    own = reranker.fusion
-    weights = weights_of(fusion, num_candidates, reranker.own_weights)
-    origin = f", fitted on {own.fitted_on}" if own is not None and weights[:3] == own.weights[:3] else ""
-    return f"reranked by {weights}{origin}"
-
-
-def _as_json(ranking: str, queries: Sequence[Path], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
-    """The object that JSON_HELP describes."""
-    fields = [name for name in Result._fields if name != "stamp"]
-    answers = [
-        {
-            "query": str(query.absolute()),
-            "found": [
-                {"rank": rank} | {name: getattr(result, name) for name in fields}
-                for rank, result in enumerate(of_query, start=1)
-            ],
-        }
-        for query, of_query in zip(queries, results, strict=True)
-    ]
-    return {"format": JSON_FORMAT, "ranking": ranking, "answers": answers}
-
-
-def compare(options: argparse.Namespace) -> None:
-    """Score a pair."""
-    reranker = _model(options)
-    if options.picture is not None and not reranker.matcher_trained:
-        raise InputError("--picture shows the matcher's attention, but this matcher was never trained: leave it out")
-    (match,) = reranker.rank(options.a, [options.b])
-    parts = [] if match.probability is None else [f"same product: {match.probability:.2f}"]
-    if match.logit is not None:
-        parts.append(f"logit {match.logit:.3f}")
-    elif not parts:
-        parts.append(f"score {match.score:.3f}")
-    print(", ".join([*parts, f"cosine {match.cosine:.3f}"]))
-    calibration = reranker.fusion and reranker.fusion.calibration
-    if calibration:
-        verdict = "match" if match.score > calibration.threshold else "no match"
-        print(f"{verdict}, at a false match rate of {100 * calibration.false_match_rate:g} % among candidates")
-    if options.picture is not None:
-        picture = attention_picture(reranker, options.a, options.b)
-        with atomic_write(options.picture) as file:
-            picture.save(file, "PNG")
-        print(f"{printable(options.picture)}: the brighter a patch, the more the matcher attends to it")
-
-
-def _model(options: argparse.Namespace) -> Reranker:
-    if options.backbone is not None:
-        if options.model is not None or options.setting:
-            raise InputError("--backbone makes a network without training: leave --model and --setting out")
-        return Reranker.from_backbone(options.backbone, options.weights, options.crop_size)
-    if options.weights is not None:
-        raise InputError("--weights are a --backbone's: give both, or neither")
-    if options.model is None:
-        raise InputError(f"no model was given: --model takes {WHERE_FROM}")
-    return Reranker.from_pretrained(options.model, crop_size=options.crop_size, **dict(options.setting))
-
-
-def _model_for(options: argparse.Namespace) -> Reranker:
-    """The model of --model, or the index's own."""
-    is_given = options.model is not None or options.backbone is not None
-    if is_given or not (options.to / "index.json").exists():
-        return _model(options)
-    if options.crop_size is not None or options.setting or options.weights is not None:
-        raise InputError("--crop-size, --setting and --weights need --model or --backbone: give it, or leave them out")
-    return own_reranker(options.to, read_content(options.to).model)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rrt", description="Search one's own photos.")
+    parser.add_argument("--version", action="version", version=f"rrt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", help=WHERE_FROM)
@@ -202,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     of_index.add_argument(
         "--yes", action="store_true", help="even more than one in ten, and those of folders that are empty now"
     )
-    of_index.set_defaults(run=index)
+    of_index.set_defaults(run="index")
 
     of_search = commands.add_parser(
         "search",
@@ -226,13 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     outputs = of_search.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="a page to look at")
     outputs.add_argument("--json", action="store_true", help="print JSON, described below")
-    of_search.set_defaults(run=search)
+    of_search.set_defaults(run="search")
 
     of_compare = commands.add_parser("compare", parents=[model], help="score a pair of photos")
     of_compare.add_argument("a", metavar="QUERY")
     of_compare.add_argument("b", metavar="CANDIDATE")
     of_compare.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the matcher's attention")
-    of_compare.set_defaults(run=compare)
+    of_compare.set_defaults(run="compare")
     return parser
 
 

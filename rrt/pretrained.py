@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from models.network import RerankingNetwork
 from models.settings import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings
 from rrt.heads import Head
+from rrt.words import PUBLISHED, WHERE_FROM
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch_published
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
@@ -31,11 +32,6 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CROP_SIZE = 224  # pixels; the published one
 CROP_RULES = {"crop_size": whole_number(32, 4096)}
 DEFAULTS: Mapping[str, Any] = MappingProxyType(NetworkSettings().those("answers"))  # of the published networks
-PUBLISHED = "published"
-WHERE_FROM = (
-    "a checkpoint of experiment_rerank.py, a folder or a repository of the hub with config.json and "
-    f"model.safetensors, or '{PUBLISHED}', which fetches the published one; `make demo` trains one in ten minutes"
-)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rrt
 from rrt.__main__ import main
 from rrt.index import Result
 from rrt.page import page
 from rrt.picture import DARKENING, GAP, SIDE, attention_picture
+from tests import ROOT
 from utils.io.disk import stamp
 
 NAMES = ["a b.png", "quo'te\".png", "<script>alert(1)<", "naïve 写真.png", "line\nbreak.png"]
@@ -210,3 +213,9 @@ def test_the_picture_shows_the_readout(reranker, paths):
             seen = view[y * 32 : (y + 1) * 32, x * 32 : (x + 1) * 32].mean()
             light = 1 - DARKENING * (1 - min(1, weight / max(part.max() for part in patches)))
             assert shown == pytest.approx(light * seen, abs=6)
+
+
+def test_what_is_told_without_a_search_needs_no_torch():
+    code = "import sys; from rrt.__main__ import main; print('torch' in sys.modules); main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == f"False\nrrt {rrt.__version__}\n"

@@ -276,7 +276,7 @@ def test_compare_says_whether_it_is_one_product(own, checkpoint, paths, capsys, 
         ]
     path = with_weights(content, tmp_path / "d.pt", WITHOUT_LOGIT._replace(calibration=None), matcher_trained=False)
     assert main(["compare", str(paths[0]), str(paths[5]), "--model", str(path)]) == 0
-    assert capsys.readouterr().out == f"cosine {match.cosine:.3f}\n"
+    assert re.fullmatch(rf"score \d\.\d+, cosine {match.cosine:.3f}\n", capsys.readouterr().out)
 
 
 def test_an_index_takes_newer_weights_of_its_network(index, content, saved, reranker, paths, tmp_path, capsys):
