@@ -49,14 +49,14 @@ reproduce: install
 # the frozen and the finetuned training.
 demo: install
 	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
-	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 20 1" VIEWS=8
+	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo OBJECTIVE=joint EPOCHS="8 20 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 	$(BIN)/python -m report logs/demo/1 --out logs/demo/report.html
 
 demo-long: FROZEN_EPOCHS = 120
 demo-long: install
 	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1400 val_classes=50
-	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed DATA=data/demo_long \
+	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed DATA=data/demo_long OBJECTIVE=published \
 		EPOCHS="10 $(FROZEN_EPOCHS) 3" VIEWS=24 || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
@@ -85,9 +85,9 @@ demo-chain:
 	$(call step,eval_global,eval_global.py dataset.demo_global resume=$(GLOBAL))
 	$(call step,nn_train,eval_global.py dataset.demo_global resume=$(GLOBAL) query_set=train)
 	$(call step,nn_val,eval_global.py dataset.demo_global resume=$(GLOBAL) dataset.test_file=val.txt)
-	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) objective=joint lr=0.0005 \
+	$(call step,frozen,experiment_rerank.py dataset.demo_rerank resume=$(GLOBAL) $(TRIPLETS) objective=$(OBJECTIVE) lr=0.0005 \
 		model.freeze_backbone=True frozen_views=$(VIEWS) dataset.batch_size=60 $(call tau,$(word 2,$(EPOCHS))))
 	$(call step,eval_frozen,eval_rerank.py dataset.demo_rerank resume=$(FROZEN) $(CACHE))
-	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) objective=joint lr=0.0001 \
+	$(call step,finetune,experiment_rerank.py dataset.demo_rerank resume=$(FROZEN) $(TRIPLETS) objective=$(OBJECTIVE) lr=0.0001 \
 		$(call tau,$(word 3,$(EPOCHS))))
 	$(call step,eval_finetune,eval_rerank.py dataset.demo_rerank resume=$(FINETUNED) $(CACHE))

@@ -17,7 +17,6 @@ from huggingface_hub.constants import HF_HOME
 
 from models.network import RerankingNetwork
 from models.settings import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings
-from rrt.heads import Head
 from rrt.words import PUBLISHED, WHERE_FROM
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch_published
 from utils.errors import InputError, listing
@@ -73,24 +72,17 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
 
 
 @float32_throughout()
-def load_backbone(arch: str, weights: bool | str, crop_size: int | None, head: Head | None) -> Pretrained:
+def load_backbone(arch: str, weights: bool | str, crop_size: int | None) -> Pretrained:
     """A pretrained backbone as a network; `Reranker.from_backbone` says how."""
     without_matcher: dict[str, Any] = {"ert_num_encoder_layers": 1, "ert_dim_feedforward": 1, "ert_nhead": 1}
-    sizes: dict[str, Any] = {"num_global_features": None, "num_local_features": None}
-    if head is not None:
-        if head.arch.partition(".")[0] != arch.partition(".")[0]:
-            raise InputError(f"the head is of {head.arch}, not of {arch}: give another, or head=None")
-        sizes["num_local_features"] = len(head.tensors["remap_local.weight"])
-    settings = NetworkSettings(arch, weights, normalize=True, **sizes, **without_matcher)
+    own_channels: dict[str, Any] = {"num_global_features": None, "num_local_features": None}
+    settings = NetworkSettings(arch, weights, normalize=True, **own_channels, **without_matcher)
     with torch.random.fork_rng(devices=[]):
         network = RerankingNetwork(1, settings).eval()
-    if head is not None:
-        network.load_state_dict(network.state_dict() | head.tensors)
     if crop_size is None:
-        crop_size = network.backbone.crop_size_near(CROP_SIZE if head is None else head.crop_size)
+        crop_size = network.backbone.crop_size_near(CROP_SIZE)
     check_settings({"crop_size": crop_size}, CROP_RULES)
-    answers, fusion = network.settings.those("answers"), head and head.fusion
-    return Pretrained(network, answers, crop_size, fusion, matcher_trained=False)
+    return Pretrained(network, network.settings.those("answers"), crop_size, matcher_trained=False)
 
 
 def save(folder: Path, pretrained: Pretrained) -> None:

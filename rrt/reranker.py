@@ -14,7 +14,6 @@ from models.settings import without_later
 from rrt.arguments import FITTED, TOP_K, Fusion, positions_of, weights_of
 from rrt.embedder import Images, PhotoEmbedder
 from rrt.features import Features
-from rrt.heads import read_head, shipped_head
 from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
@@ -98,19 +97,15 @@ class Reranker(PhotoEmbedder):
         weights: str | Path | None = None,
         crop_size: int | None = None,
         device: torch.device | str | None = None,
-        head: str | Path | None = "shipped",
     ) -> "Reranker":
-        """A backbone of torchvision's or timm's with its published weights, or those of a file, and without a matcher.
+        """A network that was never trained for retrieval: a backbone of torchvision's or timm's with its published
+        weights, or those of a file. Its own channels are descriptors and local maps, and `UNTRAINED` the ranking: the
+        Chamfer similarity and half the cosine, without a matcher.
 
-        Its channels' means are the descriptors. Local maps, and the weights that rank by them, are those of a `head`
-        that comes with the library for some backbones (tf_efficientnet_lite0), or of a file. None, and for others:
-        its channels are the local maps, and `UNTRAINED` ranks, the Chamfer similarity and half the cosine.
-
-        `crop_size` None: 224, or where the backbone does not take that, its own size. InputError for an unknown name,
-        and where weights cannot be had.
+        `crop_size` None: 224, or where the backbone does not take that, the nearest that it does. InputError for an
+        unknown name, and where weights cannot be had.
         """
-        trained = shipped_head(arch) if head == "shipped" else None if head is None else read_head(head)
-        return cls(*load_backbone(arch, True if weights is None else str(weights), crop_size, trained), device=device)
+        return cls(*load_backbone(arch, True if weights is None else str(weights), crop_size), device=device)
 
     @property
     def own_weights(self) -> Weights | None:

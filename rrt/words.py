@@ -4,5 +4,5 @@ JSON_FORMAT = 1  # of `rrt search --json`
 PUBLISHED = "published"  # the model of that name
 WHERE_FROM = (
     "a checkpoint of experiment_rerank.py, a folder or a repository of the hub with config.json and "
-    f"model.safetensors, or '{PUBLISHED}', which fetches the published one; `make demo` trains one in ten minutes"
+    f"model.safetensors, or '{PUBLISHED}', which fetches the published one; `make demo` trains one"
 )
