@@ -23,16 +23,16 @@ from utils.io.kept_fusion import add_fusion
 from utils.io.neighbours import INDS
 from utils.metrics import MAX_CANDIDATES
 from utils.retrieval.fitted import FittedWeights
+from utils.retrieval.ranking import WEIGHT
 from utils.retrieval.rankings import check_own, rank_candidates, report_matches, report_rankings
 from utils.retrieval.results import Labels, keep_scores, load_scores, save_evaluation
 from utils.runtime.ranks import is_main_process
-from utils.settings import FLAG, TEXT, Rule, check_settings, number, one_of, whole_number
+from utils.settings import FLAG, TEXT, Rule, check_settings, one_of, whole_number
 
 startup.done()
 
 ex = set_up(Experiment("Rerank (eval)", ingredients=[data_ingredient, model_ingredient]))
 
-MAX_WEIGHT = 1_000_000
 BYTES_A_CANDIDATE = 32  # position and score, and in scores.npz position and three scores
 
 
@@ -43,9 +43,7 @@ def config():
     cache_nn_inds = "caches/sop/nn_inds_test.pkl"  # neighbour file of the test images
     scorer = "matcher"  # or 'chamfer': no matcher, but the Chamfer similarity of feature maps
     num_candidates = 100  # neighbours of each query that are rescored; the others keep their places behind them
-    fusion = (
-        None  # None: the scorer's ranking is written; [w, v]: (logit +) w * cosine + v * chamfer; 'crossfit'; 'own'
-    )
+    fusion = None  # ranking to write; None: the scorer's; [w, v]: (logit +) w * cosine + v * chamfer; 'crossfit'; 'own'
     keep_fusion = False  # True: fit weights on the evaluated images, and keep them in the checkpoint
     features = None  # folder that caches descriptors and feature maps; the maps are scored from their file
     cpu = False
@@ -58,7 +56,7 @@ def config():
 def is_fusion(value: object) -> bool:
     """Whether a value of `fusion` is valid."""
     if isinstance(value, list | tuple) and len(value) == 2:
-        return all(map(number(0, MAX_WEIGHT).accepts, value))
+        return all(map(WEIGHT.accepts, value))
     return value in (None, "crossfit", "own")
 
 
@@ -69,7 +67,7 @@ RULES = {
         "scorer": one_of("matcher", "chamfer"),
         "num_candidates": whole_number(1),
         "fusion": Rule(
-            f"None, two numbers from 0 to {MAX_WEIGHT:,} ([w, v]), 'crossfit' or 'own'", is_fusion, " is unknown: give"
+            "None, two numbers from 0 to 1,000,000 ([w, v]), 'crossfit' or 'own'", is_fusion, " is unknown: give"
         ),
         "keep_fusion": FLAG,
         "features": TEXT.or_none(),

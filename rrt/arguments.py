@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.retrieval.ranking import Weights
-from utils.settings import number, plain, whole_number
+from utils.retrieval.ranking import WEIGHT, Weights
+from utils.settings import plain, whole_number
 
-WEIGHT = number(0, 1_000_000)
 TOP_K = whole_number(1).or_none()
 FITTED, LOGIT = "fitted", "logit"
 Fusion = str | Sequence[float] | np.ndarray | None

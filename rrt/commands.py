@@ -77,9 +77,9 @@ def ranking_text(reranker: Reranker, num_candidates: int, fusion: Fusion) -> str
     """What photos are ranked by, in words."""
     if not num_candidates:
         return "ranked by cosine"
-    own = reranker.fusion
     weights = weights_of(fusion, num_candidates, reranker.own_weights)
-    origin = f", fitted on {own.fitted_on}" if own is not None and weights[:3] == own.weights[:3] else ""
+    fitted = reranker.fusion_of(weights)
+    origin = f", fitted on {fitted.fitted_on}" if fitted else ""
     return f"reranked by {weights}{origin}"
 
 

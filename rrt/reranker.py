@@ -17,13 +17,14 @@ from rrt.features import Features
 from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.crossfit import FIXED_WEIGHTS
 from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.pair_scoring import Scorer, pair_scores
 from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain
 
-UNTRAINED = Weights(0, 0.5, 1, 100)  # of a network without a trained matcher
+UNTRAINED = FIXED_WEIGHTS[False]  # of a network without a trained matcher
 
 
 class Match(NamedTuple):
@@ -114,6 +115,10 @@ class Reranker(PhotoEmbedder):
             return self.fusion.weights
         return None if self.matcher_trained else UNTRAINED
 
+    def fusion_of(self, weights: Weights) -> FittedWeights | None:
+        """What is known of weights, where they are those fitted for the network."""
+        return self.fusion if self.fusion is not None and weights[:3] == self.fusion.weights[:3] else None
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder. It may be uploaded to the hub as a repository."""
         pretrained = Pretrained(self.network, self.settings, self.crop_size, self.fusion, self.matcher_trained)
@@ -127,6 +132,8 @@ class Reranker(PhotoEmbedder):
         """The SHA-256 sum, in hexadecimal, of the settings and weights on which results depend."""
         settings = sorted(without_later(self.settings).items())
         content = hashlib.sha256(repr((settings, self.crop_size)).encode())
+        for part in self.network.backbone.fingerprint():
+            content.update(part)
         for name, tensor in self.network.state_dict().items():
             if not name.startswith("classifier."):
                 content.update(name.encode())
@@ -152,8 +159,8 @@ class Reranker(PhotoEmbedder):
         weights = self._weights(fusion, len(gallery))
         scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), weights)
         (scores,), (positions,) = ranking_by(scored, weights)
-        is_calibrated = self.fusion is not None and weights[:3] == self.fusion.weights[:3]
-        calibration = self.fusion.calibration if is_calibrated else None  # type: ignore[union-attr]
+        fusion_used = self.fusion_of(weights)
+        calibration = fusion_used and fusion_used.calibration
         return [
             Match(
                 index,

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import eval_global
@@ -25,6 +26,19 @@ TRAININGS = {
     "frozen": (experiment_rerank.ex, {"frozen_views": 2, "objective": "chamfer"}),
     "joint": (experiment_rerank.ex, {"objective": "joint"}),
 }
+
+
+def test_a_folder_as_backbone_names_a_checkpoint_in_temp_dir(tiny, observed, tmp_path):
+    network = timm.create_model("test_vit", num_classes=0)
+    folder = tmp_path / "network"
+    timm.models.save_for_hf(network, folder)
+    model = {"arch": f"local-dir:{folder}", "pretrained": False, "normalize": True}
+    data = {"crop_size": 32, "batch_size": 6, "num_iterations": 1, "sampler": "random_id"}
+    settings = tiny(epochs=1, temp_dir=tmp_path / "out", model=model, dataset=data)
+    observed(experiment_global.ex, **settings)
+    name = f"local-dir{folder}_sop.pt".replace("/", "_")
+    assert {path.name for path in (tmp_path / "out").glob("*.pt")} == {name, "last.pt"}
+    observed(experiment_global.ex, **settings | {"epochs": 2, "continue_run": True})
 
 
 @pytest.fixture

@@ -11,17 +11,14 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.metrics import recall_at_ks, recall_at_ks_rerank
 from utils.retrieval.chamfer import Chamfer
-from utils.retrieval.crossfit import fit_weights
+from utils.retrieval.crossfit import FIXED_WEIGHTS, fit_weights
 from utils.retrieval.embedding import GLOBAL, LOCAL, embed
 from utils.retrieval.knn import EXACT
 from utils.retrieval.measures import recalls_of
 from utils.retrieval.pair_scoring import Scorer, matcher_for, pair_scores
-from utils.retrieval.ranking import Candidates, Weights, candidate_cosines, ranking_by
+from utils.retrieval.ranking import Candidates, candidate_cosines, ranking_by
 from utils.retrieval.rankings import check_last_scores_differ, check_scores_differ
 from utils.retrieval.results import Labels
-
-# with logits, and without, where none can be chosen: middle ones of `crossfit.grid`
-FIXED_WEIGHTS = {True: Weights(1, 20, 10, 0), False: Weights(0, 0.5, 1, 0)}
 
 
 def evaluate_global(

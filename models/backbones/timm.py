@@ -42,10 +42,9 @@ class TimmBackbone(Backbone):
     def __init__(self, arch: str, pretrained: bool | str = False):
         """InputError for a name that timm does not know, and where weights cannot be had."""
         super().__init__()
-        self.arch = arch
-        source = _source(arch)
-        file = _weights_file(arch, source) if pretrained is True else pretrained
-        network: Any = _created(source, file or None)
+        self.arch, self.source = arch, _source(arch)
+        file = _weights_file(arch, self.source) if pretrained is True else pretrained
+        network: Any = _created(self.source, file or None)
         if pretrained is True and file is None:
             _load_wheel(network, arch)
         self.network, self.licence = network, network.pretrained_cfg.get("license")
@@ -54,7 +53,7 @@ class TimmBackbone(Backbone):
         self.interpolation, self.crop_fraction = config["interpolation"], config["crop_pct"]
         self.input_size = config["input_size"][-1]
         try:
-            self.channels = _map_shape(source, self.input_size)[0]
+            self.channels = _map_shape(self.source, self.input_size)[0]
         except AssertionError as error:
             raise InputError(f"model.arch={arch!r}: timm makes no maps of it ({in_one_line(error)})") from error
 
@@ -71,7 +70,7 @@ class TimmBackbone(Backbone):
             raise InputError(f"model.pool='token': {self.arch} has no class token, take 'avg' or 'head'")
         with torch.no_grad(), torch.device("meta"):
             pixels = torch.empty(1, 3, self.input_size, self.input_size)
-            return _maps_and_pooled(_on_meta(_source(self.arch)), pixels, pool)[1].shape[1]
+            return _maps_and_pooled(_on_meta(self.source), pixels, pool)[1].shape[1]
 
     def maps_and_pooled(self, pixels: Tensor, pool: str) -> tuple[Tensor, Tensor]:
         """`forward`, and vectors (B, C): 'token' or 'head'."""
@@ -90,14 +89,14 @@ class TimmBackbone(Backbone):
 
     def _fitting(self, crop_size: int) -> list[int]:
         """Sizes of crops that the network takes: the nearest below and above, and its own."""
-        source = _source(self.arch)
         ranges = (range(crop_size, 0, -1), range(crop_size, crop_size + NEAREST_SIZES))
-        nearest = [next((size for size in sizes[:NEAREST_SIZES] if _takes(source, size)), None) for sizes in ranges]
+        fitting = ((size for size in sizes[:NEAREST_SIZES] if _takes(self.source, size)) for sizes in ranges)
+        nearest = [next(sizes, None) for sizes in fitting]
         return sorted({size for size in (*nearest, self.input_size) if size})
 
     def check_crop_size(self, crop_size: int) -> None:
         """Raise InputError for crops that the network does not take."""
-        if _takes(_source(self.arch), crop_size):
+        if _takes(self.source, crop_size):
             return
         fitting = self._fitting(crop_size)
         raise InputError(f"crop_size={crop_size} does not fit {self.arch}: take {' or '.join(map(str, fitting))}")

@@ -3,26 +3,21 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 showTables(document.getElementById("tables"), data.tables);
-showCurves(document.getElementById("curves"), data.curves);
-showReliability(document.getElementById("reliability"), data.reliability);
+showFigure("curves", data.curves, "Training curves",
+  "From metrics.json and cout.txt in each run's folder; cout.txt completes the recalls of metrics.json. Faint: the loss of each iteration. Thick: means over seeds, in a band of one sample standard deviation.",
+  "Loss and validation recalls over epochs, a line for each run");
+showFigure("reliability", data.reliability, "Are the probabilities right?",
+  "From info.json (matches) of evaluations with a checkpoint’s own weights: pairs of query and candidate, of classes that the probabilities were not fitted on. On the diagonal they are right; dots grow with the number of pairs.",
+  "Observed proportion of pairs of one product over the predicted probability, a line for each evaluation");
 showGallery(document.getElementById("gallery"), data.galleries);
 showSources(document.getElementById("sources"));
 
-function showCurves(section, svg) {
+function showFigure(id, svg, title, source, alt) {
   if (!svg) return;
-  section.append(
-    element("h2", {}, "Training curves"),
-    element("p", { class: "source" }, "From metrics.json and cout.txt in each run's folder; cout.txt completes the recalls of metrics.json. Faint: the loss of each iteration. Thick: means over seeds, in a band of one sample standard deviation."),
-    element("img", { class: "curves", src: `data:image/svg+xml;base64,${svg}`, alt: "Loss and validation recalls over epochs, a line for each run" }),
-  );
-}
-
-function showReliability(section, svg) {
-  if (!svg) return;
-  section.append(
-    element("h2", {}, "Are the probabilities right?"),
-    element("p", { class: "source" }, "From info.json (matches) of evaluations with a checkpoint’s own weights: pairs of query and candidate, of classes that the probabilities were not fitted on. On the diagonal they are right; dots grow with the number of pairs."),
-    element("img", { class: "curves", src: `data:image/svg+xml;base64,${svg}`, alt: "Observed proportion of pairs of one product over the predicted probability, a line for each evaluation" }),
+  document.getElementById(id).append(
+    element("h2", {}, title),
+    element("p", { class: "source" }, source),
+    element("img", { class: "curves", src: `data:image/svg+xml;base64,${svg}`, alt }),
   );
 }
 

@@ -86,7 +86,7 @@ def describe(transform: Transform) -> str:
 
 def _square_view(view: Callable[..., Tensor], crop_size: int, decode: str, resizing: Resizing) -> Transform:
     decoder = choose(DECODERS, decode, "dataset.decode")
-    assert resizing.mode  # known
+    choose(INTERPOLATIONS, resizing.interpolation, "interpolation")  # before any photo
     changes = {} if resizing == PUBLISHED else {"resizing": resizing}
     return partial(view, decoder, crop_size, **changes)
 

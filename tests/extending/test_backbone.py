@@ -93,7 +93,9 @@ def test_is_trained_evaluated_and_indexed(settings, observed, neighbours, photos
     ((best, *_),) = Index(tmp_path / "index").search(embedded[:1], top=3)
     assert best.photo == str(paths[0])
 
+    digest = reranker.digest()
     monkeypatch.setattr(Patches, "power", 2)
+    assert reranker.digest() != digest  # an index is then of another network
     capsys.readouterr()
     changed = observed(eval_global.ex, **settings("eval_global", **kept))
     assert "does not fit, by its 'network'" in changed.printed

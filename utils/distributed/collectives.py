@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TypeVar
 
 import torch
@@ -96,6 +97,16 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
     if world_size() > 1:
         dist.broadcast_object_list(result, device=torch.device("cpu"))
     return result[0]  # type: ignore[return-value]
+
+
+def from_rank0(function: Callable[..., T]) -> Callable[..., T]:
+    """`function`, called on rank 0 alone, with its result on every rank."""
+
+    @wraps(function)
+    def call(*arguments, **keywords) -> T:
+        return broadcast_from_rank0(lambda: function(*arguments, **keywords))
+
+    return call
 
 
 @contextmanager

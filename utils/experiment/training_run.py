@@ -1,6 +1,7 @@
 """A training run around its epochs: whether it continues an earlier one, its files, and its notes."""
 
 import itertools
+import re
 import uuid
 from collections.abc import Callable, Collection
 from functools import partial
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.distributed.collectives import all_gather_object, broadcast_from_rank0, broadcast_model
+from utils.distributed.collectives import all_gather_object, broadcast_model, from_rank0
 from utils.errors import InputError
 from utils.experiment.command import report_recalls
 from utils.io.disk import check_disk_space, md5
@@ -88,6 +89,7 @@ class Training(NamedTuple):
         self.files.save_last(state)
 
 
+@from_rank0
 def open_training(
     photo_sizes: Callable[[], list[int]],
     may_change: Collection[str],
@@ -105,24 +107,10 @@ def open_training(
     may differ from those of the run to continue. InputError if there is an unfinished run and `continue_run` is None,
     or if the run to continue has other settings, files or photos. Rank 0 looks, and broadcasts the result.
     """
-    settings = (temp_dir, epochs, continue_run, save_minutes, cpu)
-    return broadcast_from_rank0(lambda: _open_training(photo_sizes(), may_change, _run, _config, *settings))
-
-
-def _open_training(
-    photo_sizes: list[int],
-    may_change: Collection[str],
-    _run,
-    _config: dict,
-    temp_dir: str,
-    epochs: int,
-    continue_run: bool | None,
-    save_minutes: float,
-    cpu: bool,
-) -> Training:
-    checkpoint = Path(temp_dir) / f"{_config['model']['arch']}_{_config['dataset']['name']}.pt"
+    arch = re.sub(r"[/:]+", "_", _config["model"]["arch"])  # timm's may be a repository or a folder
+    checkpoint = Path(temp_dir) / f"{arch}_{_config['dataset']['name']}.pt"
     device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
-    signature = run_signature(_config, [*_run.info["md5"].values()], device, may_change) | {"photos": photo_sizes}
+    signature = run_signature(_config, [*_run.info["md5"].values()], device, may_change) | {"photos": photo_sizes()}
     is_best_lost = False
     earlier = None if continue_run is False else read_last(Path(temp_dir))
     if earlier is not None and continue_run is None and not is_finished(earlier):

@@ -12,12 +12,11 @@ from utils.retrieval.calibration import Calibration, calibrate
 from utils.retrieval.crossfit import fit_weights, matches_of
 from utils.retrieval.intervals import mean_interval
 from utils.retrieval.measures import first_match_ranks, precisions_of, relevant_of
-from utils.retrieval.ranking import Candidates, Weights, fused_scores
+from utils.retrieval.ranking import WEIGHT, Candidates, Weights, fused_scores
 from utils.retrieval.results import Labels
 from utils.settings import LARGEST, TEXT, Rule, Rules, check_settings, number, whole_number
 
 FINITE, PROPORTION, COUNT = number(-LARGEST), number(0, 1), whole_number(1)
-WEIGHT = number(0, 1_000_000)
 GAIN = Rule(
     "three numbers of points, the last two the ends of an interval",
     lambda value: isinstance(value, list | tuple) and len(value) == 3 and all(map(FINITE.accepts, value)),

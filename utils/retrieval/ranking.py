@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.settings import number
+
 COSINE_BLOCK = 512  # queries whose candidates' descriptors are gathered at a time: of 100 candidates, 26 MB
+
+
+WEIGHT = number(0, 1_000_000)  # of a score in the sum that ranks
 
 
 class Candidates(NamedTuple):
