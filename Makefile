@@ -61,8 +61,8 @@ demo-long: install
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
 # bf16 where the machine computes in it, else fp32; asked once
-FASTEST = $(eval FASTEST := $(shell $(BIN)/python -c "import torch; print('bf16' if torch.cpu.get_capabilities().get( \
-	'amx_bf16') or torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32')"))$(FASTEST)
+FASTEST = $(eval FASTEST := $(shell $(BIN)/python -c "from utils.runtime.precision import computes_in_bf16; \
+	print('bf16' if computes_in_bf16() else 'fp32')"))$(FASTEST)
 
 FOLDER = $(RUN)/$(SEED)
 SETTINGS = seed=$(SEED) model.demo dataset.data_path=$(DATA) precision=$(FASTEST)

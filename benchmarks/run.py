@@ -27,13 +27,13 @@ from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.knn import exact_index, nearest_neighbours
 from utils.retrieval.pair_scoring import PAIRS_AT_ONCE, pair_scores, rerank
 from utils.runtime.device import IMAGES_AT_ONCE
-from utils.runtime.precision import set_precision
+from utils.runtime.precision import computes_in_bf16, set_precision
 from utils.training.loop import train_global, train_rerank
 from utils.training.losses import BinaryCrossEntropyWithLogits, Contrastive
 
 TOKENS = 100  # of a pair, CLS and SEP included
 PRECISIONS = {
-    "cpu": ("fp32", "bf16") if torch.cpu.get_capabilities().get("amx_bf16") else ("fp32",),
+    "cpu": ("fp32", "bf16") if computes_in_bf16(torch.device("cpu")) else ("fp32",),
     "cuda": ("fp32", "tf32", "bf16"),
 }
 

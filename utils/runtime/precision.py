@@ -16,6 +16,14 @@ MKLDNN_BACKENDS = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def computes_in_bf16(device: torch.device | None = None) -> bool:
+    """Whether a device has instructions for bfloat16, so that it pays; None: CUDA where available, else the CPU."""
+    if (device.type == "cuda") if device else torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
 def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
     """Turn TF32 on or off and return the dtype of matrix products and convolutions.
 
@@ -27,7 +35,7 @@ def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
     dtype = choose(DTYPES, name, "precision")
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
-        if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if name == "bf16" and not computes_in_bf16(device):
             raise InputError(f"precision=bf16: {torch.cuda.get_device_name(device)} only emulates it, set fp16 or fp32")
     for setting in CUDA_BACKENDS:
         setting.fp32_precision = "tf32" if name == "tf32" else "ieee"

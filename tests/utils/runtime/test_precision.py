@@ -12,7 +12,7 @@ from tests.utils.training.test_loop import Log, batches
 from utils import BinaryCrossEntropyWithLogits, Contrastive
 from utils.errors import InputError
 from utils.retrieval.pair_scoring import rerank
-from utils.runtime.precision import set_precision
+from utils.runtime.precision import computes_in_bf16, set_precision
 from utils.training.loop import train_global, train_rerank
 
 
@@ -39,6 +39,14 @@ def test_emulated_bf16_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(InputError, match="precision=bf16: Tesla T4 only emulates it, set fp16 or fp32"):
         set_precision("bf16", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True)]
+)
+def test_cpu_that_computes_in_bf16(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert computes_in_bf16(torch.device("cpu")) is expected
 
 
 def test_unknown_precision():
