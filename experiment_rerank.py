@@ -4,8 +4,8 @@
 
 * 'published': the matcher's logit, as in the paper; by R@1 of the logit.
 * 'joint': the logit and the Chamfer similarity of the local maps, for photos of one's own, to be ranked by all three
-  scores; by R@1 of `logit + cosine + chamfer`.
-* 'chamfer': that similarity alone, where no transformer is to be trained; by R@1 of `chamfer + cosine`.
+  scores; by mAP@R of `logit + cosine + chamfer`.
+* 'chamfer': that similarity alone, where no transformer is to be trained; by mAP@R of `chamfer + cosine`.
 """
 
 import startup

@@ -242,11 +242,21 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tiny, neighbours, tmp_pa
         pass
 
 
-@pytest.mark.parametrize("trained", [1, 2])
-@pytest.mark.parametrize("is_foreign", [False, True])
-def test_a_run_whose_best_checkpoint_is_gone(tiny, observed, neighbours, tmp_path, is_foreign, trained):
+@pytest.mark.parametrize(
+    ("trained", "is_foreign", "objective"),
+    [
+        (1, False, "published"),
+        (2, False, "published"),
+        (1, True, "published"),
+        (2, True, "published"),
+        (2, False, "joint"),
+    ],
+)
+def test_a_run_whose_best_checkpoint_is_gone(tiny, observed, neighbours, tmp_path, trained, is_foreign, objective):
     """What is delivered is the best of what is there, and the recall that is noted is its own."""
-    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", epochs=trained, lr=1e-9)
+    changes = {"epochs": trained, "lr": 1e-9, "objective": objective}
+    ex, settings = command_of("rerank", tiny, neighbours, tmp_path / "run", **changes)
+    measure, series = ("1", "val.recall@1") if objective == "published" else ("mAP@R", "val.mAP@R")
     first = observed(ex, **settings)
     checkpoint = tmp_path / "run" / "resnet18_sop.pt"
     checkpoint.unlink()
@@ -258,9 +268,9 @@ def test_a_run_whose_best_checkpoint_is_gone(tiny, observed, neighbours, tmp_pat
     run = observed(ex, **settings | {"epochs": 2, "continue_run": True})
     assert f"{checkpoint}, the run's best state, is {'another file' if is_foreign else 'missing'}: best" in run.printed
     assert names(tmp_path / "run") == ["last.pt", *(["resnet18_sop.1.pt"] if is_foreign else []), "resnet18_sop.pt"]
-    recalls = dict(zip(run.metrics["val.recall@1"]["steps"], run.metrics["val.recall@1"]["values"], strict=True))
-    assert run.result == run.info["recall"]["1"] == max(recalls[epoch] for epoch in range(trained, 3))
-    assert first.metrics["val.recall@1"]["values"] == run.metrics["val.recall@1"]["values"][: trained + 1]
+    recalls = dict(zip(run.metrics[series]["steps"], run.metrics[series]["values"], strict=True))
+    assert run.result == run.info["recall"][measure] == max(recalls[epoch] for epoch in range(trained, 3))
+    assert first.metrics[series]["values"] == run.metrics[series]["values"][: trained + 1]
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     state = torch.load(checkpoint, weights_only=True)["state"]
     assert all(torch.equal(tensor, last["model"][name]) for name, tensor in state.items()) or run.result > recalls[2]

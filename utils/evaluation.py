@@ -14,7 +14,7 @@ from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.crossfit import FIXED_WEIGHTS, fit_weights
 from utils.retrieval.embedding import GLOBAL, LOCAL, embed
 from utils.retrieval.knn import EXACT
-from utils.retrieval.measures import recalls_of
+from utils.retrieval.measures import MAP_AT_R, measures_of
 from utils.retrieval.pair_scoring import Scorer, matcher_for, pair_scores
 from utils.retrieval.ranking import Candidates, candidate_cosines, ranking_by
 from utils.retrieval.rankings import check_last_scores_differ, check_scores_differ
@@ -70,7 +70,8 @@ def evaluate_fused(
 ):
     """`evaluate_rerank` by all scores, or those without a matcher, with the weights of `utils.retrieval.crossfit`.
 
-    Where none can be chosen, as of too few classes, they are `FIXED_WEIGHTS`, and a line says so.
+    The recalls have mAP@R, too: R@1 says little of the few classes that a validation has. Where no weights
+    can be chosen, as of too few classes, they are `FIXED_WEIGHTS`, and a line says so.
     """
     num_scored, loaders = cache_nn_inds.shape[1], (query_loader, gallery_loader)
     candidates = score_candidates(model, cache_nn_inds, num_scored, *loaders, dtype, with_matcher=with_matcher)
@@ -82,8 +83,8 @@ def evaluate_fused(
         weights = FIXED_WEIGHTS[with_matcher]._replace(num_candidates=num_scored)
         print(f"ranked by {weights}: {error}")
         ranking = ranking_by(candidates, weights)
-    of_queries, of_gallery = map(torch.from_numpy, labels[:2])
-    return recalls_of(ranking.positions, of_queries, of_gallery, recall_ks), *ranking
+    measured = measures_of(ranking.positions, labels.queries, labels.gallery, recall_ks, labels.is_self_search).values
+    return {k: measured[f"R@{k}"] for k in recall_ks} | {MAP_AT_R: measured[MAP_AT_R]}, *ranking
 
 
 def score_candidates(

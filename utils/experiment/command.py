@@ -16,6 +16,7 @@ from utils.distributed.group import process_group
 from utils.errors import InputError, listing
 from utils.io.disk import md5
 from utils.io.lock import exclusive_lock
+from utils.retrieval.measures import MAP_AT_R
 from utils.runtime.device import device_errors_as_input_errors, has_gpu, own_gpu
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.precision import DTYPES, set_precision
@@ -102,10 +103,12 @@ def note_files(run, *paths: Path | str | None) -> None:
     run.info.setdefault("md5", {}).update(sums)
 
 
-def report_recalls(run, recalls: dict[int, float], columns: int, title: str = "", best: bool = True) -> None:
-    """Print recalls, with a note if a K exceeds the columns of neighbours; with `best`, set `info['recall']`."""
-    beyond = [k for k in recalls if k > columns]
+def report_recalls(run, recalls: dict, columns: int, title: str = "", best: bool = True) -> None:
+    """Print recalls (and mAP@R), noting a K beyond the columns of neighbours; with `best`, set `info['recall']`."""
+    at_k = {k: recall for k, recall in recalls.items() if k != MAP_AT_R}
+    beyond = [k for k in at_k if k > columns]
     note = f" (K = {listing(beyond)} counts over {columns} neighbours)" if beyond else ""
     if best:
         run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
-    print(f"{title}{recalls}{note}")
+    precision = f", {MAP_AT_R} {recalls[MAP_AT_R]}" if MAP_AT_R in recalls else ""
+    print(f"{title}{at_k}{precision}{note}")

@@ -16,6 +16,7 @@ from utils.experiment.command import report_recalls
 from utils.io.disk import check_disk_space, md5
 from utils.io.kept_fusion import add_fusion, is_made_from
 from utils.retrieval.fitted import FittedWeights
+from utils.retrieval.measures import MAP_AT_R
 from utils.runtime.ranks import is_main_process
 from utils.settings import FLAG, TEXT, Rules, list_of, number, whole_number
 from utils.training.loop import fit
@@ -84,7 +85,8 @@ class Training(NamedTuple):
         """Start the best checkpoint anew: with this state if it was validated, else with the next validated one."""
         state.best = None
         if state.is_validated and not state.iteration:
-            state.best = next(value for name, value, _ in reversed(state.scalars) if name == "val.recall@1")
+            measures = ("val.recall@1", f"val.{MAP_AT_R}")  # the latter is logged last
+            state.best = next(value for name, value, _ in reversed(state.scalars) if name in measures)
             self.files.save_best(state)
         self.files.save_last(state)
 
@@ -147,12 +149,12 @@ def open_training(
 
 
 def best_recalls(state: TrainingState) -> dict[str, float]:
-    """The recalls by K of the best validation, of equal ones the last."""
+    """The recalls by K (and mAP@R) of the best validation, of equal ones the last."""
     validations: dict[float, dict[str, float]] = {}
     for name, value, epoch in state.scalars:
-        if name.startswith("val.recall@"):
-            validations.setdefault(epoch, {})[name.removeprefix("val.recall@")] = value
-    return next((recalls for recalls in reversed(validations.values()) if recalls.get("1") == state.best), {})
+        if name.startswith("val."):
+            validations.setdefault(epoch, {})[name.removeprefix("val.").removeprefix("recall@")] = value
+    return next((v for v in reversed(validations.values()) if v.get(MAP_AT_R, v.get("1")) == state.best), {})
 
 
 def report_unreadable(run, paths: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Recalls of a run: printed in cout.txt, logged in metrics.json, and recorded at its end in info.json."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from utils.io.ranking_names import current_names
 from utils.logs.json_reader import curve, nested, number
@@ -39,11 +39,16 @@ def _printed_validations(printed: str) -> dict[int, Recalls]:
     return validations
 
 
-def best_recalls(recorded: Recalls, validations: dict[int, Recalls]) -> tuple[Recalls, int | None]:
-    """The best recalls and their epoch, by the smallest K. Of equal epochs the last one counts, as for checkpoints.
+def best_recalls(
+    recorded: Recalls, validations: dict[int, Recalls], precisions: Iterable[tuple[float, float]] = ()
+) -> tuple[Recalls, int | None]:
+    """The best recalls and their epoch: by mAP@R where the run has `precisions`, (epoch, mAP@R), else by the smallest
+    K. Of equal epochs the last one counts, as for checkpoints.
 
     Where no validation reaches the recorded recalls, these are returned, without an epoch.
     """
+    if chosen := max(((precision, round(epoch)) for epoch, precision in precisions), default=None):
+        return validations.get(chosen[1], recorded), chosen[1]
     k = min((k for recalls in (recorded, *validations.values()) for k in recalls), default=1)
     ranked = [(round(recalls[k], 2), epoch) for epoch, recalls in validations.items() if k in recalls]
     reached, epoch = max(ranked, default=(-1.0, 0))

@@ -85,7 +85,7 @@ def _read_run(folder: Path, now: datetime) -> Run:
     validations = read_validations(metrics, read_text(folder / "cout.txt"))
     recorded = recorded_recalls(info)
     if "epochs" in config or any(epoch > 0 for epoch in validations):
-        best, best_epoch = best_recalls(recorded, validations)
+        best, best_epoch = best_recalls(recorded, validations, curve(metrics, "val.mAP@R"))
         last = validations[max(validations)] if validations else {}
     else:
         best, best_epoch = validations.get(0, {}) | recorded, None

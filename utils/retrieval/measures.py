@@ -8,6 +8,7 @@ from torch import Tensor
 
 from utils.retrieval.intervals import mean_interval
 
+MAP_AT_R = "mAP@R"
 BLOCK = 4096  # queries processed at a time: of 1,000 neighbours each, 33 MB
 
 
@@ -76,7 +77,7 @@ def measures_of(
     relevant = relevant_of(query_labels, gallery_labels, is_self_search)
     average_precision, r_precision = precisions_of(positions, query_labels, gallery_labels, relevant)
     has_others = relevant > 0
-    for name, scores in (("mAP@R", average_precision), ("R-precision", r_precision), ("MRR", 1 / (ranks + 1))):
+    for name, scores in ((MAP_AT_R, average_precision), ("R-precision", r_precision), ("MRR", 1 / (ranks + 1))):
         values[name] = float(np.mean(scores[has_others])) if has_others.any() else 0.0
     in_percent = {name: round(100 * value, 2) for name, value in values.items()}
     return Measures(in_percent, ranks, int((~has_others).sum()), int((relevant > positions.shape[1]).sum()))

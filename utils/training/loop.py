@@ -14,6 +14,7 @@ from utils.distributed.collectives import all_reduce_gradients, any_rank
 from utils.distributed.group import barrier, world_size
 from utils.errors import DeviceError, DivergedError
 from utils.io.checkpoint import num_of_trainable_params
+from utils.retrieval.measures import MAP_AT_R
 from utils.runtime.device import device_errors_as_input_errors, device_of
 from utils.runtime.signals import Interrupted, deferred_signals
 from utils.training.losses import MeanOverPairs
@@ -31,17 +32,18 @@ def fit(
     validate: Callable[[], tuple],
     epochs: int,
     log,
-    report: Callable[[dict[int, float], int, str, bool], None],
+    report: Callable[[dict, int, str, bool], None],
     files: TrainingFiles,
     autotune: bool,
 ) -> float:
-    """Validate, then train and validate until `epochs` are trained, from wherever `state` is; returns the best R@1.
+    """Validate, then train and validate until `epochs` are trained, from wherever `state` is; returns the best measure.
 
     `validate()` returns what the metric functions do. `log.log_scalar(name, value, step)` takes train.loss, train.acc
-    and val.recall@K, the latter at the number of epochs trained, also those that the state has from before.
-    `report(recalls, columns, title, improved)` is called after each validation. Whenever R@1 is not below the best so
-    far, `files` takes the checkpoint; after each epoch, and while it lasts, it takes what the run is continued from. A
-    signal is raised when the iteration has ended and is saved; while validating, at once, with the epoch saved.
+    and val.recall@K (and val.mAP@R), the latter at the number of epochs trained, also those that the state has from
+    before. `report(recalls, columns, title, improved)` is called after each validation. Whenever mAP@R, or without it
+    R@1, is not below the best so far, `files` takes the checkpoint; after each epoch, and while it lasts, it takes what
+    the run is continued from. A signal is raised when the iteration has ended and is saved; while validating, at once,
+    with the epoch saved.
     `autotune` has cuDNN try its algorithms while training. Raises InputError at the end for files that could not be
     written.
     """
@@ -61,11 +63,12 @@ def fit(
                 raise
             with deferred_signals():
                 for k, recall in recalls.items():
-                    scalars.log_scalar(f"val.recall@{k}", recall, state.epoch)
-                improved = state.best is None or recalls[1] >= state.best
+                    scalars.log_scalar(f"val.{k}" if k == MAP_AT_R else f"val.recall@{k}", recall, state.epoch)
+                measure = recalls.get(MAP_AT_R, recalls[1])
+                improved = state.best is None or measure >= state.best
                 state.is_validated = True
                 if improved:
-                    state.best = recalls[1]
+                    state.best = measure
                     files.save_best(state)
                 files.save_last(state)
                 title = f"Validation [{state.epoch - 1:03d}] " if state.epoch else "Validation before training "

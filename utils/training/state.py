@@ -25,7 +25,7 @@ class TrainingState:
     epoch: int = 0  # epochs trained: the number of the one that comes next
     iteration: int = 0  # iterations trained of that one
     is_validated: bool = False  # as it is after so many epochs
-    best: float | None = None  # the highest R@1 of a validation so far
+    best: float | None = None  # the highest mAP@R, or without it R@1, of a validation so far
     scalars: list[tuple[str, float, float]] = field(default_factory=list)  # logged so far: name, value, step
     origin: TrainingInfo = UNKNOWN  # what its checkpoints say of themselves
 

@@ -37,6 +37,13 @@ def test_the_last_of_equal_epochs_is_the_best(tmp_path):
     assert (run.best, run.best_epoch, run.last) == ({1: 70.0}, 2, {1: 60.0})
 
 
+def test_mean_average_precision_says_which_epoch_is_the_best(tmp_path):
+    metrics = {"val.recall@1": scalar([0, 1, 2, 3], [50.0, 70.0, 90.0, 80.0])}
+    metrics["val.mAP@R"] = scalar([0, 1, 2, 3], [20.0, 30.0, 25.0, 30.0])
+    run = read_run(write(tmp_path / "1", run=entry(), config=config(), metrics=metrics))
+    assert (run.best, run.best_epoch) == ({1: 80.0}, 3)
+
+
 def test_evaluation(tmp_path):
     contents = {"run": entry(), "config": {"seed": 0}, "metrics": {}}
     run = read_run(write(tmp_path / "1", **contents, info={"recall": {"1": 80.7, "100": 96.6}}))
