@@ -14,7 +14,7 @@ from sop.images.transforms import Resizing
 from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_files
 from utils.evaluation import evaluate_global
 from utils.experiment import command
-from utils.experiment.command import note_files, report_recalls
+from utils.experiment.command import note_files, report_best_ranking, report_recalls
 from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.io.disk import check_disk_space
 from utils.retrieval.knn import make_index
@@ -38,7 +38,7 @@ def config():
     knn_index = "Flat"  # exact; or another index for galleries of millions: 'IVF1024,Flat;nprobe=16', 'HNSW32', ...
     query_set = "test"  # or 'train': the training images searched against themselves
     features = None  # folder that caches descriptors and feature maps, so that photos are embedded once
-    cpu = False
+    cpu = False  # True: compute on the CPU even where there is a GPU
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
@@ -61,6 +61,7 @@ begin_run = ex.capture(command.begin_run)
 @ex.automain
 @reports_errors
 def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeout_minutes, dataset, seed):
+    """Search the neighbours of each query, and report R@K."""
     with begin_run(RULES) as (device, dtype):
         torch.manual_seed(seed)
         resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
@@ -87,4 +88,5 @@ def main(_run, _config, temp_dir, resume, knn_index, query_set, features, timeou
             print(", ".join(f"{name} {value:.2f}" for name, value in others.items()))
             print_notes(measures, positions.shape[1])
             report_recalls(_run, recalls, positions.shape[1])
+            report_best_ranking({"global": measures}, recall_ks[0])
         return recalls[recall_ks[0]]

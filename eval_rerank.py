@@ -15,7 +15,7 @@ from sop.ingredient import DATASET_RULES, data_ingredient, get_loaders, input_fi
 from utils.errors import InputError
 from utils.evaluation import score_candidates
 from utils.experiment import command
-from utils.experiment.command import note_files, report_recalls
+from utils.experiment.command import note_files, report_best_ranking, report_recalls
 from utils.experiment.fusion import fit_fusion
 from utils.experiment.sacred_setup import reports_errors, set_up
 from utils.io.disk import check_disk_space, md5
@@ -46,7 +46,7 @@ def config():
     fusion = None  # ranking to write; None: the scorer's; [w, v]: (logit +) w * cosine + v * chamfer; 'crossfit'; 'own'
     keep_fusion = False  # True: fit weights on the evaluated images, and keep them in the checkpoint
     features = None  # folder that caches descriptors and feature maps; the maps are scored from their file
-    cpu = False
+    cpu = False  # True: compute on the CPU even where there is a GPU
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
@@ -122,6 +122,7 @@ def main(
     dataset,
     seed,
 ):
+    """Rescore the neighbours of each query, and report R@K of several rankings."""
     with begin_run(RULES) as (device, dtype):
         resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}
         check_combination(_config)
@@ -165,4 +166,5 @@ def main(
                 if own.fitted_on != dataset["test_file"]:
                     report_matches(candidates, labels, own, _run.info)
             report_recalls(_run, recalls, written.positions.shape[1])
+            report_best_ranking(measures, recall_ks[0])
         return recalls[recall_ks[0]]

@@ -30,21 +30,21 @@ ex = set_up(Experiment("Global (train)", ingredients=[data_ingredient, model_ing
 
 @ex.config
 def config():
-    epochs = 100
-    lr = 0.001
-    momentum = 0.9
-    nesterov = True  # only with momentum
-    weight_decay = 4e-4
+    epochs = 100  # passes over the training photos
+    lr = 0.001  # SGD's learning rate
+    momentum = 0.9  # of SGD
+    nesterov = True  # Nesterov's momentum; only with momentum
+    weight_decay = 4e-4  # of the optimiser
     no_bias_decay = False  # no weight decay for one-dimensional parameters
     scheduler_tau = [60, 80]  # epochs after which the learning rate is multiplied by scheduler_gamma
-    scheduler_gamma = 0.1
-    temperature = 0.05
+    scheduler_gamma = 0.1  # see scheduler_tau
+    temperature = 0.05  # of the contrastive loss, by which similarities are divided
     resume = None  # checkpoint to take the weights from
     micro_batch = None  # images that the network holds at a time; None: the whole batch
     temp_dir = "logs/temp"  # where the checkpoint and last.pt are written
     continue_run = None  # True: continue from temp_dir's last.pt; False: start anew; None: error if a run is unfinished
     save_minutes = 10  # between two saves of last.pt within an epoch
-    cpu = False
+    cpu = False  # True: compute on the CPU even where there is a GPU
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
@@ -85,6 +85,7 @@ def new_state(
 @ex.automain
 @reports_errors
 def main(_run, temperature, micro_batch, resume, timeout_minutes, dataset, seed):
+    """Train the global descriptor."""
     with begin_run(RULES) as (device, dtype):
         torch.manual_seed(seed)
         resized = {"resizing": Resizing(**resizing(dataset["crop_size"]))}

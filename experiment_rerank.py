@@ -47,12 +47,12 @@ VALIDATION_CANDIDATES = 15  # of each query, to save time
 
 @ex.config
 def config():
-    epochs = 100
-    lr = 0.0001
-    weight_decay = 4e-4
+    epochs = 100  # passes over the training photos
+    lr = 0.0001  # AdamW's learning rate
+    weight_decay = 4e-4  # of the optimiser
     no_bias_decay = False  # no weight decay for one-dimensional parameters
     scheduler_tau = [60, 80]  # epochs after which the learning rate is multiplied by scheduler_gamma
-    scheduler_gamma = 0.1
+    scheduler_gamma = 0.1  # see scheduler_tau
     resume = None  # checkpoint to take the weights from
     cache_nn_inds = "rrt_sop_caches/rrt_r50_sop_nn_inds_test.pkl"  # neighbour file of the test images, for validation
     frozen_views = None  # augmented crops of each image, embedded once by a frozen backbone; None: new crops
@@ -62,7 +62,7 @@ def config():
     temp_dir = "logs/temp"  # where the checkpoint and last.pt are written
     continue_run = None  # True: continue from temp_dir's last.pt; False: start anew; None: error if a run is unfinished
     save_minutes = 10  # between two saves of last.pt within an epoch
-    cpu = False
+    cpu = False  # True: compute on the CPU even where there is a GPU
     cudnn_flag = "benchmark"  # or 'deterministic'
     precision = None  # 'fp32', 'tf32', 'bf16' or 'fp16'; None: fp32 on a CPU, tf32 on CUDA
     timeout_minutes = 10  # how long to wait for another rank (torchrun), or for a batch of the loader's workers
@@ -115,6 +115,7 @@ def check_combination(config) -> None:
 def main(
     _run, _config, resume, cache_nn_inds, frozen_views, objective, num_negatives, micro_batch, timeout_minutes, seed
 ):
+    """Train the matcher on triplets."""
     with begin_run(RULES) as (device, dtype):
         resized = Resizing(**resizing(_config["dataset"]["crop_size"]))
         check_combination(_config)

@@ -38,16 +38,16 @@ def config():
     sop_dir = "data/Stanford_Online_Products"  # the archive is kept in its parent folder
     sop_url = SOP_URL  # http, https or file
     sop_md5 = official_md5(sop_url)  # None: not checked
-    train_file = "train.txt"  # below sop_dir, or an absolute path
-    test_file = "test.txt"
-    val_file = "val.txt"  # written if val_classes is not 0
+    train_file = "train.txt"  # list of training photos to write: below sop_dir, or an absolute path
+    test_file = "test.txt"  # list of test photos, likewise
+    val_file = "val.txt"  # list of held-out photos, likewise; written if val_classes is not 0
     val_classes = 0  # training classes to hold out, for dataset.val_file
     hub_repository = HUB_REPOSITORY  # the published files
-    checkpoint_dir = "rrt_sop_ckpts"
-    neighbour_dir = "rrt_sop_caches"
-    demo_dir = "data/demo"
-    demo_products = 600  # half of them for training
-    demo_seed = 0
+    checkpoint_dir = "rrt_sop_ckpts"  # where the published checkpoints are written
+    neighbour_dir = "rrt_sop_caches"  # where the published neighbour files are written
+    demo_dir = "data/demo"  # where the demo set is drawn
+    demo_products = 600  # of the demo set, half of them for training
+    demo_seed = 0  # another one draws another demo set
 
 
 @ex.command

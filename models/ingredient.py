@@ -30,14 +30,15 @@ model_ingredient.configurations.append(Defaults(asdict(NetworkSettings())))
 
 @model_ingredient.named_config
 def resnet50():
+    """The published network."""
     arch = "resnet50"
     normalize = True
 
 
 @model_ingredient.named_config
 def lite0():
-    # EfficientNet-lite0, 7 x 7 tokens at 224 pixels, for CPUs and a first try on one's own photos: small, and a package
-    # of requirements.txt has its weights. (A docstring would become a setting.)
+    """EfficientNet-lite0: small, for CPUs and a first try on one's own photos."""
+    # 7 x 7 tokens at 224 pixels; a package of requirements.txt has its weights
     arch = "tf_efficientnet_lite0"
     num_global_features = 128
     num_local_features = 128
@@ -46,8 +47,8 @@ def lite0():
 
 @model_ingredient.named_config
 def dinov2_small():
-    # DINOv2's ViT-S/14, whose weights the hub has: 16 x 16 tokens at 224 pixels, pooled to 7 x 7 for local maps. Its
-    # patches want a dataset.crop_size that is a multiple of 14.
+    """DINOv2's ViT-S/14, whose weights the hub has; dataset.crop_size must be a multiple of 14."""
+    # 16 x 16 tokens at 224 pixels, pooled to 7 x 7 for local maps
     arch = "vit_small_patch14_dinov2.lvd142m"
     num_global_features = 384
     num_local_features = 128
@@ -58,6 +59,7 @@ def dinov2_small():
 
 @model_ingredient.named_config
 def demo():
+    """The demo's ResNet-18 with two layers of transformer."""
     arch = "resnet18"
     pretrained = False
     normalize = True

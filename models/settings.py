@@ -70,11 +70,13 @@ class NetworkSettings:
         "the global descriptor: 'avg', 'token' (class token) or 'head' (as before timm's classifier)",
     )
     ert_seq_len: int | None = setting(102, None, TRAINING, "recorded only")
-    ert_dim_feedforward: int = setting(1024, SIZE, LOGITS)
-    ert_nhead: int = setting(4, SIZE, LOGITS)
-    ert_num_encoder_layers: int = setting(6, whole_number(1, 1000), LOGITS)
-    ert_dropout: float = setting(0.0, number(0, 1), TRAINING)
-    ert_activation: str = setting("relu", one_of("relu", "gelu"), LOGITS, "or 'gelu'")
+    ert_dim_feedforward: int = setting(1024, SIZE, LOGITS, "width of the feed-forward parts of the matcher's layers")
+    ert_nhead: int = setting(4, SIZE, LOGITS, "attention heads of each of the matcher's layers")
+    ert_num_encoder_layers: int = setting(6, whole_number(1, 1000), LOGITS, "layers of the matcher")
+    ert_dropout: float = setting(0.0, number(0, 1), TRAINING, "in the matcher's layers")
+    ert_activation: str = setting(
+        "relu", one_of("relu", "gelu"), LOGITS, "of the matcher's feed-forward parts; or 'gelu'"
+    )
     ert_normalize_before: bool = setting(False, FLAG, LOGITS, "pre-norm encoder with a final layer norm")
 
     def __post_init__(self):

@@ -59,31 +59,31 @@ def _quotient(dividend: object, divisor: object) -> int | None:
 @data_ingredient.config
 def config():
     name = "sop"  # names the checkpoint
-    data_path = "data/Stanford_Online_Products"
-    train_file = "train.txt"
-    test_file = "test.txt"  # or two files: query and gallery
+    data_path = "data/Stanford_Online_Products"  # folder of the photos, and of the lists
+    train_file = "train.txt"  # list of training photos, a `path,class` in each line
+    test_file = "test.txt"  # list of test photos; or two lists: query and gallery
     val_file = None  # images for validation, searched among themselves; None: the test set
-    batch_size = 128  # a multiple of sample_per_id
-    sample_per_id = 2
-    test_batch_size = 256
+    batch_size = 128  # training photos in a batch; a multiple of sample_per_id
+    sample_per_id = 2  # photos of each class in a batch of 'random_id'
+    test_batch_size = 256  # photos that are embedded at a time
     sampler = "random"  # 'random', 'random_id' or 'triplet'
-    num_workers = 8
-    pin_memory = True
-    crop_size = 224
+    num_workers = 8  # processes that load photos; 0: the command itself
+    pin_memory = True  # faster copies of batches to a GPU
+    crop_size = 224  # side of the square that the network is given, in pixels
     decode = "exact"  # PIL's pixels; or 'fast': nearly the same, of JPEGs decoded at half their size or less
     image_cache = None  # folder that caches resized test images; SOP's test set takes 12 GB
     skip_unreadable = False  # True: replace an unreadable training photo by another of its class, and list it
-    recalls = [1, 10, 100, 1000]
+    recalls = [1, 10, 100, 1000]  # each K of the R@K to report
     num_identities = _quotient(batch_size, sample_per_id)  # classes in a batch of 'random_id'
-    num_iterations = _quotient(
-        SOP_TRAINING_IMAGES, batch_size
-    )  # batches in an epoch of 'random_id'; None: images // batch_size
+    # batches in an epoch of 'random_id'; None: images // batch_size
+    num_iterations = _quotient(SOP_TRAINING_IMAGES, batch_size)
     train_cache_nn_inds = None  # neighbour file of the training images, for 'triplet'
     test_cache_nn_inds = None  # recorded only
 
 
 @data_ingredient.named_config
 def sop_global():
+    """SOP as published, for the global descriptor."""
     name = "sop_global"
     batch_size = 800
     test_batch_size = 800
@@ -92,6 +92,7 @@ def sop_global():
 
 @data_ingredient.named_config
 def sop_rerank():
+    """SOP as published, for reranking."""
     name = "sop_rerank"
     batch_size = 300
     test_batch_size = 600
@@ -103,6 +104,7 @@ def sop_rerank():
 
 @data_ingredient.named_config
 def demo_global():
+    """The drawn photos of `make demo`, for the global descriptor."""
     name = "demo_global"
     data_path = "data/demo"
     batch_size = 128
@@ -116,6 +118,7 @@ def demo_global():
 
 @data_ingredient.named_config
 def demo_rerank():
+    """The drawn photos of `make demo`, for reranking."""
     name = "demo_rerank"
     data_path = "data/demo"
     batch_size = 150

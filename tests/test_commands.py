@@ -54,7 +54,12 @@ def test_global_then_reranking(tiny, observed, tmp_path, device):
     assert trained.run["artifacts"] == ["resnet18_sop_global.pt"]
     assert (trained.folder / "resnet18_sop_global.pt").read_bytes() == checkpoint.read_bytes()
     assert "trainable parameters: 501,359" in trained.printed
-    assert re.search(r"Validation \[001\] \{1: [\d.]+, 10: [\d.]+\}", trained.printed)
+    validations = re.findall(r"^Validation (.*?) ?\{1: [\d.]+, 10: [\d.]+\}(.*)$", trained.printed, re.MULTILINE)
+    assert validations == [("before training", ""), ("[000]", " after epoch 1 of 2"), ("[001]", " after epoch 2 of 2")]
+    best = max(range(3), key=lambda epoch: (trained.metrics["val.recall@1"]["values"][epoch], epoch))
+    recalls = ", ".join(f"R@{k} {recall:.2f}" for k, recall in trained.info["recall"].items())
+    when = f"{best} of 2" if best else "0, before training"
+    assert trained.printed.splitlines()[-1] == f"best epoch: {when}; {recalls}; checkpoint {checkpoint}"
     assert re.search(r"Training   \[001\]: 100%.*acc=[\d.]+, loss=[\d.]+, lr=1.0e-02", trained.printed)
 
     evaluated = {}
@@ -68,6 +73,8 @@ def test_global_then_reranking(tiny, observed, tmp_path, device):
         assert not (positions == np.arange(rows)[:, None]).any()
         assert (np.diff(distances, axis=1) >= 0).all()
     assert evaluated["test"].info["recall"] == trained.info["recall"]
+    last = f"best ranking: global, R@1 {trained.info['recall']['1']:.2f}"
+    assert evaluated["test"].printed.splitlines()[-1] == last
 
     caches = {"cache_nn_inds": str(tmp_path / "eval_test" / "nn_inds.pkl")}
     data = {"train_cache_nn_inds": str(tmp_path / "eval_train" / "nn_inds.pkl"), "batch_size": 18}
@@ -114,6 +121,8 @@ def test_global_then_reranking(tiny, observed, tmp_path, device):
     assert all(set(row) == {"R@1", "R@10", "mAP@R", "R-precision", "MRR"} for row in measures.values())
     assert [measures["logit"][f"R@{k}"] for k in (1, 10)] == list(reranked.info["recall"].values())
     assert measures["global"] == evaluated["test"].info["measures"]["global"]
+    best = max(measures, key=lambda name: measures[name]["R@1"])
+    assert reranked.printed.splitlines()[-1] == f"best ranking: {best}, R@1 {measures[best]['R@1']:.2f}"
     sums = {Path(path).name for path in reranked.info["md5"]}
     assert sums == {"resnet18_sop_rerank.pt", "nn_inds.pkl", "train.txt", "test.txt"}
     assert reranked.info["md5"][str(checkpoint)] == hashlib.md5(checkpoint.read_bytes()).hexdigest()
@@ -318,6 +327,8 @@ def test_initial_state_is_best_without_improvement(tiny, observed, tmp_path, mon
     content = torch.load(run.folder / "resnet18_sop.pt", weights_only=True)
     assert content["scheduler"]["last_epoch"] == 0
     assert run.metrics["val.recall@1"]["values"] == [90.0, 10.0, 20.0]
+    last = f"best epoch: 0, before training; R@1 90.00, R@10 90.00; checkpoint {tmp_path / 'run' / 'resnet18_sop.pt'}"
+    assert run.printed.splitlines()[-1] == last
 
 
 def test_nonfinite_loss_saves_nothing(tiny, observed, tmp_path, monkeypatch):
@@ -326,7 +337,7 @@ def test_nonfinite_loss_saves_nothing(tiny, observed, tmp_path, monkeypatch):
             return super().forward(*args) * torch.nan
 
     monkeypatch.setattr(experiment_global, "Contrastive", Broken)
-    with pytest.raises(CommandError, match=r"^the loss is nan at epoch 0, iteration 0, of .* images \[\d+, "):
+    with pytest.raises(CommandError, match=r"^the loss is nan at epoch 1, iteration 1, of .* images \[\d+, "):
         observed(experiment_global.ex, **tiny(temp_dir=tmp_path / "run", epochs=2, dataset={"batch_size": 12}))
     state = torch.load(tmp_path / "run" / "resnet18_sop.pt", weights_only=True)["state"]
     assert all(tensor.isfinite().all() for tensor in state.values())

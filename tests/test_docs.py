@@ -68,9 +68,9 @@ def configs(script: str, words: list[str]) -> dict:
     """The config of a command's words behind its script; AssertionError for what it does not know."""
     module = EXPERIMENTS[script]
     options, _, settings = " ".join(words).partition("with ")
-    assert re.fullmatch(r"(-F \S+ |--unobserved )?\w* ?", options), options
+    assert re.fullmatch(r"--help|(-F \S+ |--unobserved )?\w* ?", options), options
     if options and options.split()[0] != "-F":
-        assert options.split()[-1] in ("--unobserved", *dict(module.ex.gather_commands()))
+        assert options.split()[-1] in ("--help", "--unobserved", *dict(module.ex.gather_commands()))
     updates, named = get_config_updates(words[words.index("with") + 1 :] if settings else [])
     run = module.ex.run("print_config", updates, named_configs=named, options={"--loglevel": "ERROR"})
     assert not run.config_modifications.added, "unknown settings"

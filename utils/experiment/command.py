@@ -16,7 +16,7 @@ from utils.distributed.group import process_group
 from utils.errors import InputError, listing
 from utils.io.disk import md5
 from utils.io.lock import exclusive_lock
-from utils.retrieval.measures import MAP_AT_R
+from utils.retrieval.measures import MAP_AT_R, Measures
 from utils.runtime.device import device_errors_as_input_errors, has_gpu, own_gpu
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.precision import DTYPES, set_precision
@@ -103,7 +103,7 @@ def note_files(run, *paths: Path | str | None) -> None:
     run.info.setdefault("md5", {}).update(sums)
 
 
-def report_recalls(run, recalls: dict, columns: int, title: str = "", best: bool = True) -> None:
+def report_recalls(run, recalls: dict, columns: int, title: str = "", best: bool = True, end: str = "") -> None:
     """Print recalls (and mAP@R), noting a K beyond the columns of neighbours; with `best`, set `info['recall']`."""
     at_k = {k: recall for k, recall in recalls.items() if k != MAP_AT_R}
     beyond = [k for k in at_k if k > columns]
@@ -111,4 +111,11 @@ def report_recalls(run, recalls: dict, columns: int, title: str = "", best: bool
     if best:
         run.info["recall"] = {str(k): recall for k, recall in recalls.items()}
     precision = f", {MAP_AT_R} {recalls[MAP_AT_R]}" if MAP_AT_R in recalls else ""
-    print(f"{title}{at_k}{precision}{note}")
+    print(f"{title}{at_k}{precision}{note}{end}")
+
+
+def report_best_ranking(measures: Mapping[str, Measures], k: int) -> None:
+    """Print the ranking with the highest R@K, of equal ones the first."""
+    recalls = {name: measured.values[f"R@{k}"] for name, measured in measures.items()}
+    best = max(recalls, key=recalls.__getitem__)
+    print(f"best ranking: {best}, R@{k} {recalls[best]:.2f}")

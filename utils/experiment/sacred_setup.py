@@ -13,6 +13,7 @@ from sacred.utils import apply_backspaces_and_linefeeds
 
 from utils.errors import InputError, ReportedError
 from utils.experiment.run_folder import CommandError
+from utils.experiment.setting_names import usage
 from utils.runtime.memory import peak_memory
 from utils.runtime.output import exit_code, unfailing_output
 from utils.runtime.ranks import is_main_process, rank, silence_other_ranks
@@ -38,6 +39,7 @@ def set_up(ex: Experiment, is_distributed: bool = True) -> Experiment:
     `is_distributed`: several ranks may run its main function, of which rank 0 observes and prints.
     """
     ex.run_commandline = partial(run_commandline, ex)  # type: ignore[method-assign]
+    ex.get_usage = partial(usage, ex)  # type: ignore[method-assign]
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
     ex.config_hook(check_seed_and_ranks)
     if is_distributed:

@@ -4,7 +4,6 @@ import itertools
 import re
 import uuid
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,13 +147,14 @@ def open_training(
     return Training(TrainingFiles(checkpoint, signature, save_minutes), earlier, is_best_lost)
 
 
-def best_recalls(state: TrainingState) -> dict[str, float]:
-    """The recalls by K (and mAP@R) of the best validation, of equal ones the last."""
+def best_validation(state: TrainingState) -> tuple[float, dict[str, float]]:
+    """The epochs trained before the best validation, of equal ones the last, and its recalls by K (and mAP@R)."""
     validations: dict[float, dict[str, float]] = {}
     for name, value, epoch in state.scalars:
         if name.startswith("val."):
             validations.setdefault(epoch, {})[name.removeprefix("val.").removeprefix("recall@")] = value
-    return next((v for v in reversed(validations.values()) if v.get(MAP_AT_R, v.get("1")) == state.best), {})
+    best = (item for item in reversed(validations.items()) if item[1].get(MAP_AT_R, item[1].get("1")) == state.best)
+    return next(best, (state.epoch, {}))
 
 
 def report_unreadable(run, paths: list[str]) -> None:
@@ -179,7 +179,7 @@ def run_training(
     validate: Callable[[], tuple],
     fit_fusion: Callable[[], FittedWeights | None] = lambda: None,
 ) -> float:
-    """Run `utils.training.loop.fit`, logged to Sacred; the best checkpoint is the run's artifact.
+    """Run `utils.training.loop.fit`, logged to Sacred; the best checkpoint is the run's artifact, and printed last.
 
     `fit_fusion()` is called at the end; the weights that it fits for a ranking are kept in the checkpoint.
     """
@@ -188,8 +188,12 @@ def run_training(
         restore_random_state(training.earlier)
         if training.is_best_lost:
             training.begin_best_anew(state)
-        _run.info["recall"] = best_recalls(state)
+        _run.info["recall"] = best_validation(state)[1]
     paths = loader.dataset.unreadable
+
+    def report(*validation) -> None:
+        report_recalls(_run, *validation, end=f" after epoch {state.epoch} of {epochs}" if state.epoch else "")
+
     try:
         best = fit(
             state,
@@ -198,7 +202,7 @@ def run_training(
             validate,
             epochs,
             log=_run,
-            report=partial(report_recalls, _run),
+            report=report,
             files=files,
             autotune=cudnn_flag == "benchmark",
         )
@@ -214,4 +218,8 @@ def run_training(
         _run.info["md5"][str(files.checkpoint)] = md5(files.checkpoint)
         _run.add_artifact(str(files.checkpoint))
     report_unreadable(_run, unreadable)
+    epoch, recalls = best_validation(state)
+    names = ", ".join(f"{k if k == MAP_AT_R else f'R@{k}'} {value:.2f}" for k, value in recalls.items())
+    when = f"{epoch:g} of {epochs}" if epoch else "0, before training"
+    print(f"best epoch: {when}; {names}; checkpoint {files.checkpoint}")
     return best

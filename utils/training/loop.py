@@ -188,7 +188,7 @@ class PendingScalars:
         for iteration, (loss, accuracy), positions in zip(range(start, end), rows, self.positions, strict=True):
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss is {loss} at epoch {self.epoch}, iteration {iteration}, of the training images "
+                    f"the loss is {loss} at epoch {self.epoch + 1}, iteration {iteration + 1}, of the training images "
                     f"{positions.tolist()}: training stops; lower lr, or look at these photos"
                 )
             if self.log is not None:

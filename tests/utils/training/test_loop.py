@@ -91,7 +91,7 @@ def test_every_iteration_is_logged_once_and_in_order(count):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_training(value):
-    message = rf"the loss is {value} at epoch 4, iteration 22, of the training images \[22, 23\]: training stops"
+    message = rf"the loss is {value} at epoch 5, iteration 23, of the training images \[22, 23\]: training stops"
     with pytest.raises(DivergedError, match=message):
         train_on([1.0] * 22 + [value] + [1.0] * 30)
 
