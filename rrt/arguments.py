@@ -1,6 +1,8 @@
-"""Arguments of `Reranker` beside images, checked: the device, the weights of fusion, the candidates' positions."""
+"""Arguments of `Reranker` beside images, checked: the device, the weights of fusion, the candidates' positions, how
+it is computed."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -8,22 +10,44 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.retrieval.ranking import WEIGHT, Weights
-from utils.settings import plain, whole_number
+from utils.runtime.precision import DTYPES
+from utils.settings import FLAG, Rules, check_settings, one_of, plain, whole_number
 
 TOP_K = whole_number(1).or_none()
+OPTIONS: Rules = {"progress": FLAG, "batch_size": whole_number(1).or_none(), "precision": one_of(*DTYPES)}
 FITTED, LOGIT = "fitted", "logit"
 Fusion = str | Sequence[float] | np.ndarray | None
+Positions = np.ndarray | Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+class Options(TypedDict, total=False):
+    """How features and scores are computed."""
+
+    progress: bool  # whether a bar is shown
+    batch_size: int | None  # images embedded, or pairs scored, at a time; None: what suits the device
+    precision: str  # of matrix products and convolutions
+
+
+def checked_options(
+    progress: bool = False, batch_size: int | None = None, precision: str = "fp32"
+) -> tuple[bool, int | None, str]:
+    """The values of `Options`; InputError for invalid ones."""
+    values = progress, plain(batch_size), precision
+    check_settings(dict(zip(OPTIONS, values, strict=True)), OPTIONS)
+    return values
 
 
 def device_of(device: torch.device | str | None) -> torch.device:
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         known = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
-        is_available = known.type == "cpu" or (known.type == "cuda" and (known.index or 0) < torch.cuda.device_count())
+        is_available = known.type == "cpu" or (known.index or 0) < counts.get(known.type, 0)
     except (RuntimeError, TypeError):  # unknown to torch
         is_available = False
     if not is_available:
         raise InputError(
-            f"device={str(device)!r}: give 'cpu' or 'cuda'; torch sees {torch.cuda.device_count()} CUDA devices"
+            f"device={str(device)!r}: give 'cpu', 'cuda' or 'mps'; torch sees {counts['cuda']} CUDA devices and "
+            f"{counts['mps']} MPS devices (Apple's)"
         )
     return known
 
@@ -42,7 +66,7 @@ def weights_of(fusion: Fusion, num_candidates: int, own: Weights | None) -> Weig
     return Weights(1, cosine, chamfer, num_candidates)
 
 
-def positions_of(neighbours: np.ndarray | Tensor, num_queries: int, num_images: int) -> Tensor:
+def positions_of(neighbours: Positions, num_queries: int, num_images: int) -> Tensor:
     advice = f"give whole numbers ({num_queries}, k), a row for each query, and fill up shorter rows with -1"
     try:
         array = np.asarray(neighbours.cpu() if isinstance(neighbours, Tensor) else neighbours)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.network import RerankingNetwork
 from models.settings import without_later
-from rrt.arguments import FITTED, TOP_K, Fusion, positions_of, weights_of
+from rrt.arguments import FITTED, TOP_K, Fusion, Options, Positions, checked_options, positions_of, weights_of
 from rrt.embedder import Images, PhotoEmbedder
 from rrt.features import Features
 from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
@@ -21,7 +21,7 @@ from utils.retrieval.crossfit import FIXED_WEIGHTS
 from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.pair_scoring import Scorer, pair_scores
 from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
-from utils.runtime.precision import float32_throughout
+from utils.runtime.precision import dtype_of, float32_throughout
 from utils.settings import check_settings, plain
 
 UNTRAINED = FIXED_WEIGHTS[False]  # of a network without a trained matcher
@@ -40,9 +40,10 @@ class Match(NamedTuple):
 class Reranker(PhotoEmbedder):
     """A trained network in eval mode. Several threads may use one: their computations run one after another.
 
-    It prints nothing and writes no files, but for `save_pretrained` and the downloads of `from_pretrained`, which show
-    their progress. It computes in float32 without TF32: torch's settings are changed for each computation, and restored
-    after it.
+    It prints nothing and writes no files, but for `save_pretrained` and the downloads of
+    `from_pretrained`, which show their progress. It computes in float32 without TF32: torch's settings are changed for
+    each computation, and restored after it. Every computation takes `progress=True`, which shows a bar, `batch_size`,
+    images or pairs computed at a time, and `precision`, 'fp32', 'tf32', 'bf16' or 'fp16': of products and convolutions.
 
     Images are paths, PIL images, or arrays and tensors, of uint8 or of floats from 0 to 1: (3, h, w), grey ones
     (1, h, w) or of uint8 (h, w), arrays also (h, w, 3). Images of any size are resized and cropped as in the
@@ -69,7 +70,7 @@ class Reranker(PhotoEmbedder):
         """`settings` are those of `network`; `crop_size` is the side of its input in pixels; `fusion` are the weights
         of its ranking. Without a trained matcher the logit ranks nothing.
 
-        `device` None: CUDA where available, else the CPU.
+        `device` None: CUDA where available, else the CPU. 'mps' computes in 'fp32' alone.
         """
         super().__init__(network, crop_size, device)
         self.settings, self.fusion, self.matcher_trained = dict(settings), fusion, matcher_trained
@@ -140,27 +141,33 @@ class Reranker(PhotoEmbedder):
                 content.update(tensor.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()
 
-    def score(self, a: Images, b: Images, fusion: Fusion = FITTED) -> Tensor:
+    def score(self, a: Images, b: Images, fusion: Fusion = FITTED, **options: Unpack[Options]) -> Tensor:
         """Scores float32 (n,) of n pairs, each of a query of `a` and the candidate of `b` at the same position."""
-        queries, candidates = self._checked(a), self._checked(b)
+        queries, candidates = self._checked(a, **options), self._checked(b, **options)
         if len(queries) != len(candidates):
             raise InputError(f"{len(queries)} and {len(candidates)} images are no pairs: give as many of each")
-        ranking = self.rerank(queries, candidates, np.arange(len(queries))[:, None], fusion)
+        ranking = self.rerank(queries, candidates, np.arange(len(queries))[:, None], fusion, **options)
         return torch.from_numpy(ranking.scores[:, 0])
 
-    def rank(self, query: Images, candidates: Images, top_k: int | None = None, fusion: Fusion = FITTED) -> list[Match]:
+    def rank(
+        self,
+        query: Images,
+        candidates: Images,
+        top_k: int | None = None,
+        fusion: Fusion = FITTED,
+        **options: Unpack[Options],
+    ) -> list[Match]:
         """The `top_k` best candidates of one query, or all, best first."""
-        queries, gallery = self._checked(query), self._checked(candidates)
+        queries, gallery = self._checked(query, **options), self._checked(candidates, **options)
         if len(queries) != 1:
             raise InputError(f"{len(queries)} queries: rank takes one, rerank any number")
         check_settings({"top_k": plain(top_k)}, {"top_k": TOP_K})
         if not len(gallery):
             return []
         weights = self._weights(fusion, len(gallery))
-        scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), weights)
+        scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), weights, **options)
         (scores,), (positions,) = ranking_by(scored, weights)
-        fusion_used = self.fusion_of(weights)
-        calibration = fusion_used and fusion_used.calibration
+        calibration = getattr(self.fusion_of(weights), "calibration", None)
         return [
             Match(
                 index,
@@ -173,7 +180,12 @@ class Reranker(PhotoEmbedder):
         ]
 
     def rerank(
-        self, queries: Features, gallery: Features, neighbours: np.ndarray | Tensor, fusion: Fusion = FITTED
+        self,
+        queries: Images,
+        gallery: Images,
+        neighbours: Positions,
+        fusion: Fusion = FITTED,
+        **options: Unpack[Options],
     ) -> Ranking:
         """Search results in a new order: `scores` float32 (n, k), descending, and gallery `positions` (n, k).
 
@@ -181,14 +193,14 @@ class Reranker(PhotoEmbedder):
         gallery. -1 is padding, as faiss pads shorter rows: it comes last, with a score of -inf. Equal scores keep their
         order. InputError for features of another network, and for positions outside the gallery.
         """
-        queries, gallery = self._checked(queries), self._as_features(gallery)
+        queries, gallery = self._checked(queries, **options), self._as_features(gallery, **options)
         positions = positions_of(neighbours, len(queries), len(gallery))
         weights, is_padding = self._weights(fusion, positions.shape[1]), positions < 0
         if is_padding.all():
             return Ranking(np.full(positions.shape, -np.inf, np.float32), positions.numpy())
         rows, row_positions = positions.where(~is_padding, positions.max()).unique(return_inverse=True)
         candidates = self._checked(gallery, rows)  # a gallery may be large, and in a file
-        scored = self._scored(queries, candidates, row_positions, weights)
+        scored = self._scored(queries, candidates, row_positions, weights, **options)
         for scores in scored[1:]:
             if scores is not None:
                 scores[is_padding.numpy()] = -np.inf
@@ -202,17 +214,21 @@ class Reranker(PhotoEmbedder):
             raise InputError(f"fusion={fusion!r}: the matcher was never trained, leave fusion out")
         return weights
 
-    @float32_throughout()
-    def _scored(self, queries: Features, gallery: Features, positions: Tensor, weights: Weights) -> Candidates:
+    def _scored(
+        self, queries: Features, gallery: Features, positions: Tensor, weights: Weights, **options: Unpack[Options]
+    ) -> Candidates:
         """The scores that have a weight; the others are 0, without logits None."""
-        scorers: list[Scorer] = []
-        if weights.logit:
-            scorers.append(self.network.matcher)
-        if weights.chamfer:
-            scorers.append(Chamfer())
-        maps = queries.maps, gallery.maps
-        scores = iter(pair_scores(self.network, *maps, positions, scorers, with_progress=False) if scorers else ())
-        logits = next(scores).numpy() if weights.logit else None
-        cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
-        chamfer = next(scores).numpy() if weights.chamfer else np.zeros_like(cosines)
+        progress, batch_size, precision = checked_options(**options)
+        dtype, matcher = dtype_of(precision, self.device), self.network.matcher
+        with float32_throughout(tf32=precision == "tf32"):
+            scorers: list[Scorer] = []
+            if weights.logit:
+                scorers.append(matcher if dtype == torch.float32 else matcher.computing_in(dtype))
+            if weights.chamfer:
+                scorers.append(Chamfer())
+            maps = queries.maps, gallery.maps
+            scores = iter(pair_scores(self.network, *maps, positions, scorers, progress, batch_size) if scorers else ())
+            logits = next(scores).numpy() if weights.logit else None
+            cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
+            chamfer = next(scores).numpy() if weights.chamfer else np.zeros_like(cosines)
         return Candidates(positions.numpy(), cosines, chamfer, logits)

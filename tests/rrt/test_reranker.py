@@ -252,7 +252,10 @@ def test_refuses_what_does_not_fit(reranker, paths):
             for given in (None, np.zeros((7, 3)), np.zeros((7, 3), bool), np.full((7, 3), None), [[1]] * 6 + [[1, 2]])
         ),
         *(
-            (lambda given=given: Reranker(reranker.network, reranker.settings, device=given), "give 'cpu' or 'cuda'")
+            (
+                lambda given=given: Reranker(reranker.network, reranker.settings, device=given),
+                "give 'cpu', 'cuda' or 'mps'",
+            )
             for given in ("meta", "gpu", "x", f"cuda:{torch.cuda.device_count()}", [])
         ),
     ]:

@@ -15,10 +15,10 @@ from utils.store.array_file import StoredRows, on_device_if_they_fit, one_ahead
 
 # Pairs that are scored at a time. On two CPU cores with 1 MiB of second-level cache each, 20 to 160 were as fast, while
 # 400 took 14 % longer. Not tuned on a GPU.
-PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000}
+PAIRS_AT_ONCE = {"cpu": 40, "cuda": 6000, "mps": 600}
 BATCHES_PER_SYNC = 100  # batches of pairs between two synchronisations of ranks
 # Bytes of candidates' feature maps that are read from a file at a time, while the block before is scored.
-BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20, "mps": 32 << 20}
 
 Maps = Tensor | StoredRows
 
@@ -56,20 +56,22 @@ def pair_scores(
     neighbours: Tensor,
     scorers: Sequence[Scorer],
     with_progress: bool = True,
+    batch_size: int | None = None,
 ) -> list[Tensor]:
     """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
 
     Feature maps are (n, d, h, w) and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery
     positions. The query is the first of a pair, the candidate the second. Pairs are scored on the device of the model's
     parameters. Feature maps move there as a whole if they fit; on a CPU, those in a file are read in blocks. The number
-    of pairs scored at a time is halved whenever memory runs out. Each rank scores its shard of the queries. InputError
-    if memory lacks for one pair, and for scores that are not finite.
+    of pairs scored at a time, `batch_size` or what suits the device, is halved whenever memory runs out. Each rank
+    scores its shard of the queries. InputError if memory lacks for one pair, and for scores that are not finite.
     """
     device = next(model.parameters()).device
     is_self_search = query_maps is gallery_maps
     gallery_maps = on_device_if_they_fit(gallery_maps, device)
     query_maps = gallery_maps if is_self_search else on_device_if_they_fit(query_maps, device)
-    pairs_at_once, columns, shard = PAIRS_AT_ONCE[device.type], neighbours.shape[1], shard_slice(len(neighbours))
+    pairs_at_once, columns = batch_size or PAIRS_AT_ONCE[device.type], neighbours.shape[1]
+    shard = shard_slice(len(neighbours))
     local = neighbours[shard]
     scores = [torch.empty(local.numel()) for _ in scorers]
     with (
@@ -173,5 +175,7 @@ def _blocks(
 
 
 def _on_device(maps: Tensor, device: torch.device) -> Tensor:
-    """Feature maps on the device; copies between devices go through pinned memory."""
-    return maps if maps.device.type == device.type else maps.pin_memory().to(device, non_blocking=True)
+    """Feature maps on the device; copies to CUDA go through pinned memory."""
+    if device.type == "cuda" and maps.device.type != "cuda":
+        return maps.pin_memory().to(device, non_blocking=True)
+    return maps.to(device)

@@ -42,8 +42,9 @@ def own_gpu() -> torch.device:
 
 # Images of 224 x 224 that are embedded at a time. On two CPU cores with 1 MiB of second-level cache each, 16 were as
 # fast as 8, while 2, 4 and 64 took 21, 9 and 14 % longer. Not tuned on a GPU.
-IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000}
-OUT_OF_MEMORY = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in torch's messages
+IMAGES_AT_ONCE = {"cpu": 8, "cuda": 1000, "mps": 64}
+# in torch's messages
+OUT_OF_MEMORY = re.compile("CUDA error: out of memory|MPS backend out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 DEVICE_ERROR = re.compile("CUDA error|cuDNN error|CUBLAS_STATUS")
 LOADER_ERRORS = {  # what to do about torch's messages; "ancillary data" is of the process that receives the files
     "Too many open files|ancillary data": "this process has as many files open as it may have, and the loader needs "
@@ -60,11 +61,12 @@ LOADER_ERRORS = {  # what to do about torch's messages; "ancillary data" is of t
 class MicroBatches:
     """Applies `embed` to images (B, 3, H, W) in micro-batches and concatenates the outputs.
 
-    The size of micro-batches suits the device; it is halved whenever memory runs out, down to one image.
+    A micro-batch has so many `pixels`, or where they are None, as suit the device; they are halved whenever memory runs
+    out, down to one image.
     """
 
-    def __init__(self, embed: Callable[[Tensor], Sequence[Tensor]], device: torch.device):
-        self.embed, self.pixels = embed, IMAGES_AT_ONCE[device.type] * 224**2
+    def __init__(self, embed: Callable[[Tensor], Sequence[Tensor]], device: torch.device, pixels: int | None = None):
+        self.embed, self.pixels = embed, pixels or IMAGES_AT_ONCE[device.type] * 224**2
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         parts: list[Sequence[Tensor]] = []

@@ -1,7 +1,7 @@
 """Precision: the dtype of matrix products and convolutions, TF32, autocast, and blocks of exact float32."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from utils.errors import InputError, choose
 
 CUDA_BACKENDS = matmul, cudnn.conv  # type: ignore[attr-defined]
 MKLDNN_BACKENDS = mkldnn.matmul, mkldnn.conv  # type: ignore[attr-defined]
+ALL_BACKENDS = torch.backends, cudnn, *CUDA_BACKENDS, mkldnn, *MKLDNN_BACKENDS  # parents first
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,13 +33,21 @@ def set_precision(precision: str | None, device: torch.device) -> torch.dtype:
     gradients can be NaN on Hopper (cudnn-frontend issue 1072).
     """
     name = precision or ("tf32" if device.type == "cuda" else "fp32")
-    dtype = choose(DTYPES, name, "precision")
+    dtype = dtype_of(name, device)
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
-        if name == "bf16" and not computes_in_bf16(device):
-            raise InputError(f"precision=bf16: {torch.cuda.get_device_name(device)} only emulates it, set fp16 or fp32")
     for setting in CUDA_BACKENDS:
         setting.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    return dtype
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products and convolutions; InputError where the device does not have it."""
+    dtype = choose(DTYPES, precision, "precision")
+    if device.type == "mps" and precision != "fp32":
+        raise InputError(f"precision={precision}: it was never tried on device=mps, set fp32")
+    if device.type == "cuda" and precision == "bf16" and not computes_in_bf16(device):
+        raise InputError(f"precision=bf16: {torch.cuda.get_device_name(device)} only emulates it, set fp16 or fp32")
     return dtype
 
 
@@ -49,16 +58,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def true_float32() -> AbstractContextManager[None]:
     """In the block float32 matrix products are exact: TF32, which rounds to 10 bits of mantissa, is off."""
-    return _ieee(matmul)
+    return _products({matmul: "ieee"})
 
 
 _settings_lock = threading.RLock()  # most settings of `float32_throughout` are global to the process
 
 
 @contextmanager
-def float32_throughout() -> Iterator[None]:
+def float32_throughout(tf32: bool = False) -> Iterator[None]:
     """In the block new tensors are float32 on the CPU and float32 products are exact, whatever default dtype or device,
-    autocast, TF32 or bfloat16 products the caller has set. The caller's settings are restored afterwards.
+    autocast, TF32 or bfloat16 products the caller has set. The caller's settings are restored afterwards. With `tf32`,
+    products on CUDA are rounded to TF32.
 
     The block holds a lock: one thread at a time runs in it.
     """
@@ -70,7 +80,10 @@ def float32_throughout() -> Iterator[None]:
                 torch.device("cpu"),
                 torch.autocast("cpu", enabled=False),
                 torch.autocast("cuda", enabled=False),
-                _ieee(torch.backends, cudnn, *CUDA_BACKENDS, mkldnn, *MKLDNN_BACKENDS),
+                torch.autocast("mps", enabled=False),
+                _products(
+                    dict.fromkeys(ALL_BACKENDS, "ieee") | dict.fromkeys(CUDA_BACKENDS, "tf32" if tf32 else "ieee")
+                ),
             ):
                 yield
         finally:
@@ -78,19 +91,20 @@ def float32_throughout() -> Iterator[None]:
 
 
 @contextmanager
-def _ieee(*settings: Any) -> Iterator[None]:
-    """In the block the `fp32_precision` of all `settings` is 'ieee'.
+def _products(precisions: Mapping[Any, str]) -> Iterator[None]:
+    """In the block the `fp32_precision` of settings is as given.
 
-    A setting that was never set inherits from its parent. Parents come first in `settings`, so that their children
-    already follow, are not set, and inherit afterwards, too.
+    A setting that was never set inherits from its parent. Parents come first, so that children that are to be as they
+    are already follow, are not set, and inherit afterwards, too.
     """
+    before = {setting: setting.fp32_precision for setting in precisions}
     changed = []
     try:
-        for setting in settings:
-            if setting.fp32_precision != "ieee":
-                changed.append((setting, setting.fp32_precision))
-                setting.fp32_precision = "ieee"
+        for setting, precision in precisions.items():
+            if setting.fp32_precision != precision:
+                changed.append(setting)
+                setting.fp32_precision = precision
         yield
     finally:
-        for setting, precision in reversed(changed):
-            setting.fp32_precision = precision
+        for setting in reversed(changed):
+            setting.fp32_precision = before[setting]
