@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from rrt.photos import is_hidden
-from rrt.pretrained import CONFIG, WEIGHTS, load
+from rrt.pretrained import CARD, CONFIG, WEIGHTS, load
 from rrt.reranker import Reranker
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
@@ -136,4 +136,4 @@ def is_own(path: Path) -> bool:
     if path.is_dir() and not is_hidden(path.name):
         is_flat = not any(child.is_dir() and not is_hidden(child.name) for child in path.iterdir())
         return bool(OWN_FOLDERS.fullmatch(path.name)) and is_flat and all(map(is_own, path.iterdir()))
-    return path.name in OWN_FILES or is_hidden(path.name)
+    return path.name in OWN_FILES or path.parts[-2:] == ("model", CARD) or is_hidden(path.name)

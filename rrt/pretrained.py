@@ -1,11 +1,11 @@
 """Trained networks: loaded from checkpoints, folders and the hub, and saved into a folder.
 
-A folder has `model.safetensors` and `config.json`: `crop_size`, and as `network` the settings on which results depend.
+A folder has `model.safetensors` and `config.json`: `crop_size`, and as `network` the settings on which results depend;
+beside them `README.md`, a model card.
 """
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,16 +22,16 @@ from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch_publish
 from utils.errors import InputError, listing
 from utils.io.atomic import atomic_write_all
 from utils.io.checkpoint import check_fits, read_tensors, state_dict_to_cpu, state_of, take_weights, training_info_of
-from utils.io.hub import hub_files
+from utils.io.hub import HUB_NAME, hub_files
 from utils.retrieval.fitted import FittedWeights
 from utils.runtime.precision import float32_throughout
 from utils.settings import check_settings, plain, whole_number
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+WRITTEN = "<!-- save_pretrained wrote this, and will again; without this line it is yours, and kept -->"
 CROP_SIZE = 224  # pixels; the published one
 CROP_RULES = {"crop_size": whole_number(32, 4096)}
 DEFAULTS: Mapping[str, Any] = MappingProxyType(NetworkSettings().those("answers"))  # of the published networks
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Pretrained(NamedTuple):
@@ -85,8 +85,11 @@ def load_backbone(arch: str, weights: bool | str, crop_size: int | None) -> Pret
     return Pretrained(network, network.settings.those("answers"), crop_size, matcher_trained=False)
 
 
-def save(folder: Path, pretrained: Pretrained) -> None:
-    """Write both files of a network into a folder, both or neither. InputError where they cannot be written."""
+def save(folder: Path, pretrained: Pretrained, card: str) -> None:
+    """Write the files of a network into a folder, all or none. InputError where they cannot be written.
+
+    A card that does not have WRITTEN stays as it is.
+    """
     network, settings, crop_size, fusion, matcher_trained = pretrained
     tensors = {name: tensor.contiguous() for name, tensor in state_dict_to_cpu(network.state_dict()).items()}
     content = {"crop_size": crop_size, "network": dict(settings)}
@@ -96,9 +99,20 @@ def save(folder: Path, pretrained: Pretrained) -> None:
         content["matcher_trained"] = False
     if network.backbone.licence is not None:
         content["licence"] = network.backbone.licence
-    with atomic_write_all(folder / CONFIG, folder / WEIGHTS) as (config, weights):
-        config.write(json.dumps(content, indent=2).encode())
-        weights.write(safetensors.torch.save(tensors))
+    contents = {CONFIG: json.dumps(content, indent=2).encode(), WEIGHTS: safetensors.torch.save(tensors)}
+    if _may_replace(folder / CARD):
+        contents[CARD] = card.encode()
+    with atomic_write_all(*(folder / name for name in contents)) as files:
+        for file, written in zip(files, contents.values(), strict=True):
+            file.write(written)
+
+
+def _may_replace(card: Path) -> bool:
+    """Whether there is no card, or one of `save`."""
+    try:
+        return WRITTEN in card.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
 
 
 def check_given(given: Mapping[str, Any]) -> None:

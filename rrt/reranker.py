@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -12,10 +13,12 @@ from torch import Tensor
 from models.network import RerankingNetwork
 from models.settings import without_later
 from rrt.arguments import FITTED, TOP_K, Fusion, Options, Positions, checked_options, positions_of, weights_of
+from rrt.card import card_of
 from rrt.embedder import Images, PhotoEmbedder
 from rrt.features import Features
 from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
 from utils.errors import InputError
+from utils.io.hub import upload
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.crossfit import FIXED_WEIGHTS
 from utils.retrieval.fitted import FittedWeights
@@ -40,7 +43,7 @@ class Match(NamedTuple):
 class Reranker(PhotoEmbedder):
     """A trained network in eval mode. Several threads may use one: their computations run one after another.
 
-    It prints nothing and writes no files, but for `save_pretrained` and the downloads of
+    It prints nothing and writes no files, but for `save_pretrained`, `push_to_hub` and the downloads of
     `from_pretrained`, which show their progress. It computes in float32 without TF32: torch's settings are changed for
     each computation, and restored after it. Every computation takes `progress=True`, which shows a bar, `batch_size`,
     images or pairs computed at a time, and `precision`, 'fp32', 'tf32', 'bf16' or 'fp16': of products and convolutions.
@@ -121,9 +124,21 @@ class Reranker(PhotoEmbedder):
         return self.fusion if self.fusion is not None and weights[:3] == self.fusion.weights[:3] else None
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder. It may be uploaded to the hub as a repository."""
+        """Write `config.json`, `model.safetensors` and, where no other README is, a model card into a folder."""
+        self._save(Path(folder), "FOLDER")
+
+    def push_to_hub(
+        self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository of the hub, 'OWNER/NAME', or its branch `revision`. Both
+        are made where there are none. Returns the commit's address; InputError where the hub refuses or is away."""
+        with TemporaryDirectory() as folder:
+            self._save(Path(folder), repo_id)
+            return upload(Path(folder), repo_id, private, token, revision)
+
+    def _save(self, folder: Path, source: str) -> None:
         pretrained = Pretrained(self.network, self.settings, self.crop_size, self.fusion, self.matcher_trained)
-        save(Path(folder), pretrained)
+        save(folder, pretrained, card_of(pretrained, str(self.own_weights or "logit"), source))
 
     def __repr__(self) -> str:
         ranking = str(self.own_weights or "logit") + (f", fitted on {self.fusion.fitted_on}" if self.fusion else "")

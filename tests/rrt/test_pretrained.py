@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from models.ingredient import model_ingredient
 from models.settings import ANSWER_SETTINGS
 from rrt import InputError, Reranker, pretrained
-from rrt.pretrained import CONFIG, DEFAULTS, WEIGHTS
+from rrt.pretrained import CARD, CONFIG, DEFAULTS, WEIGHTS
 from sop.preparation.published import CHECKPOINTS
 from tests.faults import limited, serving
 from tests.rrt.conftest import CROP_SIZE, SETTINGS
@@ -29,7 +29,7 @@ def test_the_published_settings():
 
 def test_folder_there_and_back(reranker, paths, tmp_path, monkeypatch):
     reranker.save_pretrained(tmp_path / "tiny")
-    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {CONFIG, WEIGHTS}
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {CONFIG, WEIGHTS, CARD}
     loaded = Reranker.from_pretrained(tmp_path / "tiny", device="cpu")
     assert (loaded.crop_size, loaded.settings) == (CROP_SIZE, SETTINGS)
     assert loaded.digest() == reranker.digest()

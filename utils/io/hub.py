@@ -1,12 +1,14 @@
-"""Files of the Hugging Face hub: fetched once, then taken from its cache, with or without a network."""
+"""Files of the Hugging Face hub: fetched once, then taken from its cache, with or without a network; uploaded."""
 
+import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants, get_session
+from huggingface_hub import HfApi, constants, get_session
 
 from utils.errors import InputError
 
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TIMEOUT = 10  # seconds that the hub has to answer a first question
 
 
@@ -37,4 +39,23 @@ def hub_files(repository: str, *names: str) -> list[Path]:
         raise InputError(
             f"{' and '.join(names)} of {constants.ENDPOINT}/{repository} could not be fetched "
             f"({reason or in_one_line(error)})"
+        ) from None
+
+
+def upload(folder: Path, repository: str, private: bool | None, token: str | None, revision: str | None) -> str:
+    """Upload a folder's files in one commit, whose address is returned. The repository, and its branch `revision`, are
+    made where there are none. InputError where the hub refuses or cannot be reached."""
+    if not HUB_NAME.fullmatch(str(repository)):
+        raise InputError(f"repo_id={repository!r}: give 'OWNER/NAME'")
+    api = HfApi(constants.ENDPOINT, token=token)
+    try:
+        ask(constants.ENDPOINT)
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        return api.upload_folder(repo_id=repository, folder_path=folder, revision=revision).commit_url
+    except Exception as error:
+        raise InputError(
+            f"{repository} could not be uploaded to {constants.ENDPOINT} ({in_one_line(error)}): give token=, log in "
+            "with `hf auth login`, or try again later"
         ) from None
