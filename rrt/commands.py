@@ -61,7 +61,7 @@ def search(options: argparse.Namespace) -> None:
     ranking = ranking_text(photos.reranker, num_candidates, fusion)
     if options.html is not None:
         with atomic_write(options.html) as file:
-            file.write(page(queries, results).encode())
+            file.write(page(queries, results, ranking).encode())
         print(f"{printable(options.html)} shows the results: open it in a browser")
     elif options.json:
         print(json.dumps(_as_json(ranking, queries, results), indent=1, allow_nan=False))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -42,12 +43,16 @@ class Elements(HTMLParser):
         super().__init__()
         self.names: list[str] = []
         self.sources: list[str] = []
+        self.links: list[str] = []
+        self.titles: list[str] = []
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.names.append(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        self.sources += [value for name, value in attributes if name == "src"]
+        self.links += [value for name, value in attributes if name == "href"]
+        self.titles += [value for name, value in attributes if name == "title"]
         assert not any(name.startswith("on") for name, _ in attributes)
 
     def handle_data(self, data):
@@ -106,9 +111,12 @@ def test_index_search_compare(saved, own, tmp_path, monkeypatch, capsys):
     elements = Elements((tmp_path / "out.html").read_text("ascii"))
     assert elements.names.count("meta") == 3
     assert "script" not in elements.names and elements.names.count("img") == 6
-    assert "<script>alert(1)<script>.png" in elements.text and "line\\nbreak.png" in elements.text
+    hostile = next(path for path in own.rglob("*script>.png"))
+    assert hostile.name in elements.text and str(hostile) in elements.titles and "line\\nbreak.png" in elements.text
+    assert elements.names.count("h2") == 1 and "Reranked by logit + 20 * cosine + 10 * chamfer" in elements.text
     assert "写真" in elements.text
     assert all(source.startswith("data:image/jpeg;base64,") for source in elements.sources)
+    assert {Path(unquote(urlsplit(link).path)) for link in elements.links} == {*own.rglob("*.png")}
 
     capsys.readouterr()
     assert main(["compare", query, str(own / NAMES[1]), *model, "--picture", str(tmp_path / "pair.png")]) == 0
@@ -157,7 +165,7 @@ def test_the_page_shows_photos_upright(tmp_path):
     turned = Image.Exif()
     turned[0x112] = 6  # to be turned by 90 degrees
     Image.new("RGB", (80, 40)).save(tmp_path / "wide.jpg", exif=turned)
-    text = page([tmp_path / "wide.jpg"], [[]])
+    text = page([tmp_path / "wide.jpg"], [[]], "ranked by cosine")
     content = re.search(r"base64,([^\"]+)", text)
     assert content is not None
     assert Image.open(io.BytesIO(base64.b64decode(content[1]))).size == (40, 80)
@@ -167,11 +175,16 @@ def test_the_page_shows_what_was_indexed(tmp_path):
     paths = [tmp_path / name for name in ("query.png", "same.png", "changed.png", "gone.png")]
     for path in paths:
         Image.new("RGB", (80, 40)).save(path)
-    results = [Result(str(path), 1.0, None, 1.0, 1, stamp(path)) for path in paths[1:]]
+    before = (37, 2, 111)  # ranks by cosine
+    results = [
+        Result(str(path), 1.0, None, 1.0, rank, stamp(path)) for path, rank in zip(paths[1:], before, strict=True)
+    ]
     paths[2].touch()
     paths[3].unlink()
-    elements = Elements(page(paths[:1], [results]))
-    assert elements.names.count("img") == 2
+    elements = Elements(page(paths[:1], [results], "ranked by cosine"))
+    assert elements.names.count("img") == len(elements.links) == 2
+    assert "1. was 37th by cosinesame.png" in elements.text and "was 111th by cosine" in elements.text
+    assert "was 2nd" not in elements.text  # as it is still
     assert f"photo {paths[2]} has changed since it was indexed: index it again" in elements.text
     message = f"photo {paths[3]} does not exist: it is still in the index; `index --sync` removes it"
     assert message in elements.text
