@@ -5,26 +5,28 @@ import base64
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from report.document import document
-from report.evaluated import SCRIPT
+from report.evaluated import SCRIPT, working_path
 from report.gallery import gallery
 from report.photos import Photos
 from report.reliability import reliability_diagram, reliability_points
+from report.summary import status_lines, summary
 from report.tables import tables
 from utils.errors import InputError
 from utils.io.atomic import atomic_write
-from utils.logs.groups import collect_runs, group_runs
+from utils.logs.groups import Group, collect_runs, group_runs
 from utils.logs.plots import curves, has_curves, save
 from utils.logs.runs import Run
 from utils.logs.table import problem_lines
 from utils.runtime.output import unfailing_output
 from utils.settings import expand_home
-from utils.text import printable
+from utils.text import printable, shortened
 
 MAX_PAGE_BYTES = 20_000_000
 MAX_PHOTO_BYTES, MAX_ATTENTION_BYTES = 13_000_000, 5_000_000  # of all galleries
@@ -68,9 +70,10 @@ def write_page(arguments: Sequence[str] | None) -> int:
 
 def contents(runs: Sequence[Run]) -> dict[str, Any]:
     """The page's data."""
+    runs = [replace(run, folder=working_path(run.folder)) for run in runs]
     groups, photos = group_runs(runs), Photos()
     evaluations = [run for run in runs if run.script == SCRIPT]
-    galleries, problems = [], list(problem_lines(runs))
+    galleries, problems = [], [*status_lines(runs), *problem_lines(runs)]
     num_galleries = min(len(evaluations), MAX_GALLERIES)
     for run in evaluations[:MAX_GALLERIES]:
         try:
@@ -93,18 +96,29 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
             f"No gallery for {len(evaluations) - MAX_GALLERIES} evaluations after the first {MAX_GALLERIES}"
         )
     judged = [(run, points) for run in evaluations if (points := reliability_points(run))]
-    with_curves = [run for run in runs if has_curves(run)]
-    if not with_curves:
+    charts = _charts(runs, groups)
+    if not charts:
         problems.append("No curves: none of the runs has logged train.loss or val.recall@K; trainings do")
     return {
+        **summary(runs, [sum(gallery["counts"]["global"]) for gallery in galleries]),
         "folders": [printable(run.folder) for run in runs],
         "tables": tables(runs, groups),
-        "curves": _svg(curves(with_curves, groups)) if with_curves else None,
+        "curves": charts,
         "reliability": _svg(reliability_diagram(judged)) if judged else None,
         "galleries": galleries,
         "photos": photos.entries,
         "problems": problems,
     }
+
+
+def _charts(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, str]]:
+    """The curves of each kind of training: losses of different kinds do not compare."""
+    by_kind: dict[str, list[Run]] = {}
+    for run in filter(has_curves, runs):
+        objective = run.config.get("objective")
+        kind = f"{run.experiment}, objective={objective}" if objective else str(run.experiment)
+        by_kind.setdefault(shortened(printable(kind), 200), []).append(run)
+    return [{"title": kind, "svg": _svg(curves(of_kind, groups))} for kind, of_kind in by_kind.items()]
 
 
 def _svg(figure: Figure) -> str:

@@ -80,7 +80,12 @@ def possible_paths(run: Run, path: str) -> list[Path]:
     """A path of a run's settings, relative to the folder of the run's command, and to the current folder."""
     base = nested(read_json(run.folder / "run.json"), "experiment", "base_dir")
     is_elsewhere = isinstance(base, str) and Path(base) != Path.cwd()
-    return [Path(str(base), path), Path(path)] if is_elsewhere else [Path(path)]
+    return [working_path(Path(folder, path)) for folder in ([str(base), ""] if is_elsewhere else [""])]
+
+
+def working_path(path: Path) -> Path:
+    """A path relative to the current folder, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def first_existing(run: Run, path: str) -> Path:

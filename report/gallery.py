@@ -11,6 +11,7 @@ from report.photos import Photos
 from report.sample import OUTCOMES, SEED, draw, outcomes
 from utils.errors import InputError
 from utils.io.disk import md5
+from utils.io.ranking_names import FITTED
 from utils.logs.json_reader import nested
 from utils.logs.runs import Run
 from utils.text import printable
@@ -28,7 +29,7 @@ def gallery(
     InputError where files of the evaluation are missing or of another run.
     """
     evaluated = read_evaluated(run)
-    ranks, titles = evaluated.ranks, evaluated.rankings.titles
+    ranks, titles = evaluated.ranks, _titles(evaluated)
     num_correct = {name: int((of_queries == 0).sum()) for name, of_queries in ranks.items() if name != "global"}
     best = max(num_correct, key=lambda name: num_correct[name])
     order = draw(outcomes(ranks["global"], ranks[best]))
@@ -56,6 +57,11 @@ def gallery(
     }
 
 
+def _titles(evaluated: Evaluated) -> dict[str, str]:
+    """Titles of rankings: their names in all tables, with the weights of those that have fixed ones."""
+    return {name: name if name in FITTED else title for name, title in evaluated.rankings.titles.items()}
+
+
 def _describe_sample(num_shown: int, num_queries: int, title: str) -> str:
     if num_shown == num_queries:
         return f"All {num_queries:,} queries, in random order (seed {SEED})."
@@ -81,7 +87,7 @@ def _query(evaluated: Evaluated, query: int, photos: Photos) -> dict[str, Any]:
         }
         neighbours.append(
             {
-                "photo": photos.index(evaluated.data / evaluated.gallery.paths[image]),
+                "photo": photos.index(evaluated.data, evaluated.gallery.paths[image]),
                 "image": image,
                 "class": evaluated.gallery.classes[image],
                 "hit": bool(evaluated.labels.gallery[image] == evaluated.labels.queries[query]),
@@ -90,7 +96,7 @@ def _query(evaluated: Evaluated, query: int, photos: Photos) -> dict[str, Any]:
             }
         )
     return {
-        "photo": photos.index(evaluated.data / evaluated.queries.paths[query]),
+        "photo": photos.index(evaluated.data, evaluated.queries.paths[query]),
         "number": query,
         "class": evaluated.queries.classes[query],
         "ranks": [None if np.isinf(ranks[query]) else int(ranks[query]) + 1 for ranks in evaluated.ranks.values()],
@@ -148,7 +154,7 @@ def _add_attention(
             continue
         neighbour["attention"] = pair
         differences.append(difference)
-    title = evaluated.rankings.titles[ranking]
+    title = _titles(evaluated)[ranking]
     notes = [
         f"Attention is shown for {len(differences)} of {len(pairs)} pairs: the first queries, each with its first "
         f"neighbour in the global ranking and by “{title}”. It is recomputed from {attention.checkpoint} on the CPU in "

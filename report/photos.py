@@ -19,18 +19,19 @@ class Photos:
         self.index_of: dict[Path, int] = {}
         self.size = 0
 
-    def index(self, path: Path) -> int:
-        """The index of a photo. The photo is read at its first use."""
+    def index(self, folder: Path, name: str) -> int:
+        """The index of a photo, by its path below a data set's folder. It is read at its first use."""
+        path = folder / name
         if path not in self.index_of:
             self.index_of[path] = len(self.entries)
-            self.entries.append(entry(path))
+            self.entries.append(entry(path, name))
             self.size += len(json.dumps(self.entries[-1]))
         return self.index_of[path]
 
 
-def entry(path: Path) -> dict[str, str]:
-    """A photo's `path`, and its `jpeg` or the `problem` of reading it."""
+def entry(path: Path, name: str) -> dict[str, str]:
+    """A photo's name as `path`, and its `jpeg` or the `problem` of reading it."""
     try:
-        return {"path": printable(path), "jpeg": jpeg(thumbnail(path, SIDE), QUALITY)}
+        return {"path": printable(name), "jpeg": jpeg(thumbnail(path, SIDE), QUALITY)}
     except InputError as error:
-        return {"path": printable(path), "problem": printable(error)}
+        return {"path": printable(name), "problem": printable(error)}

@@ -7,7 +7,7 @@ const NEIGHBOURS = 10, PAGE_SIZE = 20;
 function showGallery(section, galleries) {
   section.append(element("h2", {}, "Gallery: neighbours before and after reranking"));
   if (!galleries.length) {
-    section.append(element("p", { class: "faint" }, "There is no gallery; the sources below say why."));
+    section.append(element("p", { class: "faint" }, "There is no gallery; the status above says why."));
     return;
   }
   const body = element("div");
@@ -100,7 +100,7 @@ function queryCard(gallery, query, ranking) {
       "div",
       { class: "compared" },
       photoTile(element("div", { class: "tile is-query", role: "img", "aria-label": "query" }), query.photo, "Q"),
-      element("div", { class: "rows" }, tileRow(gallery, query, 0, "before: global descriptor"), tileRow(gallery, query, ranking, `after: ${gallery.rankings[ranking].title}`)),
+      element("div", { class: "rows" }, tileRow(gallery, query, 0, "before: global"), tileRow(gallery, query, ranking, `after: ${gallery.rankings[ranking].title}`)),
     ),
   );
 }

@@ -1,5 +1,7 @@
 // The tables.
 
+const LONG_TEXT = 50; // characters; a longer one is wrapped
+
 function showTables(section, tables) {
   section.append(element("h2", {}, "Tables"));
   for (const table of tables) {
@@ -20,7 +22,7 @@ function tableElement({ columns, numeric, rows }) {
     element(
       "tbody",
       {},
-      ...rows.map((row) => element("tr", {}, ...row.map((text, i) => element("td", { class: classes[i] }, text)))),
+      ...rows.map((row) => element("tr", {}, ...row.map((text, i) => element("td", { class: text.length > LONG_TEXT ? "long" : classes[i] }, text)))),
     ),
   );
 }

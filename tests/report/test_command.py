@@ -63,7 +63,8 @@ def test_a_page_of_trainings(trainings, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.startswith(f"{page} shows 2 runs, in 0.1 MB")
     assert f"{tmp_path}/none: no such folder" in err
-    assert b"<svg" in base64.b64decode(written(page)["curves"])
+    (chart,) = written(page)["curves"]
+    assert chart["title"] == "Rerank (train)" and b"<svg" in base64.b64decode(chart["svg"])
     (line,) = written(page)["problems"]
     assert line.startswith("No gallery: none of the runs is an evaluation of reranking; eval_rerank.py makes one")
 
@@ -82,7 +83,7 @@ def test_an_evaluation_without_its_files_says_what_makes_them(evaluation, tmp_pa
     (evaluation.folder / "scores.npz").unlink()
     assert main([str(evaluation.run), "--out", str(tmp_path / "a.html")]) == 0
     page = written(tmp_path / "a.html")
-    assert page["galleries"] == [] and len(page["tables"]) == 2
+    assert page["galleries"] == [] and len(page["tables"]) == 3
     assert "run eval_rerank.py with this temp_dir first" in page["problems"][0]
 
 
@@ -141,8 +142,27 @@ def test_reliability_of_an_evaluation(evaluation, tmp_path):
     path.write_text(kept)
 
 
+def test_a_chart_for_each_kind_of_training_with_paths_of_the_working_folder(tmp_path, monkeypatch):
+    for name, objective in (("a", "bce"), ("b", "joint"), ("c", "joint")):
+        training_run(tmp_path / name, objective=objective)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tmp_path), "--out", "a.html"]) == 0
+    assert str(tmp_path) not in Path("a.html").read_text()
+    page = written(Path("a.html"))
+    kinds = ["Rerank (train), objective=bce", "Rerank (train), objective=joint"]
+    assert [chart["title"] for chart in page["curves"]] == kinds
+    drawn = [base64.b64decode(chart["svg"]).decode() for chart in page["curves"]]
+    assert [[name for name in "abc" if f">{name}</text>" in svg] for svg in drawn] == [["a"], ["b", "c"]]
+    assert page["folders"] == ["a", "b", "c"]
+
+
 def test_hostile_texts_of_runs(tmp_path):
-    training_run(tmp_path / HOSTILE / "1", seed=HOSTILE, dataset={"name": HOSTILE})
+    run = entry("FAILED", name=HOSTILE) | {"fail_trace": [HOSTILE], "host": {"cpu": HOSTILE}}
+    write(tmp_path / "failed", run=run, config={"dataset": {"data_path": HOSTILE}})
+    for name, value in (("list", [1]), ("text", "x"), ("none", None)):
+        odd = {"fail_trace": value, "host": value}
+        write(tmp_path / name, run=entry() | odd, config={"epochs": value}, info={"md5": value, "fusion": value})
+    training_run(tmp_path / HOSTILE / "1", seed=HOSTILE, objective=HOSTILE, dataset={"name": HOSTILE})
     assert read_run(tmp_path / HOSTILE / "1").losses
     assert main([str(tmp_path), "--out", str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_text().count("<script") == 2

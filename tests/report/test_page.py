@@ -59,11 +59,16 @@ def test_tables_and_curves_name_their_files(opened, made, trainings):
         "Rankings of evaluations, in %",
         "Runs: best and last recalls, in %",
         "Means over seeds, in %",
+        "Fitted weights",
     ]
     cells = texts(opened, "#tables td")
     assert cells.count(str(made.run)) == 5  # four rankings, and the run
     assert "81.50 ± 0.71" in cells
     assert opened.execute_script("return document.querySelector('img.curves').naturalWidth") > 500
+    assert (
+        opened.title == texts(opened, "h1")[0] and "have a photo of their product first" in texts(opened, ".result")[0]
+    )
+    assert texts(opened, "nav a") == ["Status", "Tables", "Curves", "Gallery", "Sources"]
     sources = texts(opened, "#sources li")
     assert any(line.startswith(f"{made.folder / 'scores.npz'}, MD5 ") for line in sources)
 
