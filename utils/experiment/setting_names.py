@@ -49,10 +49,10 @@ def table(title: str, rows: Mapping[str, str], width: int) -> str:
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
-    """The end of an error: the known name that is `name` with another ingredient's before it, or that is like it."""
-    last = name.rpartition(".")[2]
-    near = [other for other in known if other.rpartition(".")[2] == last] or difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else otherwise
+    """The end of an error: the known name whose last part is most like that of `name`, if any is like it."""
+    by_last_part = {other.rpartition(".")[2]: other for other in known}
+    near = difflib.get_close_matches(name.rpartition(".")[2], by_last_part, 1)
+    return f"did you mean {by_last_part[near[0]]}?" if near else otherwise
 
 
 def check_settings_exist(scaffold: Scaffold) -> None:
@@ -65,7 +65,8 @@ def check_settings_exist(scaffold: Scaffold) -> None:
     parts = (scaffold, *scaffold.subrunners.values())
     given = {join_paths(part.path, name) for part in parts for name in part.config_mods.added}
     known = {join_paths(part.path, name) for part in parts for name, _ in iterate_flattened(part.config)} - given
-    for name in sorted(given):
+    if given:
+        name = min(given)
         raise CommandError(f"{name} is no setting: {did_you_mean(name, sorted(known), '--help lists all')}")
 
 
@@ -91,4 +92,4 @@ def without_docstring(scope: ConfigScope, *args, **kwargs):
     return summary
 
 
-ConfigScope.__call__ = without_docstring  # type: ignore[method-assign]
+ConfigScope.__call__ = without_docstring  # type: ignore[assignment,method-assign]

@@ -191,8 +191,9 @@ def run_training(
         _run.info["recall"] = best_validation(state)[1]
     paths = loader.dataset.unreadable
 
-    def report(*validation) -> None:
-        report_recalls(_run, *validation, end=f" after epoch {state.epoch} of {epochs}" if state.epoch else "")
+    def report(recalls: dict[int, float], columns: int, title: str, improved: bool) -> None:
+        end = f" after epoch {state.epoch} of {epochs}" if state.epoch else ""
+        report_recalls(_run, recalls, columns, title, improved, end)
 
     try:
         best = fit(

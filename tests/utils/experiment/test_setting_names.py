@@ -61,6 +61,7 @@ def test_a_command_without_named_settings(capsys):
         ("data.batch_size=8", "data.batch_size is no setting: did you mean dataset.batch_size?"),
         ("model.crop_size=128", "model.crop_size is no setting: did you mean dataset.crop_size?"),
         ("dtype=bf16", "dtype is no setting: --help lists all"),
+        ("dataset.fast=1", "dataset.fast is no setting: --help lists all"),
         ("model.resnet5", "model.resnet5 is no named setting: did you mean model.resnet50?"),
         ("dta.demo_global", "dta.demo_global is no named setting: did you mean dataset.demo_global?"),
         ("lite0", "lite0 is no named setting: did you mean model.lite0?"),
