@@ -62,7 +62,7 @@ def test_tables_and_curves_name_their_files(opened, made, trainings):
         "Fitted weights",
     ]
     cells = texts(opened, "#tables td")
-    assert cells.count(str(made.run)) == 5  # four rankings, and the run
+    assert cells.count(str(made.run)) == 7  # four rankings, the run, and two fitted rankings
     assert "81.50 ± 0.71" in cells
     assert opened.execute_script("return document.querySelector('img.curves').naturalWidth") > 500
     assert (
