@@ -30,7 +30,7 @@ ex = set_up(Experiment("Global (train)", ingredients=[data_ingredient, model_ing
 
 @ex.config
 def config():
-    epochs = 100  # passes over the training photos
+    epochs = 100  # a validation follows each of them
     lr = 0.001  # SGD's learning rate
     momentum = 0.9  # of SGD
     nesterov = True  # Nesterov's momentum; only with momentum

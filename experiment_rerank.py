@@ -47,7 +47,7 @@ VALIDATION_CANDIDATES = 15  # of each query, to save time
 
 @ex.config
 def config():
-    epochs = 100  # passes over the training photos
+    epochs = 100  # a validation follows each of them
     lr = 0.0001  # AdamW's learning rate
     weight_decay = 4e-4  # of the optimiser
     no_bias_decay = False  # no weight decay for one-dimensional parameters
