@@ -31,6 +31,7 @@ def index(options: argparse.Namespace) -> None:
     reranker = _model_for(options)
     if options.backbone is not None:
         print_costs(reranker.network, reranker.crop_size, len(paths), scorer="chamfer")
+        print(reranker)
     updated = update(options.to, paths, reranker, progress=True, sync=options.sync, yes=options.yes)
     for line in updated.problems:
         print(printable(line), file=sys.stderr)

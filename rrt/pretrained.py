@@ -17,6 +17,7 @@ from huggingface_hub.constants import HF_HOME
 
 from models.network import RerankingNetwork
 from models.settings import ANSWER_SETTINGS, MODEL_RULES, NetworkSettings
+from rrt.heads import SHIPPED, head_of, take_head
 from rrt.words import PUBLISHED, WHERE_FROM
 from sop.preparation.published import CHECKPOINTS, HUB_REPOSITORY, fetch_published
 from utils.errors import InputError, listing
@@ -72,17 +73,26 @@ def load(source: str | Path, crop_size: int | None, given: Mapping[str, Any]) ->
 
 
 @float32_throughout()
-def load_backbone(arch: str, weights: bool | str, crop_size: int | None) -> Pretrained:
+def load_backbone(arch: str, weights: bool | str, crop_size: int | None, head: str | Path | None) -> Pretrained:
     """A pretrained backbone as a network; `Reranker.from_backbone` says how."""
+    trained = head_of(arch, head)
     without_matcher: dict[str, Any] = {"ert_num_encoder_layers": 1, "ert_dim_feedforward": 1, "ert_nhead": 1}
-    own_channels: dict[str, Any] = {"num_global_features": None, "num_local_features": None}
-    settings = NetworkSettings(arch, weights, normalize=True, **own_channels, **without_matcher)
+    sizes: dict[str, Any] = {
+        "num_global_features": None,
+        "num_local_features": None if trained is None else trained.num_local_features,
+    }
+    settings = NetworkSettings(arch, weights, normalize=True, **sizes, **without_matcher)
     with torch.random.fork_rng(devices=[]):
         network = RerankingNetwork(1, settings).eval()
+    if trained is not None:
+        if head == SHIPPED and not trained.fits(network.backbone):
+            return load_backbone(arch, weights, crop_size, None)
+        take_head(network, trained)
     if crop_size is None:
         crop_size = network.backbone.crop_size_near(CROP_SIZE)
     check_settings({"crop_size": crop_size}, CROP_RULES)
-    return Pretrained(network, network.settings.those("answers"), crop_size, matcher_trained=False)
+    fusion = None if trained is None else trained.fusion
+    return Pretrained(network, network.settings.those("answers"), crop_size, fusion, matcher_trained=False)
 
 
 def save(folder: Path, pretrained: Pretrained, card: str) -> None:

@@ -16,6 +16,7 @@ from rrt.arguments import FITTED, TOP_K, Fusion, Options, Positions, checked_opt
 from rrt.card import card_of
 from rrt.embedder import Images, PhotoEmbedder
 from rrt.features import Features
+from rrt.heads import SHIPPED
 from rrt.pretrained import CROP_SIZE, Pretrained, load, load_backbone, save
 from utils.errors import InputError
 from utils.io.hub import upload
@@ -102,15 +103,18 @@ class Reranker(PhotoEmbedder):
         weights: str | Path | None = None,
         crop_size: int | None = None,
         device: torch.device | str | None = None,
+        head: str | Path | None = SHIPPED,
     ) -> "Reranker":
-        """A network that was never trained for retrieval: a backbone of torchvision's or timm's with its published
-        weights, or those of a file. Its own channels are descriptors and local maps, and `UNTRAINED` the ranking: the
-        Chamfer similarity and half the cosine, without a matcher.
+        """A backbone of torchvision's or timm's with its published weights, or those of a file, without a matcher.
+
+        Its own channels are descriptors and local maps, and `UNTRAINED` the ranking: the Chamfer similarity and half
+        the cosine. A trained `head` projects the local maps, and has fitted weights: 'shipped', the one that comes
+        along for the published weights of tf_efficientnet_lite0; that of a file; or None.
 
         `crop_size` None: 224, or where the backbone does not take that, the nearest that it does. InputError for an
-        unknown name, and where weights cannot be had.
+        unknown name, where weights cannot be had, and for a file that is no head of this backbone.
         """
-        return cls(*load_backbone(arch, True if weights is None else str(weights), crop_size), device=device)
+        return cls(*load_backbone(arch, True if weights is None else str(weights), crop_size, head), device=device)
 
     @property
     def own_weights(self) -> Weights | None:

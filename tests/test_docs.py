@@ -39,6 +39,7 @@ EXPERIMENTS = {
     "prepare_data.py": prepare_data,
 }
 WITH_PARSERS = {"rrt", "report", "utils.logs", "benchmarks", "docs.example"}
+TOOLS = {"tools.make_head", "tools.judge", "tools.families"}
 SHELL = {"source", "touch", "cp", "grep"}  # programs without a check
 
 
@@ -98,7 +99,7 @@ def check_module(name: str, words: list[str], monkeypatch) -> None:
         return
     if name == "pytest":
         assert all((ROOT / word).exists() for word in words)
-    elif name in WITH_PARSERS:
+    elif name in WITH_PARSERS | TOOLS:
         if name == "benchmarks":
             assert words[0] in BENCHMARKS
             if words[0] == "memory":  # takes no arguments
@@ -113,7 +114,7 @@ def check_module(name: str, words: list[str], monkeypatch) -> None:
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
         monkeypatch.setattr(sys, "argv", [name, *words])
         monkeypatch.delitem(sys.modules, f"{name}.__main__", raising=False)  # of a test before
-        monkeypatch.delitem(sys.modules, name if name == "docs.example" else "", raising=False)
+        monkeypatch.delitem(sys.modules, name if name in {"docs.example", *TOOLS} else "", raising=False)
         with pytest.raises(Parsed):
             runpy.run_module(name, run_name="__main__")
     else:

@@ -103,7 +103,7 @@ def test_the_commands_tell(ex, changes, rate, tiny, neighbours, observed, tmp_pa
 def test_an_index_tells(photos, tmp_path, capsys):
     model = ["--backbone", "tf_efficientnet_lite0", "--crop-size", "32"]
     assert main(["index", str(photos / "toy_final"), "--to", str(tmp_path / "index"), *model]) == 0
-    costs = r"tf_efficientnet_lite0: 1 tokens of 320 channels a photo, 1\.28 kB, 56\.3 kB for 44 photos; "
+    costs = r"tf_efficientnet_lite0: 1 tokens of 128 channels a photo, 512 bytes, 22\.5 kB for 44 photos; "
     assert re.match(
         costs + r"about [\d,]+ pairs/s by the Chamfer similarity; licence of its weights: apache-2\.0\n",
         capsys.readouterr().out,

@@ -17,7 +17,7 @@ LITE0 = "tf_efficientnet_lite0"
 
 @pytest.fixture(scope="module")
 def lite0() -> Reranker:
-    return Reranker.from_backbone(LITE0, crop_size=64, device="cpu")
+    return Reranker.from_backbone(LITE0, crop_size=64, device="cpu", head=None)
 
 
 def test_features_and_ranking(lite0, paths):
@@ -57,17 +57,23 @@ def test_its_own_crop_size_where_it_takes_no_other(tmp_path):
         Reranker.from_backbone("test_vit", tmp_path / "weights.pth", 40, device="cpu")
 
 
-def test_index_search_and_compare(paths, tmp_path, capsys):
+def test_index_search_and_compare(paths, tmp_path, capsys, monkeypatch):
     model, index = ["--backbone", LITE0, "--crop-size", "64"], str(tmp_path / "index")
     photos = list(map(str, paths))
     assert main(["index", *photos, "--to", index, *model]) == 0
-    assert "has 7 photos: 7 added" in capsys.readouterr().out
+    indexed = capsys.readouterr().out
+    ranking = re.search(r"; ranks by (.+ \* cosine \+ chamfer, \d+ candidates, fitted on the Grocery .+)\)\n", indexed)
+    assert ranking is not None and "has 7 photos: 7 added" in indexed
     assert main(["index", *photos, "--to", index, *model]) == 0
     assert "has 7 photos: 0 added, 0 embedded again" in capsys.readouterr().out
     assert main(["search", index, photos[0], "--top", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ranking"] == "reranked by 0.5 * cosine + chamfer, 100 candidates"
+    assert found["ranking"] == f"reranked by {ranking[1]}"
     assert found["answers"][0]["found"][0]["photo"] == photos[0]
+    assert main(["compare", photos[0], photos[1], *model]) == 0
+    verdict = r"same product: [01]\.\d\d, cosine 0\.\d{3}\n(no )?match, at a false match rate of 1 % among candidates\n"
+    assert re.fullmatch(verdict, capsys.readouterr().out)
+    monkeypatch.setattr("rrt.heads.FILES", {})
     assert main(["compare", photos[0], photos[1], *model]) == 0
     printed = re.fullmatch(r"score (\d\.\d{3}), cosine (0\.\d{3})\n", capsys.readouterr().out)
     assert printed is not None and 0.5 * float(printed[2]) < float(printed[1]) < 1.5

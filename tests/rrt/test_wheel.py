@@ -49,6 +49,7 @@ def test_the_wheel_stands_alone(source, saved, reranker, paths, tmp_path):
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"bin", "rrt"}
     assert (installed / "rrt" / "py.typed").exists()
+    assert {path.name for path in (installed / "rrt" / "data").iterdir()} == {"README.md", "lite0_head.safetensors"}
     check_metadata(Distribution.at(next(installed.glob("*.dist-info"))))
 
     (own / "models").mkdir(parents=True)
