@@ -67,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 
     of_index = commands.add_parser("index", parents=[model], help="embed new and changed photos")
     of_index.add_argument("photos", nargs="+", metavar="PHOTOS", help="folders, photos, or a list NAME.txt of paths")
-    of_index.add_argument("--to", type=Path, required=True, metavar="INDEX", help="folder; photos are added to it")
+    of_index.add_argument("--to", required=True, metavar="INDEX", help="folder or s3://...; photos are added to it")
+    of_index.add_argument(
+        "--metadata",
+        type=Path,
+        metavar="FILE",
+        help="CSV with a line of names, photos' paths first, for search --where",
+    )
     of_index.add_argument("--sync", action="store_true", help="remove the index's photos that are not among PHOTOS")
     of_index.add_argument(
         "--yes", action="store_true", help="even more than one in ten, and those of folders that are empty now"
@@ -80,8 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=JSON_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    of_search.add_argument("index", type=Path, metavar="INDEX")
+    of_search.add_argument("index", metavar="INDEX")
     of_search.add_argument("queries", nargs="+", metavar="QUERY", help="photos")
+    of_search.add_argument(
+        "--where", metavar="CONDITION", help="search photos for which it holds: \"category = 'chair'\""
+    )
     of_search.add_argument("--top", type=_number, default=10, metavar="N", help="photos for each query; 10")
     of_search.add_argument(
         "--rerank", type=_number, metavar="N", help="rerank the first N: as many as the model's weights are for, or 100"

@@ -11,7 +11,7 @@ from typing import Any
 from models.costs import print_costs
 from rrt.arguments import FITTED, Fusion, weights_of
 from rrt.index import Index, Result, update
-from rrt.index_folder import own_reranker, read_content
+from rrt.index_table import content_of, open_table, own_reranker
 from rrt.page import page, scores_text
 from rrt.photos import find_photos
 from rrt.picture import attention_picture
@@ -32,7 +32,9 @@ def index(options: argparse.Namespace) -> None:
     if options.backbone is not None:
         print_costs(reranker.network, reranker.crop_size, len(paths), scorer="chamfer")
         print(reranker)
-    updated = update(options.to, paths, reranker, progress=True, sync=options.sync, yes=options.yes)
+    updated = update(
+        options.to, paths, reranker, progress=True, sync=options.sync, yes=options.yes, metadata=options.metadata
+    )
     for line in updated.problems:
         print(printable(line), file=sys.stderr)
     if left_out:
@@ -48,6 +50,10 @@ def index(options: argparse.Namespace) -> None:
     )
     if updated.not_given:
         print(f"{updated.not_given} of them are not among PHOTOS and are kept; --sync removes them")
+    if updated.unknown:
+        print(f"{updated.unknown} lines of {printable(options.metadata)} name photos that the index does not have")
+    if updated.recall is not None:
+        print(f"search is approximate now: it finds {100 * updated.recall:.1f} % of the nearest 100, on a sample")
 
 
 def search(options: argparse.Namespace) -> None:
@@ -58,7 +64,7 @@ def search(options: argparse.Namespace) -> None:
     queries = [Path(query) for query in options.queries]
     num_candidates = photos.num_candidates() if options.rerank is None else options.rerank
     fusion = FITTED if options.fusion is None else options.fusion
-    results = photos.search(photos.reranker.embed(queries), options.top, num_candidates, fusion)
+    results = photos.search(photos.reranker.embed(queries), options.top, num_candidates, fusion, options.where)
     ranking = ranking_text(photos.reranker, num_candidates, fusion)
     if options.html is not None:
         with atomic_write(options.html) as file:
@@ -137,9 +143,9 @@ def _model(options: argparse.Namespace) -> Reranker:
 
 def _model_for(options: argparse.Namespace) -> Reranker:
     """The model of --model, or the index's own."""
-    is_given = options.model is not None or options.backbone is not None
-    if is_given or not (options.to / "index.json").exists():
+    table = open_table(options.to)
+    if options.model is not None or options.backbone is not None or table is None:
         return _model(options)
     if options.crop_size is not None or options.setting or options.weights is not None:
         raise InputError("--crop-size, --setting and --weights need --model or --backbone: give it, or leave them out")
-    return own_reranker(options.to, read_content(options.to).model)
+    return own_reranker(options.to, content_of(table).model)

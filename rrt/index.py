@@ -1,23 +1,22 @@
 """Search in an index of photos: by the cosine of descriptors; the first candidates are reranked by the matcher."""
 
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rrt.arguments import FITTED, Fusion
 from rrt.features import Features
-from rrt.index_folder import own_reranker, part_of, read_content
+from rrt.index_table import Address, Photo, array_of, content_of, existing_table, own_reranker, photos_of
+from rrt.index_upkeep import nearest
 from rrt.indexing import Update, update
 from utils.errors import InputError
 from utils.runtime.precision import float32_throughout
-from utils.store.array_file import StoredRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Index", "Result", "Update", "update"]
-MAX_OPEN_PARTS = 256  # files
 NUM_CANDIDATES = 100  # to be reranked, as published
 
 
@@ -34,29 +33,19 @@ class Result(NamedTuple):
 
 
 class Index:
-    """An index as it is on the disk now; `reranker` is its network. InputError where it is damaged."""
+    """An index, each search in its newest version; `reranker` is its network. InputError where it is damaged."""
 
     @float32_throughout()
-    def __init__(self, folder: Path, device: torch.device | str | None = None):
-        self.folder, self.content = folder, read_content(folder)
-        self.photos = self.content.photos
-        if not self.photos:
-            raise InputError(f"{folder} has no photos: index some")
-        self.reranker = own_reranker(folder, self.content.model, device)
-        self.parts = np.array([photo.part for photo in self.photos])
-        self.rows = np.array([photo.row for photo in self.photos])
-        descriptors = {part: self._rows_of(part, "descriptors")[:] for part in self.content.parts}
-        self.descriptors = torch.stack([descriptors[photo.part][photo.row] for photo in self.photos])
-        self._maps = lru_cache(MAX_OPEN_PARTS)(partial(self._rows_of, name="maps"))
+    def __init__(self, index: Address, device: torch.device | str | None = None):
+        self.index, self.table = index, existing_table(index)
+        self.content = content_of(self.table)
+        if not len(self):
+            raise InputError(f"{index} has no photos: index some")
+        self.reranker = own_reranker(index, self.content.model, device)
 
-    def _rows_of(self, part: int, name: str) -> StoredRows:
-        """A tensor of a part; InputError where it is damaged."""
-        store = part_of(self.folder, self.content, part)
-        if store.count_valid_rows([name]) < self.content.parts[part]:
-            if read_content(self.folder) != self.content:
-                raise InputError(f"{self.folder} was changed during the search: search again")
-            raise InputError(f"{store.folder} is damaged: `python -m rrt index` embeds its photos again")
-        return store.tensors[name]
+    def __len__(self) -> int:
+        """The number of photos."""
+        return self.table.count_rows()
 
     def num_candidates(self) -> int:
         """As many as the weights of the ranking were fitted for."""
@@ -64,47 +53,66 @@ class Index:
         return NUM_CANDIDATES if weights is None else weights.num_candidates
 
     @float32_throughout()
-    def search(self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = FITTED) -> list[list[Result]]:
-        """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`."""
-        num_candidates = min(max(top, rerank), len(self.photos))
-        cosines, positions = (queries.descriptors @ self.descriptors.T).topk(num_candidates)
-        return [
-            self._ranked(Features(*query), query_cosines, query_positions, rerank, fusion)[:top]
-            for *query, query_cosines, query_positions in zip(
-                queries.descriptors[:, None],
-                queries.maps[:, None],
-                cosines.clamp(-1, 1).tolist(),  # against rounding
-                positions,
-                strict=True,
-            )
-        ]
+    def search(
+        self, queries: Features, top: int, rerank: int = 0, fusion: Fusion = FITTED, where: str | None = None
+    ) -> list[list[Result]]:
+        """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`.
 
-    def _ranked(
-        self, query: Features, cosines: list[float], positions: Tensor, rerank: int, fusion: Fusion
-    ) -> list[Result]:
-        photos = [self.photos[position] for position in positions.tolist()]
+        `where` is a condition on columns, as in SQL: only photos for which it holds are searched.
+        """
+        self.table.checkout_latest()
+        if content_of(self.table) != self.content:
+            raise InputError(f"{self.index} is of another network now: open it again")
+        return [self._answer(queries[row], top, rerank, fusion, where) for row in range(len(queries))]
+
+    def _answer(self, query: Features, top: int, rerank: int, fusion: Fusion, where: str | None) -> list[Result]:
+        """The results for one query."""
+        rows = self._nearest(query.descriptors[0], max(top, rerank, 1), where)
+        descriptors = torch.from_numpy(array_of(rows, "descriptor").copy())
+        cosines, order = (descriptors @ query.descriptors[0]).sort(descending=True, stable=True)
+        rows = rows.take(order.numpy())
         results = [
             Result(photo.path, None if rerank else cosine, None, cosine, rank, photo.stamp)
-            for rank, (photo, cosine) in enumerate(zip(photos, cosines, strict=True), start=1)
+            for rank, (photo, cosine) in enumerate(
+                zip(photos_of(rows), cosines.clamp(-1, 1).tolist(), strict=True), start=1
+            )
         ]
-        if not rerank:
-            return results
-        reranked = positions[:rerank]
-        gallery = Features(self.descriptors[reranked], self._maps_of(reranked.numpy()))
-        matches = self.reranker.rank(query, gallery, fusion=fusion)
-        ranked = [
-            results[match.index]._replace(score=match.score, logit=match.logit, probability=match.probability)
-            for match in matches
-        ]
-        return ranked + results[rerank:]
+        if rerank and results:
+            gallery = Features(descriptors[order[:rerank]], self._maps_of(rows["_rowid"].to_pylist()[:rerank]))
+            matches = self.reranker.rank(query, gallery, fusion=fusion)
+            results[:rerank] = [
+                results[match.index]._replace(score=match.score, logit=match.logit, probability=match.probability)
+                for match in matches
+            ]
+        return results[:top]
 
-    def _maps_of(self, positions: np.ndarray) -> Tensor:
-        """The local maps of the photos at `positions`."""
-        parts, rows = self.parts[positions], self.rows[positions]
-        maps = self._maps(int(parts[0])).empty_rows(len(positions))
-        for part in np.unique(parts).tolist():
-            in_part = np.flatnonzero(parts == part)
-            in_part = in_part[rows[in_part].argsort()]
-            stored = self._maps(part)
-            maps[torch.from_numpy(in_part)] = stored.read(rows[in_part], stored.empty_rows(len(in_part)))
-        return maps
+    def _nearest(self, descriptor: Tensor, number: int, where: str | None) -> "pa.Table":
+        """The rows of the photos nearest to a descriptor, by path."""
+        found = nearest(self.table, descriptor.numpy(), number).with_row_id(True)
+        if where is not None:
+            found = found.where(where)
+        try:
+            return found.select([*Photo._fields, "descriptor", "_distance"]).to_arrow().sort_by("path")
+        except ValueError as error:
+            columns = ", ".join(name for name in self.table.schema.names if name not in ("descriptor", "map"))
+            raise InputError(f"where={where!r} ({error}): give a condition on {columns}") from error
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _maps_of(self, ids: list[int]) -> Tensor:
+        """The local maps of the photos with these row ids."""
+        try:
+            rows = self.table.take_row_ids(ids).with_row_id().select(["map"]).to_arrow()
+        except Exception as error:
+            raise self._unreadable(error) from error
+        position = {row: i for i, row in enumerate(rows["_rowid"].to_pylist())}  # they come in any order
+        maps = torch.from_numpy(array_of(rows, "map")[[position[row] for row in ids]])
+        return maps.reshape(len(ids), *self.content.map_shape)
+
+    def _unreadable(self, error: Exception) -> InputError:
+        """The engine's error, which may be of any kind, in words."""
+        version = self.table.version
+        self.table.checkout_latest()
+        if self.table.version != version:
+            return InputError(f"{self.index} was changed during the search: search again")
+        return InputError(f"{self.index} is damaged ({error}): index again into a new folder")

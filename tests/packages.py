@@ -18,6 +18,7 @@ NEEDED = {  # by the name to import, that of the package
     "filelock": "filelock",
     "huggingface_hub": "huggingface_hub",
     "safetensors": "safetensors",
+    "lancedb": "lancedb",
     "pytest": "pytest",
     "hypothesis": "hypothesis",
 }

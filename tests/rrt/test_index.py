@@ -1,8 +1,8 @@
 import errno
-import json
 import os
 import shutil
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rrt import InputError, Reranker, indexing
+import rrt.index as searched_index
+from rrt import Features, InputError, Reranker, index_upkeep, indexing
 from rrt.index import Index, update
-from rrt.index_folder import read_content
+from rrt.index_table import array_of, engine, existing_table, photos_in
 from rrt.photos import find_photos
 
 
@@ -41,9 +42,9 @@ def indexed(own, index, reranker) -> list[Path]:
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    """Parts of three photos."""
-    monkeypatch.setattr(indexing, "PART_SIZE", 3)
+def small_batches(monkeypatch):
+    """Batches of three photos."""
+    monkeypatch.setattr(indexing, "BATCH_SIZE", 3)
 
 
 def paint(path, colour="red"):
@@ -56,7 +57,13 @@ def opened(folder) -> Index:
 
 def paths_in(folder) -> list[str]:
     """The photos of an index."""
-    return sorted(photo.path for photo in read_content(folder).photos)
+    return sorted(photo.path for photo in photos_in(existing_table(folder)))
+
+
+def descriptors_in(folder) -> torch.Tensor:
+    """The descriptors of an index, by path."""
+    rows = existing_table(folder).search().select(["path", "descriptor"]).to_arrow().sort_by("path")
+    return torch.from_numpy(array_of(rows, "descriptor").copy())
 
 
 def names(results) -> list[str]:
@@ -105,7 +112,7 @@ def test_a_folder_that_cannot_be_read_is_no_folder_without_photos(own, monkeypat
         find_photos([own])
 
 
-def test_searches_as_the_reranker_ranks(reranker, own, index, small_parts):
+def test_searches_as_the_reranker_ranks(reranker, own, index, small_batches):
     photos = find_photos([own])
     assert update(index, photos, reranker)[:3] == (7, 7, 0)
     searched = opened(index)
@@ -126,28 +133,27 @@ def test_searches_as_the_reranker_ranks(reranker, own, index, small_parts):
     assert [result.score for result in results[4:]] == [None, None]
     assert len(searched.search(reranker.embed(photos[:2]), top=1000, rerank=1000)[1]) == 7
 
-    searched.descriptors *= 1 + 3e-7  # by rounding a cosine may be above 1
+    scaled = Features(features.descriptors * (1 + 3e-7), features.maps)  # by rounding a cosine may be above 1
     for rerank in (0, 3):
-        results = searched.search(features, top=7, rerank=rerank)
+        results = searched.search(scaled, top=7, rerank=rerank)
         cosines = [result.cosine for of_query in results for result in of_query]
         assert max(cosines) == 1 and min(cosines) >= -1
 
 
-def test_follows_the_folder(reranker, own, index, small_parts, indexed):
+def test_follows_the_folder(reranker, own, index, small_batches, indexed):
     assert update(index, indexed, reranker)[:3] == (7, 0, 0)
     paint(own / "new.png")
     paint(indexed[5], "blue")
     for path in indexed[:3]:
-        path.unlink()  # the first part has no photos now
+        path.unlink()
     left = find_photos([own])
-    assert update(index, left, reranker, sync=True, yes=True) == (5, 1, 1, 3, 0, 0, [])
-    assert {path.name for path in index.glob("part_*")} == {"part_1", "part_2", "part_3"}
+    assert update(index, left, reranker, sync=True, yes=True)[:7] == (5, 1, 1, 3, 0, 0, [])
     assert paths_in(index) == [str(path) for path in left]
     for query in (own / "new.png", indexed[5]):
         assert names(opened(index).search(reranker.embed(query), 1)[0]) == [str(query)]
 
 
-def test_continues_after_an_interrupt(reranker, own, tmp_path, small_parts, monkeypatch):
+def test_continues_after_an_interrupt(reranker, own, tmp_path, small_batches, monkeypatch):
     embedded = []
     embed_pixels = Reranker.embed_pixels
 
@@ -163,22 +169,35 @@ def test_continues_after_an_interrupt(reranker, own, tmp_path, small_parts, monk
         with pytest.raises(KeyboardInterrupt):
             update(tmp_path / name, find_photos([own]), model)
     monkeypatch.setattr(Reranker, "embed_pixels", embed_pixels)
-    assert len(opened(tmp_path / "index").photos) == 3
+    assert len(opened(tmp_path / "index")) == 3
     for name, added in (("index", 4), ("begun", 7)):
         assert update(tmp_path / name, find_photos([own]), reranker)[:4] == (7, added, 0, 0)
-        assert len(opened(tmp_path / name).photos) == 7
+        assert len(opened(tmp_path / name)) == 7
 
 
-def test_a_search_during_an_update(reranker, own, index, small_parts, indexed):
-    searched, query = opened(index), reranker.embed(indexed[6])
+def test_a_search_during_an_update(reranker, own, index, small_batches, indexed, monkeypatch):
+    """A search is of the newest version; one whose files are merged away meanwhile says so."""
+    monkeypatch.setattr(index_upkeep, "MAX_FRAGMENTS", 0)
+    searched, query = opened(index), reranker.embed(indexed[3])
     for path in indexed[:3]:
         path.unlink()
-    for i in range(2):  # the last part comes and goes, with as many photos
-        paint(own / f"{i}.png")
-        update(index, find_photos([own]), reranker, sync=True, yes=True)
-        (own / f"{i}.png").unlink()
+    update(index, find_photos([own]), reranker, sync=True, yes=True)
+    assert names(searched.search(query, top=7)[0])[0] == str(indexed[3]) and len(searched) == 4
+    (data,) = (index / "photos.lance" / "data").iterdir()  # merged, and other versions are gone
+    paint(own / "new.png")
+    nearest = searched_index.nearest
+
+    def nearest_before_an_update(*arguments):
+        query = nearest(*arguments)
+        update(index, find_photos([own]), reranker)
+        assert not data.exists()
+        return query
+
+    monkeypatch.setattr(searched_index, "nearest", nearest_before_an_update)
     with pytest.raises(InputError, match="was changed during the search: search again"):
         searched.search(query, top=7, rerank=7)
+    monkeypatch.setattr(searched_index, "nearest", nearest)
+    assert len(searched.search(query, top=7, rerank=7)[0]) == 5
 
 
 def test_folders_of_photos_are_no_index(reranker, own):
@@ -205,7 +224,7 @@ def test_leaves_out_unreadable_photos(reranker, own, tmp_path):
 
 
 def test_refuses_another_index(reranker, own, index, indexed):
-    before = (index / "index.json").read_text()
+    before = existing_table(index).version
     other = Reranker(reranker.network, reranker.settings, crop_size=96, device="cpu")
     with pytest.raises(InputError, match="is an index of another network"):
         update(index, indexed, other)
@@ -213,70 +232,65 @@ def test_refuses_another_index(reranker, own, index, indexed):
         update(own, indexed, reranker)
     with pytest.raises(InputError, match="is no index: `python -m rrt index"):
         Index(own)
-    assert (index / "index.json").read_text() == before
+    assert existing_table(index).version == before
 
 
-DAMAGED = [  # what an index.json has in place of its own, and the problem
-    ({"format": 7}, "of version 7, not 2: index again into a new folder"),
-    ({"parts": []}, "damaged"),
-    ({"next": 0}, "damaged"),
-    ({"next": float("inf")}, "damaged"),
-    ({"photos": [["/a.jpg", 1, 2, 3, 0, -1]]}, "damaged"),
-    ({"photos": [["a.jpg", 1, 2, 3, 0, 0]]}, "damaged"),
-    ("[" * 100_000, "damaged"),
-    ('{"format": 2', "damaged"),
-    ("[]", "damaged"),
-]
+def test_an_index_of_an_older_version(reranker, index, indexed):
+    (index / "index.json").write_text('{"format": 2}')
+    for use in (opened, lambda folder: update(folder, indexed, reranker)):
+        with pytest.raises(InputError) as raised:
+            use(index)
+        assert str(raised.value) == (
+            f"{index} is an index of an older version: `python -m rrt index PHOTOS... --to NEW --model {index}/model` "
+            "makes a new one"
+        )
 
 
-def test_a_damaged_index(reranker, index, indexed, monkeypatch):
-    before = (index / "index.json").read_text()
-    for change, problem in DAMAGED:
-        written = change if isinstance(change, str) else json.dumps(json.loads(before) | change)
-        (index / "index.json").write_text(written)
-        with pytest.raises(InputError, match=problem):
-            Index(index)
-
-    def refuse(*_, **__):
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"cannot be read \(Input/output error\)"):
-        patched.setattr(Path, "read_text", refuse)
-        Index(index)
-    (index / "index.json").write_text(before)
-    maps = index / "part_0" / "maps.npy"
-    maps.write_bytes(maps.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"part_0 is damaged: `python -m rrt index` embeds"):
-        opened(index).search(reranker.embed(indexed[0]), top=3, rerank=3)
-    assert update(index, indexed[:1], reranker) == (7, 0, 7, 0, 0, 6, [])  # all photos of the part
-    assert torch.equal(opened(index).descriptors, reranker.embed(indexed).descriptors)
+@pytest.mark.parametrize("metadata", [{}, {"rrt": '{"format": 7, "model": "", "map_shape": []}'}, {"rrt": "{"}])
+def test_tables_of_others(tmp_path, metadata):
+    database = engine().connect(tmp_path)
+    database.create_table(
+        "photos", import_module("pyarrow").table({"path": ["a.jpg"]}).replace_schema_metadata(metadata)
+    )
+    with pytest.raises(
+        InputError, match=r"^.* (is of version 7, not 3|cannot be opened \(.*\)): index again into a new"
+    ):
+        Index(tmp_path)
 
 
-def test_removes_nothing_without_sync(reranker, own, index, small_parts, monkeypatch):
+def test_a_damaged_index(reranker, index, indexed):
+    for folder, problem in (("data", "is damaged"), ("_versions", "cannot be opened")):
+        for path in (index / "photos.lance" / folder).iterdir():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match=f"{index} {problem} .*: index again into a new folder"):
+            opened(index).search(reranker.embed(indexed[0]), top=3, rerank=3)
+
+
+def test_removes_nothing_without_sync(reranker, own, index, small_batches, monkeypatch):
     photos = find_photos([own])
     monkeypatch.chdir(own)
     update(index, [Path(path.name) for path in photos[:4]], reranker)  # kept as absolute paths
-    assert update(index, photos[4:], reranker) == (7, 3, 0, 0, 0, 4, [])
+    assert update(index, photos[4:], reranker)[:7] == (7, 3, 0, 0, 0, 4, [])
     before = reranker.embed(photos).descriptors
     photos[0].unlink()
-    assert update(index, find_photos([own]), reranker) == (7, 0, 0, 0, 0, 1, [])
+    assert update(index, find_photos([own]), reranker)[:7] == (7, 0, 0, 0, 0, 1, [])
     assert paths_in(index) == [*map(str, photos)]
-    torch.testing.assert_close(opened(index).descriptors, before)
+    torch.testing.assert_close(descriptors_in(index), before)
 
 
 def test_removes_few_with_sync(reranker, own, index, indexed, monkeypatch):
     paint(own / "new.png")
     indexed[0].unlink()
-    written = (index / "index.json").read_bytes()
+    written = existing_table(index).version
     with pytest.raises(InputError) as raised:
         update(index, find_photos([own]), reranker, sync=True)
     assert str(raised.value) == (
         f"1 of the 7 photos of {index} are not among those given: nothing was changed; index without --sync to keep "
         "them, or with --sync --yes to remove them"
     )
-    assert (index / "index.json").read_bytes() == written and [path.name for path in index.glob("part_*")] == ["part_0"]
+    assert existing_table(index).version == written
     monkeypatch.setattr(indexing, "MAX_REMOVED", 1 / 7)
-    assert update(index, find_photos([own]), reranker, sync=True) == (7, 1, 0, 1, 0, 0, [])
+    assert update(index, find_photos([own]), reranker, sync=True)[:7] == (7, 1, 0, 1, 0, 0, [])
     assert paths_in(index) == [*map(str, find_photos([own]))]
 
 
@@ -306,17 +320,17 @@ def test_photos_that_cannot_be_read_now_are_kept(reranker, own, index, tmp_path,
     own.rename(tmp_path / "away")
     with pytest.raises(InputError, match=r"no photo could be read; photo .* does not exist"):
         update(index, indexed, reranker, sync=True)
-    assert torch.equal(opened(index).descriptors, before)
+    assert torch.equal(descriptors_in(index), before)
 
 
-def test_an_interrupt_keeps_changed_photos(reranker, index, small_parts, indexed, monkeypatch):
+def test_an_interrupt_keeps_changed_photos(reranker, index, small_batches, indexed, monkeypatch):
     for path in indexed:
         paint(path)
-    monkeypatch.setattr(indexing, "_with_part", lambda *arguments: 1 // 0)
+    monkeypatch.setattr(indexing, "_with_batch", lambda *arguments: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         update(index, indexed, reranker)
     monkeypatch.undo()
-    assert len(opened(index).photos) == 7
+    assert len(opened(index)) == 7
     assert update(index, indexed, reranker)[:3] == (7, 0, 7)
 
 
@@ -331,7 +345,7 @@ def test_exchanged_photos_are_noticed(reranker, index, tmp_path):
     photos[1].rename(photos[0])
     (tmp_path / "c").rename(photos[1])
     assert update(index, photos, reranker)[:3] == (2, 0, 2)
-    assert torch.equal(opened(index).descriptors, expected.flip(0))
+    assert torch.equal(descriptors_in(index), expected.flip(0))
 
 
 def damage(model: Path, file: str) -> None:
@@ -350,16 +364,16 @@ def test_a_damaged_model_is_replaced(reranker, index, indexed, monkeypatch, file
     monkeypatch.chdir(index.parent)
     index = Path("index")  # "index/model" is no repository of the hub
     damage(index / "model", file)
-    written = (index / "index.json").read_bytes()
+    written = existing_table(index).version
     with pytest.raises(InputError, match=r"index/model is damaged or missing: `.* --to index --model MODEL` writes it"):
         opened(index)
-    assert update(index, indexed, reranker) == (7, 0, 0, 0, 0, 0, [])
-    assert (index / "index.json").read_bytes() == written
+    assert update(index, indexed, reranker)[:7] == (7, 0, 0, 0, 0, 0, [])
+    assert existing_table(index).version == written
     assert opened(index).reranker.digest() == reranker.digest()
 
 
 def test_hidden_folders_are_allowed(reranker, index, indexed):
-    for folder in (".ipynb_checkpoints", "@eaDir", "part_0/.ipynb_checkpoints"):
+    for folder in (".ipynb_checkpoints", "@eaDir", "model/.ipynb_checkpoints"):
         (index / folder).mkdir()
         (index / folder / "something").touch()
     assert update(index, indexed, reranker)[:3] == (7, 0, 0)

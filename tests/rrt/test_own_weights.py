@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from models.matcher import Matcher
-from rrt import InputError, Reranker
+from rrt import Features, InputError, Reranker
 from rrt.__main__ import main
 from rrt.index import Index, update
-from rrt.index_folder import read_content
+from rrt.index_table import existing_table
 from rrt.picture import attention_picture
 from rrt.pretrained import CONFIG
 from rrt.reranker import Match
@@ -203,6 +203,12 @@ def searched(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def as_kept(reranker, photos) -> Features:
+    """Features as an index has them."""
+    features = reranker.embed(photos)
+    return Features(features.descriptors, features.maps.half())
+
+
 def found(answer: dict) -> list[tuple]:
     return [(photo["photo"], photo["score"]) for photo in answer["answers"][0]["found"]]
 
@@ -214,7 +220,7 @@ def test_a_search_uses_them_and_their_number_of_candidates(own, index, paths, ca
     nearest = [
         photo["photo"] for photo in searched(capsys, index, paths[0], "--rerank", "0")["answers"][0]["found"][:3]
     ]
-    expected = own.rank(paths[0], nearest)
+    expected = own.rank(paths[0], as_kept(own, nearest))
     assert [photo for photo, _ in found(answer)[:3]] == [nearest[match.index] for match in expected]
     for photo, match in zip(answer["answers"][0]["found"], expected, strict=False):
         scores = [photo[name] for name in ("score", "logit", "cosine", "probability")]
@@ -238,7 +244,7 @@ def test_a_search_that_is_told_otherwise(own, index, paths, capsys, options, ran
     assert [score is not None for _, score in found(answer)] == [i < (num_candidates or 7) for i in range(7)]
     if num_candidates:
         photos = [photo for photo, _ in found(answer)[:num_candidates]]
-        scores = own.score([paths[0]] * num_candidates, photos, fusion)
+        scores = own.score([paths[0]] * num_candidates, as_kept(own, photos), fusion)
         np.testing.assert_allclose([score for _, score in found(answer)[:num_candidates]], scores, atol=1e-5)
     calibrated = {photo["probability"] is not None for photo in answer["answers"][0]["found"][: num_candidates or 7]}
     assert calibrated == {fusion == (3, 2)}
@@ -282,10 +288,10 @@ def test_compare_says_whether_it_is_one_product(own, checkpoint, paths, capsys, 
 def test_an_index_takes_newer_weights_of_its_network(index, content, saved, reranker, paths, tmp_path, capsys):
     newer = OWN._replace(cosine=7.0, num_candidates=5)
     path = with_weights(content, tmp_path / "newer.pt", newer)
-    before = read_content(index)
+    before = existing_table(index).version
     assert main(["index", *map(str, paths), "--to", str(index), "--model", str(path)]) == 0
     assert "has 7 photos: 0 added, 0 embedded again, 0 removed" in capsys.readouterr().out
-    assert read_content(index) == before and Index(index, device="cpu").reranker.fusion == newer
+    assert existing_table(index).version == before and Index(index, device="cpu").reranker.fusion == newer
     assert searched(capsys, index, paths[0])["ranking"].startswith("reranked by logit + 7 * cosine + 2 * chamfer, 5")
     assert main(["index", str(paths[0]), "--to", str(index)]) == 0  # by its own network
     assert Index(index, device="cpu").reranker.fusion == newer
