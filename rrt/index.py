@@ -58,7 +58,7 @@ class Index:
     ) -> list[list[Result]]:
         """The `top` photos for each query, best first: by cosine, the first `rerank` of them by `Reranker.rank`.
 
-        `where` is a condition on columns, as in SQL: only photos for which it holds are searched.
+        `where` is a condition on columns, as in SQL: only photos for which it holds are searched, and exactly.
         """
         self.table.checkout_latest()
         if content_of(self.table) != self.content:
@@ -90,7 +90,7 @@ class Index:
         """The rows of the photos nearest to a descriptor, by path."""
         found = nearest(self.table, descriptor.numpy(), number).with_row_id(True)
         if where is not None:
-            found = found.where(where)
+            found = found.where(where).bypass_vector_index()  # which misses photos where few are left
         try:
             return found.select([*Photo._fields, "descriptor", "_distance"]).to_arrow().sort_by("path")
         except ValueError as error:

@@ -10,7 +10,7 @@ The table has versions. Each write is a new one, or none: readers keep theirs.
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,19 +109,22 @@ def content_of(table: "Table") -> Content:
     return Content(**json.loads((table.schema.metadata or {})[KEY]))
 
 
-def create_table(index: Address, model: str, rows: "pa.Table", map_shape: Sequence[int]) -> "Table":
-    content = json.dumps(Content(FORMAT, model, list(map_shape))._asdict())
-    return engine().connect(str(index)).create_table(TABLE, rows.replace_schema_metadata({KEY: content}))
-
-
-def as_rows(photos: Sequence[Photo], features: Features) -> "pa.Table":
+def write(index: Address, table: "Table | None", model: str, photos: Sequence[Photo], features: Features) -> "Table":
+    """Add or replace photos in one version; makes the table of a new index, whose network's digest is `model`."""
     import pyarrow as pa
 
     columns: dict[str, Any] = dict(zip(Photo._fields, map(list, zip(*photos, strict=True)), strict=True))
     columns["path"] = as_text(columns["path"])
     for name, values in (("descriptor", features.descriptors), ("map", features.maps.half())):
         columns[name] = pa.FixedSizeListArray.from_arrays(values.flatten().numpy(), values[0].numel())
-    return pa.table(columns)
+    rows = pa.table(columns)
+    with writing(index):
+        if table is None:
+            content = Content(FORMAT, model, list(features.maps.shape[1:]))
+            rows = rows.replace_schema_metadata({KEY: json.dumps(content._asdict())})
+            return engine().connect(str(index)).create_table(TABLE, rows)
+        table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    return table
 
 
 def as_text(paths: Iterable[str]) -> list[str]:
@@ -156,11 +159,16 @@ def reported(problem: str, advice: str) -> Iterator[None]:
         raise InputError(f"{problem} ({str(error).partition(chr(10))[0]}): {advice}") from error
 
 
+def writing(index: Address) -> AbstractContextManager:
+    advice = "make room and run the command again, which goes on from the photos that are kept"
+    return reported(f"{index} could not be written to", advice)
+
+
 def save_model(index: Address, reranker: Reranker) -> None:
     if is_folder(index):
         reranker.save_pretrained(Path(index, "model"))
         return
-    with TemporaryDirectory() as folder, reported(f"{index}/model could not be written", "index again"):
+    with TemporaryDirectory() as folder, writing(index):
         reranker.save_pretrained(folder)
         fs = import_module("pyarrow.fs")
         store, path = fs.FileSystem.from_uri(f"{index}/model")

@@ -13,18 +13,17 @@ from rrt.index_metadata import add_metadata, read_metadata
 from rrt.index_table import (
     Address,
     Photo,
-    as_rows,
     as_text,
     content_of,
-    create_table,
     engine,
     has_model,
     is_folder,
     is_own,
     open_table,
     photos_in,
-    reported,
     save_model,
+    write,
+    writing,
 )
 from rrt.index_upkeep import keep_up
 from rrt.photos import is_hidden
@@ -79,13 +78,15 @@ def update(
     engine()  # before photos are embedded
     with _alone(index):
         described = None if metadata is None else read_metadata(metadata)
-        table = _table_of(index, reranker.digest())
+        table, digest = open_table(index), reranker.digest()
+        if table is not None and content_of(table).model != digest:
+            raise InputError(f"{index} is an index of another network: choose another folder, or give its own")
         before = [] if table is None else photos_in(table)
         given = {os.path.abspath(path) for path in paths}  # noqa: PTH100  # links keep their names
         removed = [photo.path for photo in before if photo.path not in given] if sync else []
         if not yes:
             _check_removal(index, before, removed)
-        if table is not None and not has_model(index, reranker.digest(), reranker.fusion):
+        if table is not None and not has_model(index, digest, reranker.fusion):
             save_model(index, reranker)
         problems: dict[str, str] = {}  # by path
         stamps, old = _stamps(given, problems), {photo.path: photo for photo in before}
@@ -94,15 +95,16 @@ def update(
         with tqdm(total=len(missing), desc="Indexing", unit="photo", disable=not (progress and missing)) as bar:
             for start in range(0, len(missing), BATCH_SIZE):
                 batch = missing[start : start + BATCH_SIZE]
-                table = _with_batch(index, table, batch, reranker, problems, embedded)
+                table = _with_batch(index, table, digest, batch, reranker, problems, embedded)
                 bar.update(len(batch))
         if given <= problems.keys() or table is None:
             raise InputError("; ".join(["no photo could be read", *list(problems.values())[:3]]))
-        with _writing(index):
+        with writing(index):
             if removed:
-                table.delete(f"path IN ({', '.join(map(_quoted, as_text(removed)))})")
+                quoted = ("'" + path.replace("'", "''") + "'" for path in as_text(removed))
+                table.delete(f"path IN ({', '.join(quoted)})")
             unknown = 0 if described is None else add_metadata(table, described)
-            recall = keep_up(table, is_folder(index), bool(embedded or removed))
+            recall = keep_up(index, table, bool(embedded or removed))
         new = (old.keys() | embedded) - set(removed)
         return Update(
             photos=len(new),
@@ -127,24 +129,6 @@ def _alone(index: Address) -> AbstractContextManager:
     return exclusive_lock(folder / ".lock", str(index), "wait for it, or choose another folder")
 
 
-def _writing(index: Address) -> AbstractContextManager:
-    advice = "make room and run the command again, which goes on from the photos that are kept"
-    return reported(f"{index} could not be written to", advice)
-
-
-def _table_of(index: Address, model: str) -> "Table | None":
-    """The table of an index, None for a new one; InputError where its network's digest is not `model`."""
-    table = open_table(index)
-    if table is not None and content_of(table).model != model:
-        raise InputError(f"{index} is an index of another network: choose another folder, or give its own")
-    return table
-
-
-def _quoted(text: str) -> str:
-    """A text in SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _stamps(paths: Iterable[str], problems: dict[str, str]) -> dict[str, tuple[int, int, int]]:
     """The stamps of files by path, sorted. `problems` gets those of the other files."""
     stamps = {}
@@ -160,6 +144,7 @@ def _stamps(paths: Iterable[str], problems: dict[str, str]) -> dict[str, tuple[i
 def _with_batch(
     index: Address,
     table: "Table | None",
+    digest: str,
     photos: Sequence[Photo],
     reranker: Reranker,
     problems: dict[str, str],
@@ -178,12 +163,7 @@ def _with_batch(
     if table is None:  # a model of an interrupted call may be there, and may be another one
         save_model(index, reranker)
     features = reranker.embed_pixels(torch.stack(list(images.values())))
-    rows = as_rows(list(images), features)
-    with _writing(index):
-        if table is None:
-            table = create_table(index, reranker.digest(), rows, features.maps.shape[1:])
-        else:
-            table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    table = write(index, table, digest, list(images), features)
     embedded += [photo.path for photo in images]
     return table
 

@@ -39,7 +39,7 @@ EXPERIMENTS = {
     "prepare_data.py": prepare_data,
 }
 WITH_PARSERS = {"rrt", "report", "utils.logs", "benchmarks", "docs.example"}
-TOOLS = {"tools.make_head", "tools.judge", "tools.families"}
+TOOLS = {"tools.make_head", "tools.judge", "tools.families", "tools.large_index"}
 SHELL = {"source", "touch", "cp", "grep"}  # programs without a check
 
 

@@ -18,7 +18,7 @@ from models.network import RerankingNetwork
 from models.settings import NetworkSettings
 from rrt import Features, Reranker
 from rrt.index import Index
-from rrt.index_table import Photo, as_rows, create_table, save_model
+from rrt.index_table import Photo, save_model, write
 from rrt.index_upkeep import keep_up
 
 BATCH, SEARCHES, GROUP, LATENT = 4096, 20, 5, 32
@@ -50,21 +50,17 @@ def main() -> None:
         descriptors = F.normalize(centres[rows // GROUP] + 0.4 * torch.randn(len(rows), 128), dim=1)
         return Features(descriptors, drawn_maps[torch.randint(2048, (len(rows),))])
 
-    def write() -> None:
-        table = None
+    def write_all() -> None:
+        table, digest = None, reranker.digest()
         for rows in torch.arange(options.photos).split(BATCH):
             photos = [Photo(f"/photos/{row % 997}/{row}.jpg", row, row, row) for row in rows.tolist()]
-            batch = as_rows(photos, features(rows))
-            if table is None:
-                table = create_table(options.index, reranker.digest(), batch, drawn_maps.shape[1:])
-            else:
-                table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(batch)
+            table = write(options.index, table, digest, photos, features(rows))
 
     save_model(options.index, reranker)
-    measured("writing", write)
+    measured("writing", write_all)
     index, query = Index(options.index), features(torch.tensor([17]))
     measured("exact search of 100", lambda: len(index.search(query, 100)[0]) and None, SEARCHES)
-    measured("merging, approximate index", lambda: f"recall {keep_up(index.table, True, True)}")
+    measured("merging, approximate index", lambda: f"recall {keep_up(options.index, index.table, True)}")
     measured("search of 100", lambda: len(index.search(query, 100)[0]) and None, SEARCHES)
     where = "size % 10 = 3"
     measured("search of 100, a tenth", lambda: len(index.search(query, 100, where=where)[0]) and None, SEARCHES)
