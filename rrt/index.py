@@ -60,6 +60,7 @@ class Index:
 
         `where` is a condition on columns, as in SQL: only photos for which it holds are searched, and exactly.
         """
+        queries = self.reranker._checked(queries)
         self.table.checkout_latest()
         if content_of(self.table) != self.content:
             raise InputError(f"{self.index} is of another network now: open it again")
@@ -71,11 +72,10 @@ class Index:
         descriptors = torch.from_numpy(array_of(rows, "descriptor").copy())
         cosines, order = (descriptors @ query.descriptors[0]).sort(descending=True, stable=True)
         rows = rows.take(order.numpy())
+        found = zip(photos_of(rows), cosines.clamp(-1, 1).tolist(), strict=True)  # against rounding
         results = [
             Result(photo.path, None if rerank else cosine, None, cosine, rank, photo.stamp)
-            for rank, (photo, cosine) in enumerate(
-                zip(photos_of(rows), cosines.clamp(-1, 1).tolist(), strict=True), start=1
-            )
+            for rank, (photo, cosine) in enumerate(found, start=1)
         ]
         if rerank and results:
             gallery = Features(descriptors[order[:rerank]], self._maps_of(rows["_rowid"].to_pylist()[:rerank]))
@@ -93,11 +93,11 @@ class Index:
             found = found.where(where).bypass_vector_index()  # which misses photos where few are left
         try:
             return found.select([*Photo._fields, "descriptor", "_distance"]).to_arrow().sort_by("path")
-        except ValueError as error:
+        except Exception as error:
+            if where is None or not isinstance(error, ValueError):
+                raise self._unreadable(error) from error
             columns = ", ".join(name for name in self.table.schema.names if name not in ("descriptor", "map"))
             raise InputError(f"where={where!r} ({error}): give a condition on {columns}") from error
-        except Exception as error:
-            raise self._unreadable(error) from error
 
     def _maps_of(self, ids: list[int]) -> Tensor:
         """The local maps of the photos with these row ids."""

@@ -76,6 +76,13 @@ def test_a_search_under_a_condition(reranker, index, paths, metadata):
             found(index, query, where)
 
 
+def test_queries_of_another_network(reranker, index, paths):
+    update(index, paths, reranker)
+    wide = Features(torch.ones(1, 64), torch.ones(1, 128, 2, 2))
+    with pytest.raises(InputError, match=r"are not of this network: expected \(n, 16\) and \(n, 16, h, w\)"):
+        Index(index, device="cpu").search(wide, 5)
+
+
 def test_metadata_of_later_calls(reranker, index, paths, metadata, capsys):
     update(index, paths[:3], reranker, metadata=metadata)
     assert main(["index", *map(str, paths), "--to", str(index), "--metadata", str(metadata)]) == 0
