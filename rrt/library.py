@@ -1,8 +1,10 @@
 """The library's names, which `rrt` hands on."""
 
 from rrt.features import Features
-from rrt.reranker import Match, Reranker
+from rrt.ranker import Match
+from rrt.reranker import Reranker
+from rrt.stores import RankedIds, Store
 from utils.errors import InputError
 from utils.retrieval.ranking import Ranking
 
-__all__ = ["Features", "InputError", "Match", "Ranking", "Reranker"]
+__all__ = ["Features", "InputError", "Match", "RankedIds", "Ranking", "Reranker", "Store"]

@@ -16,7 +16,7 @@ from rrt.index import Index, update
 from rrt.index_table import existing_table
 from rrt.picture import attention_picture
 from rrt.pretrained import CONFIG
-from rrt.reranker import Match
+from rrt.ranker import Match
 from tests.rrt.test_reranker import plain_logits
 from tests.utils.retrieval.test_fitted import RECORD
 from utils.io.checkpoint import save_tensors
