@@ -30,9 +30,9 @@ class PhotoEmbedder:
         self.device = device_of(device)
         self.network, self.crop_size = network.eval().requires_grad_(False), crop_size
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        resizing = Resizing(**network.backbone.resizing)
+        self.resizing = Resizing(**network.backbone.resizing)
         self._embedders = {torch.float32: network.embedder()}
-        self._transform = test_transform(crop_size, resizing=resizing)
+        self._transform = test_transform(crop_size, resizing=self.resizing)
 
     def embed(
         self,

@@ -1,18 +1,18 @@
 """Images of any kind, one or many, to the pixels that the network sees."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from sop.images.photo import naming, opened, to_rgb
-from sop.images.transforms import Transform
 from utils.errors import InputError
 
+T = TypeVar("T")
 Photo = str | os.PathLike | Image.Image | np.ndarray | Tensor
 KINDS = (
     "a path, a PIL image, or an array or a tensor, of uint8 or of floats from 0 to 1: (3, h, w), grey ones (1, h, w) "
@@ -31,8 +31,8 @@ def as_list(images: Photo | Iterable[Photo]) -> list[Any]:
     return [images] if is_one else list(images)  # type: ignore[arg-type]
 
 
-def pixels_of(image: Photo, transform: Transform) -> Tensor:
-    """The uint8 pixels (3, crop, crop) that `transform` makes of an image.
+def pixels_of(image: Photo, transform: Callable[[Image.Image], T]) -> T:
+    """What `transform` makes of an image: the uint8 pixels (3, crop, crop).
 
     Photos are turned upright by their EXIF, unlike those of a data set. The first frame of an animation is used.
     InputError for what is no image or cannot be read.

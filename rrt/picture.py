@@ -1,15 +1,18 @@
-"""A picture of the matcher's attention in a pair of photos."""
+"""A picture of a pair of photos: the matcher's attention, and the patches that match."""
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rrt.images import Photo
+from rrt.patches import patch_boxes, patch_pairs
 from rrt.reranker import Reranker
+from sop.images.transforms import Resizing
 from utils.errors import InputError
 from utils.runtime.precision import float32_throughout
 
 SIDE, GAP = 448, 16  # pixels
 DARKENING = 0.85  # of a patch without attention
+STRONGEST, COLOUR = 8, "lime"  # pairs of patches that lines join
 
 
 @float32_throughout()
@@ -17,13 +20,15 @@ DARKENING = 0.85  # of a patch without attention
 def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
     """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges.
 
-    The brighter a patch, the more the readout attends to it in the last layer, in the mean of its heads.
+    The brighter a patch, the more the readout attends to it in the last layer, in the mean of its heads. Lines join the
+    pairs of patches with the largest shares of the Chamfer similarity.
     InputError where the matcher was never trained.
     """
     if not reranker.matcher_trained:
         raise InputError("the matcher was never trained: what it attends to says nothing")
     pixels = torch.stack([reranker.pixels(photo) for photo in (a, b)])
-    query, candidate = (part[None] for part in reranker.embed_pixels(pixels).maps.to(reranker.device))
+    maps = reranker.embed_pixels(pixels).maps[:, None]
+    query, candidate = maps.to(reranker.device)
     matcher = reranker.network.matcher
     weights = matcher.attention(matcher.encode_queries(query), matcher.encode_candidates(candidate))
     readout = weights[0, -1, :, 0].mean(dim=0).cpu()
@@ -37,4 +42,8 @@ def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
         light = light.resize((SIDE, SIDE), Image.Resampling.NEAREST)
         black = Image.new("RGB", view.size)
         picture.paste(Image.composite(view, black, light), (side * (SIDE + GAP), 0))
+    draw, boxes = ImageDraw.Draw(picture), patch_boxes((SIDE, SIDE), maps.shape[-2:], SIDE, Resizing(crop_fraction=1))
+    for pair in patch_pairs(maps[0], maps[1], boxes, boxes)[:STRONGEST]:
+        ends = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (pair.query, pair.candidate)]
+        draw.line((ends[0], (ends[1][0] + SIDE + GAP, ends[1][1])), COLOUR, width=2)
     return picture

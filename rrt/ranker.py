@@ -11,6 +11,8 @@ from models.network import RerankingNetwork
 from rrt.arguments import FITTED, TOP_K, Fusion, Options, Positions, checked_options, positions_of, weights_of
 from rrt.embedder import Images, PhotoEmbedder
 from rrt.features import Features
+from rrt.images import Photo, pixels_of
+from rrt.patches import PatchPair, patch_boxes, patch_pairs
 from rrt.stores import RankedIds, Store, by_ids, gather, rows_of
 from utils.errors import InputError
 from utils.retrieval.chamfer import Chamfer
@@ -147,6 +149,18 @@ class Ranker(PhotoEmbedder):
         for of_query, row in zip(neighbours, rows, strict=True):
             of_query[: len(row)] = [position.get(id, -1) for id in row]
         return by_ids(self.rerank(queries, gallery or self._nothing(), neighbours, fusion, **options), rows, known)
+
+    def patches(self, query: Photo, candidate: Photo) -> list[PatchPair]:
+        """Which patches of two images match: the pairs that make their Chamfer similarity, the strongest first.
+
+        `rank` does without: it has no photos, whose sizes the boxes need, where features are given.
+        """
+        photos = query, candidate
+        maps = self.embed(photos).maps[:, None]
+        sizes = (pixels_of(photo, lambda opened: opened.size) for photo in photos)
+        boxes = (patch_boxes(size, maps.shape[-2:], self.crop_size, self.resizing) for size in sizes)
+        with float32_throughout():
+            return patch_pairs(*maps, *boxes)
 
     def _weights(self, fusion: Fusion, num_candidates: int) -> Weights:
         """The weights of a `fusion`; InputError where they need a matcher that was never trained."""

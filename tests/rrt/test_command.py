@@ -209,7 +209,8 @@ def test_embeds_photos_as_viewers_show_them(reranker, tmp_path):
     assert (reranker.pixels(tmp_path / "deep.png") == reranker.pixels(((deep + 128.0) // 257).astype(np.uint8))).all()
 
 
-def test_the_picture_shows_the_readout(reranker, paths):
+def test_the_picture_shows_the_readout(reranker, paths, monkeypatch):
+    monkeypatch.setattr("rrt.picture.STRONGEST", 0)
     picture = np.asarray(attention_picture(reranker, paths[0], paths[1]), float)
     views = [reranker.pixels(path).permute(1, 2, 0).numpy() for path in paths[:2]]
     features = reranker.embed(paths[:2]).maps
