@@ -24,7 +24,7 @@ class BuildLibrary(build_py):
             return
         shutil.rmtree(Path(self.build_lib) / "rrt", ignore_errors=True)  # of a build before
         super().run()
-        for source in needed_modules(sorted((ROOT / "rrt").glob("*.py"))):
+        for source in needed_modules(sorted((ROOT / "rrt").rglob("*.py"))):
             path = source.relative_to(ROOT)
             target = Path(self.build_lib) / (path if path.parts[0] == "rrt" else Path("rrt", f"_{path}"))
             for folder in target.relative_to(self.build_lib).parents[:-2]:

@@ -1,4 +1,4 @@
-"""The blocks of Python in README.md and docs/library.md run."""
+"""The blocks of Python in README.md, docs/library.md and docs/engines.md run."""
 
 import re
 import shutil
@@ -16,13 +16,15 @@ def blocks_of(page: str) -> list[str]:
 
 BLOCKS = [
     pytest.param(block, id=f"{page} {number}")
-    for page in ("README.md", "docs/library.md")
+    for page in ("README.md", "docs/library.md", "docs/engines.md")
     for number, block in enumerate(blocks_of(page))
 ]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_runs(block, saved, paths, tmp_path, monkeypatch):
+    for module in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
+        pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     shutil.copy(saved, "checkpoint.pt")
     for name, path in zip(NAMES, paths, strict=False):
@@ -31,5 +33,9 @@ def test_a_block_runs(block, saved, paths, tmp_path, monkeypatch):
     exec(block, found)
     if "scores" in found:
         assert set(found["positions"][0]) == {-1, 0, 1, 2, 3} and found["scores"][0, 0] > found["scores"][0, 3]
+    if "ranked" in found:
+        assert sorted(found["ranked"].ids[0]) == [0, 1, 2, 3] and not found["ranked"].missing
+    if "points" in found:
+        assert {point.id for point in found["points"]} == {match.index for match in found["matches"]} == {0, 1, 2, 3}
     if "gallery" in found:
         assert len(found["gallery"]) == 3 + ("scores" in found)

@@ -48,7 +48,7 @@ def test_the_wheel_stands_alone(source, saved, reranker, paths, tmp_path):
     subprocess.run([sys.executable, *PIP, *OFFLINE, "--target", installed, source], check=True)
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"bin", "rrt"}
-    assert (installed / "rrt" / "py.typed").exists()
+    assert all((installed / "rrt" / name).exists() for name in ("py.typed", "engines/faiss.py"))
     assert {path.name for path in (installed / "rrt" / "data").iterdir()} == {"README.md", "lite0_head.safetensors"}
     check_metadata(Distribution.at(next(installed.glob("*.dist-info"))))
 
