@@ -10,7 +10,7 @@ from pathlib import Path
 from rrt import InputError, Reranker
 from rrt.index import Index, update
 from rrt.photos import find_photos
-from rrt.picture import attention_picture
+from rrt.picture import pair_picture
 
 
 def main(photos: str, model: str, out: str) -> list[str]:
@@ -35,7 +35,7 @@ def main(photos: str, model: str, out: str) -> list[str]:
         print(f"{match.score:.3f}  {candidates[match.index]}")
 
     # picture: what the matcher reads in the query and its best match
-    attention_picture(reranker, query, candidates[matches[0].index]).save(Path(out, "picture.png"))
+    pair_picture(reranker, query, candidates[matches[0].index]).save(Path(out, "picture.png"))
     return [candidates[match.index] for match in matches]
 
 

@@ -14,7 +14,7 @@ from rrt.index import Index, Result, update
 from rrt.index_table import content_of, open_table, own_reranker
 from rrt.page import page, scores_text
 from rrt.photos import find_photos
-from rrt.picture import attention_picture
+from rrt.picture import pair_picture
 from rrt.reranker import Reranker
 from rrt.words import JSON_FORMAT, WHERE_FROM
 from utils.errors import InputError
@@ -109,8 +109,6 @@ def _as_json(ranking: str, queries: Sequence[Path], results: Sequence[Sequence[R
 def compare(options: argparse.Namespace) -> None:
     """Score a pair."""
     reranker = _model(options)
-    if options.picture is not None and not reranker.matcher_trained:
-        raise InputError("--picture shows the matcher's attention, but this matcher was never trained: leave it out")
     (match,) = reranker.rank(options.a, [options.b])
     parts = [] if match.probability is None else [f"same product: {match.probability:.2f}"]
     if match.logit is not None:
@@ -123,10 +121,11 @@ def compare(options: argparse.Namespace) -> None:
         verdict = "match" if match.score > calibration.threshold else "no match"
         print(f"{verdict}, at a false match rate of {100 * calibration.false_match_rate:g} % among candidates")
     if options.picture is not None:
-        picture = attention_picture(reranker, options.a, options.b)
+        picture = pair_picture(reranker, options.a, options.b)
         with atomic_write(options.picture) as file:
             picture.save(file, "PNG")
-        print(f"{printable(options.picture)}: the brighter a patch, the more the matcher attends to it")
+        attention = "; the brighter a patch, the more the matcher attends to it" * reranker.matcher_trained
+        print(f"{printable(options.picture)}: lines join the patches that match best{attention}")
 
 
 def _model(options: argparse.Namespace) -> Reranker:

@@ -1,4 +1,4 @@
-"""A picture of a pair of photos: the matcher's attention, and the patches that match."""
+"""A picture of a pair of photos: the patches that match, and the matcher's attention."""
 
 import torch
 from PIL import Image, ImageDraw
@@ -7,7 +7,6 @@ from rrt.images import Photo
 from rrt.patches import patch_boxes, patch_pairs
 from rrt.reranker import Reranker
 from sop.images.transforms import Resizing
-from utils.errors import InputError
 from utils.runtime.precision import float32_throughout
 
 SIDE, GAP = 448, 16  # pixels
@@ -17,23 +16,21 @@ STRONGEST, COLOUR = 8, "lime"  # pairs of patches that lines join
 
 @float32_throughout()
 @torch.inference_mode()
-def attention_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
+def pair_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
     """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges.
 
-    The brighter a patch, the more the readout attends to it in the last layer, in the mean of its heads. Lines join the
-    pairs of patches with the largest shares of the Chamfer similarity.
-    InputError where the matcher was never trained.
+    Lines join the pairs of patches with the largest shares of the Chamfer similarity. Where the matcher was trained, the
+    brighter a patch, the more its readout attends to it in the last layer, in the mean of its heads.
     """
-    if not reranker.matcher_trained:
-        raise InputError("the matcher was never trained: what it attends to says nothing")
     pixels = torch.stack([reranker.pixels(photo) for photo in (a, b)])
     maps = reranker.embed_pixels(pixels).maps[:, None]
-    query, candidate = maps.to(reranker.device)
-    matcher = reranker.network.matcher
-    weights = matcher.attention(matcher.encode_queries(query), matcher.encode_candidates(candidate))
-    readout = weights[0, -1, :, 0].mean(dim=0).cpu()
-    n = query[0, 0].numel()
-    grids = [readout[1 : n + 1].view(query.shape[2:]), readout[n + 2 :].view(candidate.shape[2:])]
+    grids = [torch.ones(maps.shape[-2:])] * 2
+    if reranker.matcher_trained:
+        matcher, (query, candidate) = reranker.network.matcher, maps.to(reranker.device)
+        weights = matcher.attention(matcher.encode_queries(query), matcher.encode_candidates(candidate))
+        readout = weights[0, -1, :, 0].mean(dim=0).cpu()
+        n = grids[0].numel()
+        grids = [part.view(maps.shape[-2:]) for part in (readout[1 : n + 1], readout[n + 2 :])]
     maximum = torch.cat([grid.flatten() for grid in grids]).max()
     picture = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
     for side, (image, weight) in enumerate(zip(pixels, grids, strict=True)):

@@ -80,7 +80,6 @@ def test_index_search_and_compare(paths, tmp_path, capsys, monkeypatch):
     for wrong, message in (
         (["--backbone", LITE0, "--model", "published"], "leave --model and --setting out"),
         (["--weights", "weights.pth", "--model", "published"], "--weights are a --backbone's"),
-        ([*model, "--picture", str(tmp_path / "pair.png")], "this matcher was never trained: leave it out"),
         (["--backbone", "tf_efficientnet_lite9"], "unknown: give a ResNet of torchvision's, or a name of timm's, such"),
     ):
         assert main(["compare", photos[0], photos[1], *wrong]) == 1

@@ -16,7 +16,7 @@ import rrt
 from rrt.__main__ import main
 from rrt.index import Result
 from rrt.page import page
-from rrt.picture import DARKENING, GAP, SIDE, attention_picture
+from rrt.picture import DARKENING, GAP, SIDE, pair_picture
 from tests import ROOT
 from utils.io.disk import stamp
 
@@ -211,7 +211,7 @@ def test_embeds_photos_as_viewers_show_them(reranker, tmp_path):
 
 def test_the_picture_shows_the_readout(reranker, paths, monkeypatch):
     monkeypatch.setattr("rrt.picture.STRONGEST", 0)
-    picture = np.asarray(attention_picture(reranker, paths[0], paths[1]), float)
+    picture = np.asarray(pair_picture(reranker, paths[0], paths[1]), float)
     views = [reranker.pixels(path).permute(1, 2, 0).numpy() for path in paths[:2]]
     features = reranker.embed(paths[:2]).maps
     matcher = reranker.network.matcher

@@ -14,7 +14,7 @@ from rrt import Features, InputError, Reranker
 from rrt.__main__ import main
 from rrt.index import Index, update
 from rrt.index_table import existing_table
-from rrt.picture import attention_picture
+from rrt.picture import pair_picture
 from rrt.pretrained import CONFIG
 from rrt.ranker import Match
 from tests.rrt.test_reranker import plain_logits
@@ -137,8 +137,6 @@ def test_a_network_whose_matcher_was_never_trained(untrained, paths, tmp_path, m
         for fusion in ("logit", None, (3, 2)):
             with pytest.raises(InputError, match=r"fusion=.*: the matcher was never trained, leave fusion out"):
                 loaded.rank(query, candidates, fusion=fusion)
-        with pytest.raises(InputError, match="the matcher was never trained: what it attends to says nothing"):
-            attention_picture(loaded, *paths[:2])
     assert "ranks by 3 * cosine + 2 * chamfer, 3 candidates" in repr(untrained)
 
 

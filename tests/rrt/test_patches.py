@@ -5,7 +5,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from rrt.images import pixels_of
 from rrt.patches import patch_boxes
-from rrt.picture import COLOUR, GAP, SIDE, attention_picture
+from rrt.picture import COLOUR, GAP, SIDE, pair_picture
 from sop.images.transforms import Resizing
 from sop.images.transforms import test_transform as evaluation_transform
 
@@ -61,11 +61,20 @@ def test_boxes_of_upright_photos_and_arrays(reranker, tmp_path):
             assert (box[2] - box[0], box[3] - box[1]) == pytest.approx([side * crop / 2 for side in size], rel=0.02)
 
 
+def test_the_picture_of_an_untrained_matcher_has_its_photos_and_lines(paths, monkeypatch):
+    untrained = Reranker.from_backbone("tf_efficientnet_lite0", head=None)
+    drawn = np.asarray(pair_picture(untrained, *paths[:2]))
+    monkeypatch.setattr("rrt.picture.STRONGEST", 0)
+    plain = np.asarray(pair_picture(untrained, *paths[:2]))
+    view = Image.fromarray(untrained.pixels(paths[0]).permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
+    assert (plain[:, :SIDE] == np.asarray(view)).all() and (plain != drawn).any()
+
+
 def test_the_picture_joins_patches(reranker, paths, monkeypatch):
     pictures = []
     for number in (0, 1):
         monkeypatch.setattr("rrt.picture.STRONGEST", number)
-        pictures.append(attention_picture(reranker, *paths[:2]))
+        pictures.append(pair_picture(reranker, *paths[:2]))
     boxes = patch_boxes(pixels_of(paths[0], lambda photo: photo.size), (2, 2), 64, reranker.resizing)
     strongest = reranker.patches(*paths[:2])[0]
     (y0, x0), (y1, x1) = (divmod(boxes.index(box), 2) for box in (strongest.query, strongest.candidate))

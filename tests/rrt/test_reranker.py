@@ -15,7 +15,7 @@ from models.matcher import _position_code
 from rrt import Features, InputError, Reranker
 from rrt.images import pixels_of
 from rrt.index import Index, update
-from rrt.picture import attention_picture
+from rrt.picture import pair_picture
 from sop.dataset import ImageSet
 from sop.images.transforms import test_transform as evaluation_transform
 from sop.splits import class_map, read_split
@@ -326,7 +326,7 @@ def test_a_program_that_has_set_torch_otherwise(set_otherwise, program, reranker
         assert {part.dtype for part in features} == {torch.float32}
         ranking = loaded.rerank(Features(*(part.numpy() for part in features)), features, np.eye(3, dtype=int), (2, 3))
         scores = [loaded.score(paths[:1], paths[1:2]), loaded.score([], []), *features]
-        picture = np.asarray(attention_picture(loaded, *paths[:2]))
+        picture = np.asarray(pair_picture(loaded, *paths[:2]))
         matches = np.array(loaded.rank(paths[0], features, top_k=2))
         update(tmp_path / "index", map(Path, paths[:3]), loaded)
         ((found, _),) = Index(tmp_path / "index", device="cpu").search(features[:1], top=2, rerank=1)
