@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rrt.library import Features, InputError, Match, RankedIds, Ranking, Reranker, Store
+    from rrt.library import Features, InputError, Match, PatchPair, RankedIds, Ranking, Reranker, Store
 
-__all__ = ["Features", "InputError", "Match", "RankedIds", "Ranking", "Reranker", "Store", "__version__"]
+__all__ = ["Features", "InputError", "Match", "PatchPair", "RankedIds", "Ranking", "Reranker", "Store", "__version__"]
 __version__ = "0.1"
 
 

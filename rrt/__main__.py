@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     of_compare = commands.add_parser("compare", parents=[model], help="score a pair of photos")
     of_compare.add_argument("a", metavar="QUERY")
     of_compare.add_argument("b", metavar="CANDIDATE")
-    of_compare.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the matcher's attention")
+    of_compare.add_argument(
+        "--picture", type=Path, metavar="FILE", help="PNG of the matcher's attention, and of patches that match"
+    )
     of_compare.set_defaults(run="compare")
     return parser
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from math import isqrt
 from typing import Any
 
+import numpy as np
 import torch
 from qdrant_client import QdrantClient, models
 
@@ -44,17 +45,16 @@ class QdrantStore:
 
     def search(self, descriptors: Any, limit: int, **options: Any) -> list[list[Any]]:
         """The ids of the nearest points to each descriptor; `options` are Qdrant's, such as a `filter`."""
-        queries = [
-            models.QueryRequest(query=row.tolist(), using=DESCRIPTOR, limit=limit, **options) for row in descriptors
-        ]
+        options |= {"using": DESCRIPTOR, "limit": limit}
+        queries = [models.QueryRequest(query=row.tolist(), **options) for row in descriptors]
         answers = self.client.query_batch_points(self.collection, queries)
         return [[point.id for point in answer.points] for answer in answers]
 
     def features(self, ids: list[Any]) -> dict[Any, tuple[Any, Any]]:
-        """The map is square, as the network's input is."""
         given, found = {str(id): id for id in ids}, {}
         for point in self.client.retrieve(self.collection, ids, with_payload=False, with_vectors=True):
             vectors: Any = point.vector
-            tokens = torch.tensor(vectors[MAP]).T
-            found[given[str(point.id)]] = vectors[DESCRIPTOR], tokens.unflatten(1, (isqrt(tokens.shape[1]), -1))
+            tokens = np.array(vectors[MAP], np.float32)
+            side = isqrt(len(tokens))  # a map is square, as the network's input is
+            found[given[str(point.id)]] = vectors[DESCRIPTOR], tokens.T.reshape(-1, side, side)
         return found
