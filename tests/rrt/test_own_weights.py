@@ -14,7 +14,6 @@ from rrt import Features, InputError, Reranker
 from rrt.__main__ import main
 from rrt.index import Index, update
 from rrt.index_table import existing_table
-from rrt.picture import pair_picture
 from rrt.pretrained import CONFIG
 from rrt.ranker import Match
 from tests.rrt.test_reranker import plain_logits

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageDraw
 
+from rrt import Reranker
 from rrt.images import pixels_of
 from rrt.patches import patch_boxes
 from rrt.picture import COLOUR, GAP, SIDE, pair_picture

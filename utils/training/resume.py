@@ -37,8 +37,7 @@ MAY_CHANGE_ON_RESUME = {
     "cache_nn_inds",
     "model.grad_checkpointing",
 }
-# settings that older files lack, and what their runs did
-ADDED = {
+ADDED = {  # settings that older files lack, and what their runs did
     "objective": "published",
     "num_negatives": 1,
     "model.local_size": None,
