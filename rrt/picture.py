@@ -19,8 +19,8 @@ STRONGEST, COLOUR = 8, "lime"  # pairs of patches that lines join
 def pair_picture(reranker: Reranker, a: Photo, b: Photo) -> Image.Image:
     """Query `a` and candidate `b` side by side, as the network sees them: squared, cut at their edges.
 
-    Lines join the pairs of patches with the largest shares of the Chamfer similarity. Of a trained matcher: the brighter
-    a patch, the more the readout attends to it in the last layer, in the mean of its heads.
+    Lines join the pairs of patches with the largest shares of the Chamfer similarity. The brighter a patch, the more
+    the readout of a trained matcher attends to it in the last layer, in the mean of its heads.
     """
     pixels = torch.stack([reranker.pixels(photo) for photo in (a, b)])
     maps = reranker.embed_pixels(pixels).maps[:, None]

@@ -70,15 +70,16 @@ def evaluate_fused(
 ):
     """`evaluate_rerank` by all scores, or those without a matcher, with the weights of `utils.retrieval.crossfit`.
 
-    The recalls have mAP@R, too: R@1 says little of the few classes that a validation has. Where no weights
-    can be chosen, as of too few classes, they are `FIXED_WEIGHTS`, and a line says so.
+    The global ranking is none of the choices: a validation is to tell how good these scores are. The recalls have
+    mAP@R, too: R@1 says little of the few classes that a validation has. Where no weights can be chosen, as of too few
+    classes, they are `FIXED_WEIGHTS`, and a line says so.
     """
     num_scored, loaders = cache_nn_inds.shape[1], (query_loader, gallery_loader)
     candidates = score_candidates(model, cache_nn_inds, num_scored, *loaders, dtype, with_matcher=with_matcher)
     check_last_scores_differ(candidates)
     labels = Labels.of(*loaders)
     try:
-        ranking = fit_weights(candidates, labels, with_matcher).ranking
+        ranking = fit_weights(candidates, labels, with_matcher, with_global=False).ranking
     except InputError as error:
         weights = FIXED_WEIGHTS[with_matcher]._replace(num_candidates=num_scored)
         print(f"ranked by {weights}: {error}")

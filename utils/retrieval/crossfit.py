@@ -43,13 +43,13 @@ def describe_grid(num_scored: int, with_logits: bool) -> str:
     return f"{chosen}, among the global ranking and, of the first {counts} candidates, {formulas}"
 
 
-def choose(results: Outcomes) -> int:
+def choose(results: Outcomes, with_global: bool = True) -> int:
     """The choice of best mAP@R that loses no R@1, and of those as good the one that changes fewest top-1 results.
 
     `results` are sums by class; the first choice is the global ranking. "No worse" is as `near_best` has it: so weights
-    differ from the global ranking only if that pays.
+    differ from the global ranking only if that pays, or `with_global` is False: then it is no choice.
     """
-    near = near_best(results.hits, np.ones(len(results.hits), bool))
+    near = near_best(results.hits, np.arange(len(results.hits)) >= 1 - with_global)
     near = near_best(results.precisions, near)
     return int(np.where(near, results.unchanged.sum(axis=1), -1).argmax())
 
@@ -90,7 +90,12 @@ def folds(labels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def crossfit(
-    candidates: Candidates, labels: np.ndarray, matches: np.ndarray, relevant: np.ndarray, with_logits: bool
+    candidates: Candidates,
+    labels: np.ndarray,
+    matches: np.ndarray,
+    relevant: np.ndarray,
+    with_logits: bool,
+    with_global: bool = True,
 ) -> CrossFit:
     """Choose weights of `grid` for each fold by `choose` on the other folds, and rank the fold by them.
 
@@ -108,16 +113,17 @@ def crossfit(
     ranking = Ranking(np.empty(candidates.neighbours.shape, np.float32), candidates.neighbours.copy())
     by_fold = []
     for mask in masks:
-        chosen = choices[choose(Outcomes(*(sums[:, ~mask[first]] for sums in results)))]
+        chosen = choices[choose(Outcomes(*(sums[:, ~mask[first]] for sums in results)), with_global)]
         by_fold.append(chosen)
         of_fold = ranking_by(select_queries(candidates, mask), chosen)
         ranking.scores[mask], ranking.positions[mask] = of_fold
-    return CrossFit(ranking, by_fold, choices[choose(results)])
+    return CrossFit(ranking, by_fold, choices[choose(results, with_global)])
 
 
-def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool) -> CrossFit:
+def fit_weights(candidates: Candidates, labels: Labels, with_logits: bool, with_global: bool = True) -> CrossFit:
     """`crossfit` with the matches that follow from `labels`."""
-    return crossfit(candidates, labels.queries, matches_of(candidates, labels), relevant_of(*labels), with_logits)
+    matches = matches_of(candidates, labels)
+    return crossfit(candidates, labels.queries, matches, relevant_of(*labels), with_logits, with_global)
 
 
 def matches_of(candidates: Candidates, labels: Labels) -> np.ndarray:

@@ -224,3 +224,12 @@ def test_noise_does_no_harm(with_random_chamfer):
         found.append(gains(candidates, labels))
     recall, precision = np.mean(found, axis=0)
     assert recall >= -0.1 and precision > -0.25  # a single one's standard error is 0.4
+
+
+def test_without_the_global_ranking_noise_is_ranked_by():
+    candidates, labels = saturated(0, 0)
+    by_fold = [fit_weights(candidates, labels, True, with_global).by_fold for with_global in (True, False)]
+    assert [{np.isinf(weights.cosine) for weights in weights_of_folds} for weights_of_folds in by_fold] == [
+        {True},
+        {False},
+    ]
