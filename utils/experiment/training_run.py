@@ -29,7 +29,7 @@ from utils.training.resume import (
     restore_random_state,
     run_signature,
 )
-from utils.training.state import TrainingState
+from utils.training.state import TrainingState, deciding
 from utils.training.steps import Step
 
 MAX_LISTED = 10  # unreadable ones, in the terminal
@@ -84,8 +84,7 @@ class Training(NamedTuple):
         """Start the best checkpoint anew: with this state if it was validated, else with the next validated one."""
         state.best = None
         if state.is_validated and not state.iteration:
-            measures = ("val.recall@1", f"val.{MAP_AT_R}")  # the latter is logged last
-            state.best = next(value for name, value, _ in reversed(state.scalars) if name in measures)
+            state.best = deciding([*state.validations().values()][-1])
             self.files.save_best(state)
         self.files.save_last(state)
 
@@ -128,7 +127,7 @@ def open_training(
         digest = md5(checkpoint) if checkpoint.exists() else ""
         # older last.pt files do not have the MD5 sum of the checkpoint
         expected = earlier["about"].get("checkpoint", digest)
-        is_best = "" not in (digest, expected) and is_made_from(checkpoint, expected)
+        is_best = "" not in (digest, expected) and (digest == expected or is_made_from(checkpoint, expected))
         signature["checkpoint"] = expected if is_best else digest
         is_best_lost = earlier["best"] is not None and not is_best
         if is_best_lost:
@@ -147,13 +146,9 @@ def open_training(
     return Training(TrainingFiles(checkpoint, signature, save_minutes), earlier, is_best_lost)
 
 
-def best_validation(state: TrainingState) -> tuple[float, dict[str, float]]:
+def best_validation(state: TrainingState) -> tuple[float, dict[int | str, float]]:
     """The epochs trained before the best validation, of equal ones the last, and its recalls by K (and mAP@R)."""
-    validations: dict[float, dict[str, float]] = {}
-    for name, value, epoch in state.scalars:
-        if name.startswith("val."):
-            validations.setdefault(epoch, {})[name.removeprefix("val.").removeprefix("recall@")] = value
-    best = (item for item in reversed(validations.items()) if item[1].get(MAP_AT_R, item[1].get("1")) == state.best)
+    best = (item for item in reversed(state.validations().items()) if deciding(item[1]) == state.best)
     return next(best, (state.epoch, {}))
 
 
@@ -188,7 +183,7 @@ def run_training(
         restore_random_state(training.earlier)
         if training.is_best_lost:
             training.begin_best_anew(state)
-        _run.info["recall"] = best_validation(state)[1]
+        _run.info["recall"] = {str(k): recall for k, recall in best_validation(state)[1].items()}
     paths = loader.dataset.unreadable
 
     def report(recalls: dict[int, float], columns: int, title: str, improved: bool) -> None:

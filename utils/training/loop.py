@@ -14,12 +14,11 @@ from utils.distributed.collectives import all_reduce_gradients, any_rank
 from utils.distributed.group import barrier, world_size
 from utils.errors import DeviceError, DivergedError
 from utils.io.checkpoint import num_of_trainable_params
-from utils.retrieval.measures import MAP_AT_R
 from utils.runtime.device import device_errors_as_input_errors, device_of
 from utils.runtime.signals import Interrupted, deferred_signals
 from utils.training.losses import MeanOverPairs
 from utils.training.resume import TrainingFiles, random_state, set_random_state
-from utils.training.state import TrainingState
+from utils.training.state import TrainingState, deciding, scalar_name
 from utils.training.steps import Step, global_step, rerank_step
 
 FETCH_EVERY = 20  # iterations between two looks at losses and accuracies: each waits for the device
@@ -63,8 +62,8 @@ def fit(
                 raise
             with deferred_signals():
                 for k, recall in recalls.items():
-                    scalars.log_scalar(f"val.{k}" if k == MAP_AT_R else f"val.recall@{k}", recall, state.epoch)
-                measure = recalls.get(MAP_AT_R, recalls[1])
+                    scalars.log_scalar(scalar_name(k), recall, state.epoch)
+                measure = deciding(recalls)
                 improved = state.best is None or measure >= state.best
                 state.is_validated = True
                 if improved:

@@ -10,7 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.io.checkpoint import UNKNOWN, TrainingInfo
+from utils.retrieval.measures import MAP_AT_R
 from utils.runtime.device import device_of
+
+RECALL, PRECISION = "val.recall@", f"val.{MAP_AT_R}"
 
 
 @dataclass
@@ -25,7 +28,7 @@ class TrainingState:
     epoch: int = 0  # epochs trained: the number of the one that comes next
     iteration: int = 0  # iterations trained of that one
     is_validated: bool = False  # as it is after so many epochs
-    best: float | None = None  # the highest mAP@R, or without it R@1, of a validation so far
+    best: float | None = None  # the highest `deciding` measure of a validation so far
     scalars: list[tuple[str, float, float]] = field(default_factory=list)  # logged so far: name, value, step
     origin: TrainingInfo = UNKNOWN  # what its checkpoints say of themselves
 
@@ -49,6 +52,26 @@ class TrainingState:
     def modules(self) -> nn.ModuleDict:
         """All that has weights."""
         return nn.ModuleDict({"model": self.model, "criterion": self.criterion})
+
+    def validations(self) -> dict[float, dict[int | str, float]]:
+        """The measures of each validation, recalls by K and mAP@R by its name, by the epochs trained before it."""
+        validations: dict[float, dict[int | str, float]] = {}
+        for name, value, epoch in self.scalars:
+            if name.startswith(RECALL) and (k := name.removeprefix(RECALL)).isdecimal():
+                validations.setdefault(epoch, {})[int(k)] = value
+            elif name == PRECISION:
+                validations.setdefault(epoch, {})[MAP_AT_R] = value
+        return validations
+
+
+def scalar_name(measure: int | str) -> str:
+    """The name that a measure of a validation, a K or mAP@R, is logged by."""
+    return PRECISION if measure == MAP_AT_R else f"{RECALL}{measure}"
+
+
+def deciding(measures: Mapping[int | str, float]) -> float:
+    """What chooses the best epoch: mAP@R where a validation has it, else R@1."""
+    return measures.get(MAP_AT_R, measures[1])
 
 
 def parameter_groups(
