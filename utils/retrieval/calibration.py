@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import InputError
-from utils.retrieval.crossfit import FOLDS, folds
+from utils.retrieval.crossfit import FOLDS
 from utils.retrieval.intervals import ratio_interval
 
 FALSE_MATCH_RATE = 0.01
@@ -49,7 +49,7 @@ class Bin(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What calibration comes to on classes that it was not fitted on, over all folds."""
+    """What a calibration comes to on classes that it was not fitted on."""
 
     false_match_rate: float
     false_non_match_rate: float
@@ -127,26 +127,6 @@ def threshold_at(impostor_scores: np.ndarray, false_match_rate: float) -> float:
     return float(np.partition(impostor_scores, place)[place])
 
 
-def held_out(
-    scores: np.ndarray, matches: np.ndarray, labels: np.ndarray, false_match_rate: float = FALSE_MATCH_RATE
-) -> HeldOut | None:
-    """Judge `calibrate`, with its arguments: each fold of classes by what the other folds give.
-
-    None, and the reason is printed, where `calibrate` gives None, also for the other folds of one.
-    """
-    if (whole := calibrate(scores, matches, labels, false_match_rate)) is None:
-        return None
-    predicted, is_match = np.empty(scores.shape), np.empty(scores.shape, bool)
-    for mask in folds(labels):
-        if reason := _lacking(matches[~mask]):
-            print(f"scores are not calibrated on held-out classes: without one of the folds {reason}")
-            return None
-        slope, offset = logistic_fit(scores[~mask].ravel(), matches[~mask].ravel())
-        threshold = threshold_at(scores[~mask][~matches[~mask]], whole.false_match_rate)
-        predicted[mask], is_match[mask] = sigmoid(slope * scores[mask] + offset), scores[mask] > threshold
-    return _held_out(predicted, is_match, matches, labels)
-
-
 def judge(calibration: Calibration, scores: np.ndarray, matches: np.ndarray, labels: np.ndarray) -> HeldOut | None:
     """Judge a calibration on other classes than those it was fitted on, with the arguments of `calibrate`.
 
@@ -155,11 +135,8 @@ def judge(calibration: Calibration, scores: np.ndarray, matches: np.ndarray, lab
     if reason := _lacking(matches):
         print(f"the threshold for a match is not judged: {reason}")
         return None
-    return _held_out(calibration.probability(scores), scores > calibration.threshold, matches, labels)
-
-
-def _held_out(predicted: np.ndarray, is_match: np.ndarray, matches: np.ndarray, labels: np.ndarray) -> HeldOut:
-    missed, genuine = ((matches & ~is_match).sum(axis=1), matches.sum(axis=1))
+    predicted, is_match = calibration.probability(scores), scores > calibration.threshold
+    missed, genuine = (matches & ~is_match).sum(axis=1), matches.sum(axis=1)
     by_class = [np.bincount(labels, weights=values) for values in (missed, genuine)]
     low, high = np.clip(ratio_interval(*by_class), 0, 1).tolist()
     return HeldOut(

@@ -16,9 +16,7 @@ class Outcomes(NamedTuple):
 
     hits: np.ndarray  # bool: the first candidate is of the query's class
     unchanged: np.ndarray  # bool: the first candidate is the global ranking's
-    precisions: (
-        np.ndarray
-    )  # float32: average precision at R, of the candidates; matches behind them do not depend on it
+    precisions: np.ndarray  # float32: average precision at R, of the candidates: later matches do not depend on it
 
     def by_class(self, classes: np.ndarray) -> "Outcomes":
         """Sums over the queries of each class, float64; `classes` (n,) are numbers from 0 without a gap."""

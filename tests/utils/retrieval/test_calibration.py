@@ -9,13 +9,12 @@ from utils.retrieval import calibration
 from utils.retrieval.calibration import (
     RIDGE,
     calibrate,
-    held_out,
+    judge,
     logistic_fit,
     reliability,
     sigmoid,
     threshold_at,
 )
-from utils.retrieval.crossfit import folds
 
 
 def scored(seed=0, classes=40, queries=5, candidates=20, slope=1.5, offset=-4.0):
@@ -103,11 +102,15 @@ def test_left_out(capsys):
         ((scores, matches & False, labels), "no candidate is of its query's class"),
         ((scores, matches | True, labels), "all candidates are of their query's class"),
     ):
-        assert calibrate(*arguments) is None and held_out(*arguments) is None
-        assert capsys.readouterr().out == 2 * f"scores are not calibrated: {reason}\n"
-    one_class = matches & (labels == 3)[:, None]
-    assert calibrate(scores, one_class, labels) is not None and held_out(scores, one_class, labels) is None
-    assert "without one of the folds no candidate is of its query's class" in capsys.readouterr().out
+        assert calibrate(*arguments) is None
+        assert capsys.readouterr().out == f"scores are not calibrated: {reason}\n"
+    fitted = calibrate(scores, matches, labels)
+    for genuine, reason in (
+        (matches & False, "no candidate is of its query's class"),
+        (matches | True, "all candidates are of their query's class"),
+    ):
+        assert judge(fitted, scores, genuine, labels) is None
+        assert capsys.readouterr().out == f"the threshold for a match is not judged: {reason}\n"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -118,17 +121,20 @@ def test_refuses_what_is_not_finite(value):
         calibrate(scores, matches, labels)
 
 
-def test_held_out_equals_plain_loop():
+def test_judge_equals_plain_loop():
     scores, matches, labels = scored(classes=23)
-    found, wrong, missed, predicted = held_out(scores, matches, labels, 0.05), 0, 0, np.empty(scores.shape)
-    for part in folds(labels):
-        others = [(s, y) for q in np.flatnonzero(~part) for s, y in zip(scores[q], matches[q], strict=True)]
-        fitted = logistic_fit(*map(np.array, zip(*others, strict=True)))
-        threshold = threshold_at(np.array([s for s, y in others if not y]), 0.05)
-        for q in np.flatnonzero(part):
-            wrong += sum(s > threshold and not y for s, y in zip(scores[q], matches[q], strict=True))
-            missed += sum(s <= threshold and y for s, y in zip(scores[q], matches[q], strict=True))
-            predicted[q] = 1 / (1 + np.exp(-(fitted[0] * scores[q] + fitted[1])))
+    part = labels < 12
+    others = [(s, y) for q in np.flatnonzero(~part) for s, y in zip(scores[q], matches[q], strict=True)]
+    fitted = logistic_fit(*map(np.array, zip(*others, strict=True)))
+    threshold = threshold_at(np.array([s for s, y in others if not y]), 0.05)
+    judged = calibrate(scores[~part], matches[~part], labels[~part], 0.05)
+    scores, matches, labels = scores[part], matches[part], labels[part]
+    found = judge(judged, scores, matches, labels)
+    wrong, missed, predicted = 0, 0, np.empty(scores.shape)
+    for q in range(len(scores)):
+        wrong += sum(s > threshold and not y for s, y in zip(scores[q], matches[q], strict=True))
+        missed += sum(s <= threshold and y for s, y in zip(scores[q], matches[q], strict=True))
+        predicted[q] = 1 / (1 + np.exp(-(fitted[0] * scores[q] + fitted[1])))
     assert found.false_match_rate == pytest.approx(wrong / (~matches).sum())
     assert found.false_non_match_rate == pytest.approx(missed / matches.sum())
     assert found.false_match_rate == pytest.approx(0.05, abs=0.02)
