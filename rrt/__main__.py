@@ -95,12 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     of_search.add_argument(
         "--rerank", type=_number, metavar="N", help="rerank the first N: as many as the model's weights are for, or 100"
     )
-    of_search.add_argument(
+    rankings = of_search.add_mutually_exclusive_group()
+    rankings.add_argument(
         "--fusion",
         type=float,
         nargs=2,
         metavar=("W", "V"),
         help="rerank by logit + W * cosine + V * chamfer in place of the model's own weights; 0 0: by the logit",
+    )
+    rankings.add_argument(
+        "--cascade", action="store_true", help="by the model's own weights, in a cascade: the matcher scores few photos"
     )
     outputs = of_search.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="a page to look at")

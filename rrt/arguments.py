@@ -15,7 +15,7 @@ from utils.settings import FLAG, Rules, check_settings, one_of, plain, whole_num
 
 TOP_K = whole_number(1).or_none()
 OPTIONS: Rules = {"progress": FLAG, "batch_size": whole_number(1).or_none(), "precision": one_of(*DTYPES)}
-FITTED, LOGIT = "fitted", "logit"
+FITTED, LOGIT, CASCADE = "fitted", "logit", "cascade"
 Fusion = str | Sequence[float] | np.ndarray | None
 Positions = np.ndarray | Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -52,8 +52,15 @@ def device_of(device: torch.device | str | None) -> torch.device:
     return known
 
 
-def weights_of(fusion: Fusion, num_candidates: int, own: Weights | None) -> Weights:
-    """The weights of a `fusion`; `own` are the network's."""
+def weights_of(fusion: Fusion, num_candidates: int, own: Weights | None, cascade: Weights | None) -> Weights:
+    """The weights of a `fusion`; `own` are the network's, and `cascade` those with their margin."""
+    if isinstance(fusion, str) and fusion == CASCADE:
+        if cascade is None:
+            raise InputError(
+                f"fusion='{CASCADE}': the network has no margin for it, which is fitted with its weights where they "
+                "take the logit: train it with dataset.val_file, or leave fusion out"
+            )
+        return cascade._replace(num_candidates=num_candidates)
     if isinstance(fusion, str) and fusion == FITTED and own is not None:
         return own._replace(num_candidates=num_candidates)
     if fusion is None or (isinstance(fusion, str) and fusion in (FITTED, LOGIT)):
@@ -61,7 +68,9 @@ def weights_of(fusion: Fusion, num_candidates: int, own: Weights | None) -> Weig
     values = fusion.tolist() if isinstance(fusion, np.ndarray) else fusion
     weights = list(map(plain, values)) if isinstance(values, Sequence) and not isinstance(values, str) else []
     if len(weights) != 2 or not all(map(WEIGHT.accepts, weights)):
-        raise InputError(f"fusion={fusion!r}: give '{FITTED}', '{LOGIT}', or (w, v), two numbers from 0 to 1,000,000")
+        raise InputError(
+            f"fusion={fusion!r}: give '{FITTED}', '{CASCADE}', '{LOGIT}', or (w, v), two numbers from 0 to 1,000,000"
+        )
     cosine, chamfer = weights
     return Weights(1, cosine, chamfer, num_candidates)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.costs import print_costs
-from rrt.arguments import FITTED, Fusion, weights_of
+from rrt.arguments import CASCADE, FITTED, Fusion
 from rrt.index import Index, Result, update
 from rrt.index_table import content_of, open_table, own_reranker
 from rrt.page import page, scores_text
@@ -58,12 +58,12 @@ def index(options: argparse.Namespace) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Search an index."""
-    if options.fusion and options.rerank == 0:
-        raise InputError("--fusion needs reranking: leave it out, or --rerank 0")
+    if (options.fusion or options.cascade) and options.rerank == 0:
+        raise InputError("--fusion and --cascade need reranking: leave them out, or --rerank 0")
     photos = Index(options.index)
     queries = [Path(query) for query in options.queries]
     num_candidates = photos.num_candidates() if options.rerank is None else options.rerank
-    fusion = FITTED if options.fusion is None else options.fusion
+    fusion = options.fusion or (CASCADE if options.cascade else FITTED)
     results = photos.search(photos.reranker.embed(queries), options.top, num_candidates, fusion, options.where)
     ranking = ranking_text(photos.reranker, num_candidates, fusion)
     if options.html is not None:
@@ -84,7 +84,7 @@ def ranking_text(reranker: Reranker, num_candidates: int, fusion: Fusion) -> str
     """What photos are ranked by, in words."""
     if not num_candidates:
         return "ranked by cosine"
-    weights = weights_of(fusion, num_candidates, reranker.own_weights)
+    weights = reranker.weights(fusion, num_candidates)
     fitted = reranker.fusion_of(weights)
     origin = f", fitted on {fitted.fitted_on}" if fitted else ""
     return f"reranked by {weights}{origin}"

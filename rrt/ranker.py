@@ -1,5 +1,6 @@
 """Candidates to rankings: the half of `Reranker` that scores pairs."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Unpack
 
@@ -19,7 +20,7 @@ from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.crossfit import FIXED_WEIGHTS
 from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.pair_scoring import Scorer, pair_scores
-from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, ranking_by
+from utils.retrieval.ranking import Candidates, Ranking, Weights, candidate_cosines, in_margin, ranking_by
 from utils.runtime.precision import dtype_of, float32_throughout
 from utils.settings import check_settings, plain
 
@@ -31,9 +32,11 @@ class Match(NamedTuple):
 
     index: int  # type: ignore[assignment]  # the name of a tuple's method
     score: float
-    logit: float | None  # of the matcher; None where the ranking does without it
+    logit: float | None  # of the matcher; None where the ranking, or its cascade, does without it
     cosine: float  # of the global descriptors
-    probability: float | None = None  # that both show one product; None where the score is not calibrated
+    probability: float | None = (
+        None  # that both show one product; None where the score is not calibrated, or has no logit
+    )
 
 
 class Ranker(PhotoEmbedder):
@@ -56,6 +59,13 @@ class Ranker(PhotoEmbedder):
         if self.fusion is not None:
             return self.fusion.weights
         return None if self.matcher_trained else UNTRAINED
+
+    def weights(self, fusion: Fusion, num_candidates: int) -> Weights:
+        """The weights of a `fusion`; InputError where they need a matcher that was never trained."""
+        weights = weights_of(fusion, num_candidates, self.own_weights, self.fusion and self.fusion.cascade)
+        if weights.logit and not self.matcher_trained:
+            raise InputError(f"fusion={fusion!r}: the matcher was never trained, leave fusion out")
+        return weights
 
     def fusion_of(self, weights: Weights) -> FittedWeights | None:
         """What is known of weights, where they are those fitted for the network."""
@@ -84,20 +94,20 @@ class Ranker(PhotoEmbedder):
         check_settings({"top_k": plain(top_k)}, {"top_k": TOP_K})
         if not len(gallery):
             return []
-        weights = self._weights(fusion, len(gallery))
+        weights = self.weights(fusion, len(gallery))
         scored = self._scored(queries, gallery, torch.from_numpy(np.arange(len(gallery))[None]), weights, **options)
         (scores,), (positions,) = ranking_by(scored, weights)
         calibration = getattr(self.fusion_of(weights), "calibration", None)
-        return [
-            Match(
-                index,
-                score,
-                None if scored.logits is None else float(scored.logits[0, index]),
-                float(scored.cosines[0, index]),
-                None if calibration is None else float(calibration.probability(np.array(score))),
-            )
-            for index, score in zip(positions[:top_k].tolist(), scores[:top_k].tolist(), strict=True)
-        ]
+        matches = []
+        for index, score in zip(positions[:top_k].tolist(), scores[:top_k].tolist(), strict=True):
+            logit = None if scored.logits is None else float(scored.logits[0, index])
+            is_left_out = logit is not None and math.isnan(logit)  # by the cascade
+            probability = None
+            if calibration is not None and not is_left_out:
+                probability = float(calibration.probability(np.array(score)))
+            cosine = float(scored.cosines[0, index])
+            matches.append(Match(index, score, None if is_left_out else logit, cosine, probability))
+        return matches
 
     def rerank(
         self,
@@ -115,15 +125,12 @@ class Ranker(PhotoEmbedder):
         """
         queries, gallery = self._checked(queries, **options), self._as_features(gallery, **options)
         positions = positions_of(neighbours, len(queries), len(gallery))
-        weights, is_padding = self._weights(fusion, positions.shape[1]), positions < 0
+        weights, is_padding = self.weights(fusion, positions.shape[1]), positions < 0
         if is_padding.all():
             return Ranking(np.full(positions.shape, -np.inf, np.float32), positions.numpy())
         rows, row_positions = positions.where(~is_padding, positions.max()).unique(return_inverse=True)
         candidates = self._checked(gallery, rows)  # a gallery may be large, and in a file
-        scored = self._scored(queries, candidates, row_positions, weights, **options)
-        for scores in scored[1:]:
-            if scores is not None:
-                scores[is_padding.numpy()] = -np.inf
+        scored = self._scored(queries, candidates, row_positions, weights, is_padding, **options)
         ranking = ranking_by(scored, weights)
         return ranking._replace(positions=np.where(np.isneginf(ranking.scores), -1, rows.numpy()[ranking.positions]))
 
@@ -162,28 +169,39 @@ class Ranker(PhotoEmbedder):
         with float32_throughout():
             return patch_pairs(*maps, *boxes)
 
-    def _weights(self, fusion: Fusion, num_candidates: int) -> Weights:
-        """The weights of a `fusion`; InputError where they need a matcher that was never trained."""
-        weights = weights_of(fusion, num_candidates, self.own_weights)
-        if weights.logit and not self.matcher_trained:
-            raise InputError(f"fusion={fusion!r}: the matcher was never trained, leave fusion out")
-        return weights
-
     def _scored(
-        self, queries: Features, gallery: Features, positions: Tensor, weights: Weights, **options: Unpack[Options]
+        self,
+        queries: Features,
+        gallery: Features,
+        positions: Tensor,
+        weights: Weights,
+        is_padding: Tensor | None = None,
+        **options: Unpack[Options],
     ) -> Candidates:
-        """The scores that have a weight; the others are 0, without logits None."""
+        """The scores that have a weight; the others are 0, without logits None. Those of padding are -inf, and logits
+        that a cascade leaves out NaN."""
         progress, batch_size, precision = checked_options(**options)
         dtype, matcher = dtype_of(precision, self.device), self.network.matcher
-        with float32_throughout(tf32=precision == "tf32"):
-            scorers: list[Scorer] = []
-            if weights.logit:
-                scorers.append(matcher if dtype == torch.float32 else matcher.computing_in(dtype))
-            if weights.chamfer:
-                scorers.append(Chamfer())
+        padding = np.zeros(positions.shape, bool) if is_padding is None else is_padding.numpy()
+        is_cascade = bool(weights.logit) and math.isfinite(weights.margin)
+        scorers: list[Scorer] = [Chamfer()] if weights.chamfer else []
+        matchers: list[Scorer] = [matcher if dtype == torch.float32 else matcher.computing_in(dtype)]
+
+        def scores_by(scorers: list[Scorer], among: Tensor | None = None) -> list[np.ndarray]:
             maps = queries.maps, gallery.maps
-            scores = iter(pair_scores(self.network, *maps, positions, scorers, progress, batch_size) if scorers else ())
-            logits = next(scores).numpy() if weights.logit else None
-            cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
-            chamfer = next(scores).numpy() if weights.chamfer else np.zeros_like(cosines)
-        return Candidates(positions.numpy(), cosines, chamfer, logits)
+            scores = pair_scores(self.network, *maps, positions, scorers, progress, batch_size, among)
+            return [of_scorer.numpy() for of_scorer in scores]
+
+        cosines = candidate_cosines(queries.descriptors, gallery.descriptors, positions)
+        with float32_throughout(tf32=precision == "tf32"):
+            at_once = scorers + matchers if weights.logit and not is_cascade else scorers
+            scores = scores_by(at_once) if at_once else []
+            chamfer = scores.pop(0) if scorers else np.zeros_like(cosines)
+            for part in (cosines, chamfer, *scores):
+                part[padding] = -np.inf
+            candidates = Candidates(positions.numpy(), cosines, chamfer, scores[0] if scores else None)
+            if is_cascade:
+                (logits,) = scores_by(matchers, torch.from_numpy(in_margin(candidates, weights) & ~padding))
+                logits[padding] = -np.inf
+                candidates = candidates._replace(logits=logits)
+        return candidates

@@ -23,6 +23,8 @@ from utils.io.checkpoint import save_tensors
 from utils.io.kept_fusion import add_fusion
 from utils.retrieval.calibration import Calibration
 from utils.retrieval.fitted import FittedWeights, fit
+from utils.retrieval.measures import measures_of
+from utils.retrieval.ranking import ranking_by
 from utils.retrieval.results import load_scores
 from utils.runtime.ranks import rank
 
@@ -237,6 +239,19 @@ def test_an_evaluation_ranks_by_them(evaluate, weighted, neighbours, tmp_path):
     assert sum(part["num_pairs"] for part in run.info["matches"]["reliability"]) == 80
     assert "own, at the threshold for a false match rate of 1 % among candidates: " in run.printed
     assert "matches" not in evaluate(path, "val.txt").info  # the photos that they were fitted on
+
+
+def test_an_evaluation_shows_what_a_cascade_loses(evaluate, weighted, tmp_path):
+    cascade = WEIGHTS._replace(margin=0.02)
+    run = evaluate(weighted(cascade))
+    candidates, labels = load_scores(tmp_path / "eval")
+    first = (2 * candidates.cosines + 0.5 * candidates.chamfer)[:, :4]
+    share = (first.max(axis=1, keepdims=True) - first <= np.float32(0.02)).mean()
+    assert 0.25 < share < 1
+    positions = ranking_by(candidates, cascade.cascade).positions
+    assert run.info["measures"]["cascade"] == measures_of(positions, *labels[:2], [1, 10], True).values
+    assert re.search(rf"(?m)^cascade \({100 * share:.1f} % of the logits, margin 0\.02\) +\d", run.printed)
+    assert "cascade" not in evaluate(weighted(WEIGHTS)).info["measures"]
 
 
 @pytest.mark.parametrize(

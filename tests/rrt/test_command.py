@@ -149,7 +149,10 @@ def test_what_cannot_be_printed(saved, own, tmp_path, monkeypatch, capsys):
         (["index", ".", "--to", "index"], "no model was given: --model takes a checkpoint"),
         (["search", "nowhere", "a.jpg"], "nowhere is no index"),
         (["compare", "a.jpg", "b.jpg", "--model", "none.pt"], "none.pt does not exist"),
-        (["search", "nowhere", "a.jpg", "--rerank", "0", "--fusion", "1", "1"], "--fusion needs reranking"),
+        (
+            ["search", "nowhere", "a.jpg", "--rerank", "0", "--fusion", "1", "1"],
+            "--fusion and --cascade need reranking",
+        ),
         (["index", ".", "--to", "index", "--yes"], "--yes needs --sync"),
     ],
 )

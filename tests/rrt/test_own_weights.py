@@ -97,7 +97,9 @@ def test_other_weights_than_its_own(own, reranker, paths):
         assert matches == reranker.rank(query, candidates, fusion=fusion)
         assert all(match.probability is None for match in matches)
     assert own.rank(query, candidates, fusion=(3, 2)) == own.rank(query, candidates, fusion="fitted")
-    with pytest.raises(InputError, match=r"fusion='own': give 'fitted', 'logit', or \(w, v\), two numbers from 0 to"):
+    with pytest.raises(
+        InputError, match=r"fusion='own': give 'fitted', 'cascade', 'logit', or \(w, v\), two numbers from 0 to"
+    ):
         own.rank(query, candidates, fusion="own")
 
 

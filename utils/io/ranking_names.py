@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 FITTED = {"chamfer + cosine": False, "logit + cosine + chamfer": True}  # with weights chosen: whether with logits
-FIXED = ("global", "logit", "chamfer", "weighted", "own")  # the last two by the user's weights, and the checkpoint's
+# the last ones by the user's weights, the checkpoint's, and those in a cascade
+FIXED = ("global", "logit", "chamfer", "weighted", "own", "cascade")
 RANKINGS = (*FIXED[:3], *FITTED, *FIXED[3:])  # in the order of tables
 TITLES = {name: f"{name} (crossfit)" if name in FITTED else name for name in RANKINGS}
 FORMER_NAMES = {

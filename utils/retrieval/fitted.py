@@ -16,6 +16,7 @@ from utils.retrieval.ranking import WEIGHT, Candidates, Weights, fused_scores
 from utils.retrieval.results import Labels
 from utils.settings import LARGEST, TEXT, Rule, Rules, check_settings, number, whole_number
 
+CHANGED = 0.001  # proportion of first results that a cascade may change where its margin is chosen: 0.1 points of R@1
 FINITE, PROPORTION, COUNT = number(-LARGEST), number(0, 1), whole_number(1)
 GAIN = Rule(
     "three numbers of points, the last two the ends of an interval",
@@ -41,6 +42,7 @@ RULES: Rules = {
     "recall_gain": GAIN,
     "precision_gain": GAIN,
     "calibration": Rule("the numbers of a calibration, or None", lambda value: isinstance(value, Mapping | None)),
+    "margin": number(0).or_none(),
 }
 
 
@@ -61,10 +63,16 @@ class FittedWeights(NamedTuple):
     recall_gain: tuple[float, float, float]  # of R@1
     precision_gain: tuple[float, float, float]  # of mAP@R
     calibration: Calibration | None  # of the scores ranked by
+    margin: float | None = None  # of a cascade that changes at most CHANGED of the first results there
 
     @property
     def weights(self) -> Weights:
         return Weights(self.logit, self.cosine, self.chamfer, self.num_candidates)
+
+    @property
+    def cascade(self) -> Weights | None:
+        """The weights with their margin."""
+        return None if self.margin is None else self.weights._replace(margin=self.margin)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts, lists and dictionaries, for JSON and checkpoints."""
@@ -75,6 +83,8 @@ class FittedWeights(NamedTuple):
     @classmethod
     def from_dict(cls, record: object) -> "FittedWeights":
         """Read what `to_dict` gives; InputError if it is anything else, naming what."""
+        if isinstance(record, Mapping):
+            record = {"margin": None, **record}  # older files have none
         values = _checked(record, RULES, "weights")
         if values["calibration"] is not None:
             checked = _checked(values["calibration"], CALIBRATION_RULES, "weights.calibration")
@@ -103,10 +113,10 @@ def _checked(record: object, rules: Rules, name: str) -> dict[str, Any]:
 
 
 def fit(candidates: Candidates, labels: Labels, with_logits: bool, fitted_on: str) -> FittedWeights:
-    """Choose weights on all classes, as `crossfit` does, calibrate their scores, and judge them by cross-fitting.
+    """Choose weights on all classes, as `crossfit` does, judge them by cross-fitting, and calibrate their scores.
 
-    Where the global ranking is best the weights rank by the cosine. InputError as of `crossfit`, and if a score is not
-    finite.
+    Where the global ranking is best the weights rank by the cosine. With logits they get the margin of a cascade.
+    InputError as of `crossfit`, and if a score is not finite.
     """
     fitted = fit_weights(candidates, labels, with_logits)
     weights = fitted.overall
@@ -126,7 +136,22 @@ def fit(candidates: Candidates, labels: Labels, with_logits: bool, fitted_on: st
         recall_gain=recall_gain,
         precision_gain=precision_gain,
         calibration=calibrate(scores, matches_of(candidates, labels)[:, scored], labels.queries),
+        margin=margin_of(candidates, weights) if weights.logit else None,
     )
+
+
+def margin_of(candidates: Candidates, weights: Weights) -> float:
+    """The smallest margin with which a cascade changes at most CHANGED of the first results.
+
+    It is the quantile of how far the first result by all scores lies behind the best without logits.
+    """
+    complete, without = (
+        fused_scores(candidates, of_scores)[:, : weights.num_candidates]
+        for of_scores in (weights, weights._replace(logit=0))
+    )
+    first = complete.argmax(axis=1)[:, None]
+    behind = without.max(axis=1) - np.take_along_axis(without, first, axis=1)[:, 0]
+    return float(np.quantile(behind, 1 - CHANGED, method="inverted_cdf"))
 
 
 def _gains(before: np.ndarray, after: np.ndarray, labels: Labels) -> list[tuple[float, float, float]]:

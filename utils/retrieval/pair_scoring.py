@@ -57,42 +57,47 @@ def pair_scores(
     scorers: Sequence[Scorer],
     with_progress: bool = True,
     batch_size: int | None = None,
+    among: Tensor | None = None,
 ) -> list[Tensor]:
     """Each scorer's score of each query with its candidates, float32 (n, k), on the CPU.
 
-    Feature maps are (n, d, h, w) and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery
-    positions. The query is the first of a pair, the candidate the second. Pairs are scored on the device of the model's
-    parameters. Feature maps move there as a whole if they fit; on a CPU, those in a file are read in blocks. The number
-    of pairs scored at a time, `batch_size` or what suits the device, is halved whenever memory runs out. Each rank
-    scores its shard of the queries. InputError if memory lacks for one pair, and for scores that are not finite.
+    `among`, bool (n, k), selects the pairs that are scored; the others' scores are NaN. Feature maps are (n, d, h, w)
+    and (m, d, h, w), on any device or in a file; `neighbours` (n, k) holds gallery positions. The query is the first of
+    a pair, the candidate the second. Pairs are scored on the device of the model's parameters. Feature maps move there
+    as a whole if they fit; on a CPU, those in a file are read in blocks. The number of pairs scored at a time,
+    `batch_size` or what suits the device, is halved whenever memory runs out. Each rank scores its shard of the
+    queries. InputError if memory lacks for one pair, and for scores that are not finite.
     """
     device = next(model.parameters()).device
     is_self_search = query_maps is gallery_maps
     gallery_maps = on_device_if_they_fit(gallery_maps, device)
     query_maps = gallery_maps if is_self_search else on_device_if_they_fit(query_maps, device)
-    pairs_at_once, columns = batch_size or PAIRS_AT_ONCE[device.type], neighbours.shape[1]
+    pairs_at_once = batch_size or PAIRS_AT_ONCE[device.type]
+    among = torch.ones(neighbours.shape, dtype=torch.bool) if among is None else among
     shard = shard_slice(len(neighbours))
-    local = neighbours[shard]
-    scores = [torch.empty(local.numel()) for _ in scorers]
+    candidates = neighbours[shard][among[shard].to(neighbours.device)].cpu()
+    query_of = torch.arange(shard.stop - shard.start).repeat_interleave(among[shard].sum(dim=1))  # of each pair
+    scores = [torch.empty(len(candidates)) for _ in scorers]
     with (
         device_errors_as_input_errors("precision"),
         tqdm(
             total=len(scores[0]), desc="Reranking", unit="pair", unit_scale=True, disable=not with_progress
         ) as progress,
     ):
-        for block in synchronised(_blocks(query_maps, shard.start, gallery_maps, local, pairs_at_once, device)):
+        for block in synchronised(
+            _blocks(query_maps, shard.start, gallery_maps, candidates, query_of, pairs_at_once, device)
+        ):
             start = block.start
             while start < block.stop:
                 pairs = slice(start, min(start + pairs_at_once, block.stop))
-                # pair number i is of query number i // columns
-                queries = torch.arange(pairs.start, pairs.stop, device=device) // columns
-                first, last = pairs.start // columns, (pairs.stop - 1) // columns
-                candidates = block.candidates[pairs.start - block.start : pairs.stop - block.start]
+                queries = query_of[pairs]
+                first, last = int(queries[0]), int(queries[-1])
+                of_pairs = block.candidates[pairs.start - block.start : pairs.stop - block.start]
                 try:
                     of_queries = _on_device(block.query_maps[first - block.query : last + 1 - block.query], device)
-                    of_candidates = _on_device(block.gallery_maps[candidates], device)
+                    of_candidates = _on_device(block.gallery_maps[of_pairs], device)
                     for scorer, of_scorer in zip(scorers, scores, strict=True):
-                        query = scorer.encode_queries(of_queries)[queries - first]
+                        query = scorer.encode_queries(of_queries)[(queries - first).to(device)]
                         of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
@@ -105,18 +110,20 @@ def pair_scores(
                     continue
                 progress.update(len(queries))
                 start = pairs.stop
-    scores = [all_gather_rows(of_scorer.view(-1, columns)).flatten() for of_scorer in scores]
+    nowhere = torch.full(among[shard].shape, torch.nan)
+    scores = [all_gather_rows(nowhere.masked_scatter(among[shard], of_scorer)) for of_scorer in scores]
     for of_scorer in scores:
-        _check_finite(of_scorer, columns)
-    return [of_scorer.view(neighbours.shape) for of_scorer in scores]
+        _check_finite(of_scorer, among)
+    return scores
 
 
-def _check_finite(scores: Tensor, columns: int) -> None:
-    """Raise InputError, naming the first pair, if scores (n * columns,) are not finite."""
-    if not scores.isfinite().all():
-        number, candidate = divmod(int(scores.isfinite().int().argmin()), columns)
+def _check_finite(scores: Tensor, among: Tensor) -> None:
+    """Raise InputError, naming the first pair, if scores (n, k) of pairs `among` them are not finite."""
+    wrong = among & ~scores.isfinite()
+    if wrong.any():
+        query, candidate = wrong.nonzero()[0].tolist()
         raise InputError(
-            f"the score of query {number} with its candidate {candidate} is NaN or infinite: set another precision "
+            f"the score of query {query} with its candidate {candidate} is NaN or infinite: set another precision "
             "than fp16, or take another checkpoint"
         )
 
@@ -136,17 +143,17 @@ def _blocks(
     query_maps: Maps,
     first_query: int,
     gallery_maps: Maps,
-    neighbours: Tensor,
+    candidates: Tensor,
+    query_of: Tensor,
     pairs_at_once: int,
     device: torch.device,
 ) -> Iterator[_Block]:
-    """All pairs of queries from `first_query` on, in order, in blocks of whole batches.
+    """All pairs in order, in blocks of whole batches: each pair's candidate, and its query, counted from `first_query`.
 
     With feature maps in a file, a thread reads each candidate of a block once, by rising position, into one of two
     buffers, while the block before is scored from the other. For a GPU the buffers are pinned, and a block is copied
     there as a whole.
     """
-    candidates, columns = neighbours.flatten().cpu(), neighbours.shape[1]
     size = BATCHES_PER_SYNC * pairs_at_once
     for maps in (query_maps, gallery_maps):
         if isinstance(maps, StoredRows):
@@ -158,15 +165,18 @@ def _blocks(
 
     def read(number: int) -> _Block:
         start, stop = number * size, min((number + 1) * size, len(candidates))
-        query, of_pairs = start // columns, candidates[start:stop]
-        of_queries = query_maps[first_query + query : first_query + (stop - 1) // columns + 1]
+        query, last = (int(query_of[pair]) for pair in (start, stop - 1))
+        of_pairs = candidates[start:stop]
+        of_queries = query_maps[first_query + query : first_query + last + 1]
         if not isinstance(gallery_maps, StoredRows):
             return _Block(start, stop, of_queries, query, gallery_maps, of_pairs.to(gallery_maps.device))
         rows, places = np.unique(of_pairs.numpy(), return_inverse=True)
         of_gallery = gallery_maps.read(rows, buffers[number % 2])
         return _Block(start, stop, of_queries, query, of_gallery, torch.from_numpy(places))
 
-    for block in one_ahead(read, range(-(-len(candidates) // size))):
+    numbers = range(-(-len(candidates) // size))
+    in_memory = isinstance(query_maps, Tensor) and isinstance(gallery_maps, Tensor)
+    for block in map(read, numbers) if in_memory else one_ahead(read, numbers):
         if isinstance(gallery_maps, StoredRows):
             block = block._replace(
                 gallery_maps=_on_device(block.gallery_maps, device), candidates=block.candidates.to(device)

@@ -40,20 +40,23 @@ class Ranking(NamedTuple):
 class Weights(NamedTuple):
     """Rank the first `num_candidates` by `logit * logits + cosine * cosines + chamfer * Chamfer similarities`.
 
-    An infinite `cosine` stands for the global ranking.
+    An infinite `cosine` stands for the global ranking. With a finite `margin` they rank in a cascade: logits are those
+    of candidates `in_margin`, and the others count with the lowest of them. So the others stay behind.
     """
 
     logit: float
     cosine: float
     chamfer: float
     num_candidates: int
+    margin: float = math.inf
 
     def __str__(self) -> str:
         if math.isinf(self.cosine):
             return "the global ranking"
         parts = [(self.logit, "logit"), (self.cosine, "cosine"), (self.chamfer, "chamfer")]
         terms = [name if weight == 1 else f"{weight:g} * {name}" for weight, name in parts if weight]
-        return f"{' + '.join(terms) or '0'}, {self.num_candidates} candidates"
+        cascade = f", logit only within {self.margin:.3g} of the best" if math.isfinite(self.margin) else ""
+        return f"{' + '.join(terms) or '0'}, {self.num_candidates} candidates{cascade}"
 
 
 def candidate_cosines(descriptors: Tensor, gallery_descriptors: Tensor, neighbours: Tensor) -> np.ndarray:
@@ -88,9 +91,29 @@ def fused_scores(candidates: Candidates, weights: Weights) -> np.ndarray:
     return scores
 
 
+def in_margin(candidates: Candidates, weights: Weights) -> np.ndarray:
+    """Which of the first `weights.num_candidates` (n, m) are so near the best without logits that they need one."""
+    scores = fused_scores(candidates, weights._replace(logit=0))[:, : weights.num_candidates]
+    with np.errstate(invalid="ignore"):  # of padding, whose scores are -inf
+        return ~(scores.max(axis=1, keepdims=True) - scores > weights.margin)
+
+
+def with_lowest_logits(candidates: Candidates, weights: Weights) -> Candidates:
+    """The first `weights.num_candidates`, with the lowest logit of those `in_margin` for the others."""
+    is_in, m = in_margin(candidates, weights), weights.num_candidates
+    assert candidates.logits is not None
+    logits = candidates.logits[:, :m]
+    lowest = logits.min(axis=1, keepdims=True, where=is_in, initial=np.inf)
+    return Candidates(
+        candidates.neighbours, candidates.cosines[:, :m], candidates.chamfer[:, :m], np.where(is_in, logits, lowest)
+    )
+
+
 def ranking_by(candidates: Candidates, weights: Weights) -> Ranking:
     """Sort the first `weights.num_candidates` by falling score, stably; the others follow in their order."""
     neighbours, m = candidates.neighbours, min(weights.num_candidates, candidates.cosines.shape[1])
+    if math.isfinite(weights.margin):
+        candidates = with_lowest_logits(candidates, weights)
     rescored, order = torch.from_numpy(fused_scores(candidates, weights)[:, :m]).sort(
         dim=1, descending=True, stable=True
     )

@@ -11,7 +11,7 @@ from utils.retrieval.calibration import judge
 from utils.retrieval.crossfit import describe_grid, fit_weights, matches_of
 from utils.retrieval.fitted import FittedWeights
 from utils.retrieval.measures import Measures, changes_of, measures_of
-from utils.retrieval.ranking import Candidates, Ranking, Weights, fused_scores, ranking_by
+from utils.retrieval.ranking import Candidates, Ranking, Weights, fused_scores, in_margin, ranking_by
 from utils.retrieval.results import Labels
 from utils.text import text_table
 
@@ -72,10 +72,11 @@ def rank_candidates(
 ) -> Rankings:
     """Rank by each formula for which there are scores; prints the weights chosen, or why a ranking is left out.
 
-    `own` are the checkpoint's weights: a ranking more. InputError if all candidates of each query have one score.
-    `fusion` selects the ranking for the neighbour files. None: `logit`, or without a matcher `chamfer`. Numbers (w, v):
-    `weighted`, by `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': the last ranking with
-    cross-validated weights, or if there is none as for None. 'own': by `own`; InputError where they cannot be used.
+    `own` are the checkpoint's weights: a ranking more, and one in a cascade. InputError if all candidates of each query
+    have one score. `fusion` selects the ranking for the neighbour files. None: `logit`, or without a matcher `chamfer`.
+    Numbers (w, v): `weighted`, by `logit + w * cosine + v * chamfer`, or without the logit. 'crossfit': the last
+    ranking with cross-validated weights, or if there is none as for None. 'own': by `own`; InputError where they cannot
+    be used.
     """
     has_logits, num_scored = candidates.logits is not None, candidates.cosines.shape[1]
     check_last_scores_differ(candidates)
@@ -93,6 +94,10 @@ def rank_candidates(
     elif own is not None:
         fixed["own"], titles["own"] = own.weights, f"own ({own.weights})"
         print(f"own: {own.weights}, fitted on {own.fitted_on}")
+        if own.cascade is not None:
+            fixed["cascade"] = own.cascade
+            share = 100 * in_margin(candidates, own.cascade).mean()
+            titles["cascade"] = f"cascade ({share:.1f} % of the logits, margin {own.margin:.3g})"
     if fusion == "own":
         check_own(own, num_scored, has_logits)
         written = "own"
