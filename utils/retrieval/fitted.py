@@ -16,7 +16,7 @@ from utils.retrieval.ranking import WEIGHT, Candidates, Weights, fused_scores
 from utils.retrieval.results import Labels
 from utils.settings import LARGEST, TEXT, Rule, Rules, check_settings, number, whole_number
 
-CHANGED = 0.001  # proportion of first results that a cascade may change where its margin is chosen: 0.1 points of R@1
+CHANGED, PLACES = 0.001, 5  # the proportion of the first places that a cascade may change where its margin is chosen
 FINITE, PROPORTION, COUNT = number(-LARGEST), number(0, 1), whole_number(1)
 GAIN = Rule(
     "three numbers of points, the last two the ends of an interval",
@@ -63,7 +63,7 @@ class FittedWeights(NamedTuple):
     recall_gain: tuple[float, float, float]  # of R@1
     precision_gain: tuple[float, float, float]  # of mAP@R
     calibration: Calibration | None  # of the scores ranked by
-    margin: float | None = None  # of a cascade that changes at most CHANGED of the first results there
+    margin: float | None = None  # of the cascade, as `margin_of` has it; None without logits
 
     @property
     def weights(self) -> Weights:
@@ -141,17 +141,19 @@ def fit(candidates: Candidates, labels: Labels, with_logits: bool, fitted_on: st
 
 
 def margin_of(candidates: Candidates, weights: Weights) -> float:
-    """The smallest margin with which a cascade changes at most CHANGED of the first results.
+    """The smallest margin with which a cascade changes at most the proportion CHANGED of the first PLACES places.
 
-    It is the quantile of how far the first result by all scores lies behind the best without logits.
+    A place changes if its candidate by all scores lies further than the margin behind the best without logits, among
+    those that are not placed before it. A few hundred queries say too little of the first place alone.
     """
     complete, without = (
         fused_scores(candidates, of_scores)[:, : weights.num_candidates]
         for of_scores in (weights, weights._replace(logit=0))
     )
-    first = complete.argmax(axis=1)[:, None]
-    behind = without.max(axis=1) - np.take_along_axis(without, first, axis=1)[:, 0]
-    return float(np.quantile(behind, 1 - CHANGED, method="inverted_cdf"))
+    order = np.argsort(-complete, axis=1, kind="stable")
+    without = np.take_along_axis(without, order, axis=1)
+    best = np.maximum.accumulate(without[:, ::-1], axis=1)[:, ::-1]
+    return float(np.quantile((best - without)[:, :PLACES], 1 - CHANGED, method="inverted_cdf"))
 
 
 def _gains(before: np.ndarray, after: np.ndarray, labels: Labels) -> list[tuple[float, float, float]]:

@@ -9,7 +9,7 @@ from tests.utils.retrieval.test_pair_scoring import Model, stored
 from utils.errors import InputError
 from utils.retrieval import pair_scoring
 from utils.retrieval.chamfer import Chamfer
-from utils.retrieval.fitted import CHANGED, fit, margin_of
+from utils.retrieval.fitted import CHANGED, PLACES, fit, margin_of
 from utils.retrieval.pair_scoring import pair_scores
 from utils.retrieval.ranking import Weights, in_margin, ranking_by
 
@@ -37,17 +37,25 @@ def test_ranking_equals_plain_loop(margin, m):
         assert (ranking.positions == ranking_by(candidates, weights._replace(margin=np.inf)).positions).all()
 
 
-def test_margin_keeps_the_first_results():
-    candidates, _, _ = drawn(queries=5000, classes=100)
+def test_margin_keeps_the_first_places():
+    candidates, _, _ = drawn(queries=1000, classes=100)
     weights = Weights(1, 20, 5, 7)
-    margin = margin_of(candidates, weights)
-    first = ranking_by(candidates, weights).positions[:, 0]
-
-    def changed(margin: float) -> float:
-        return (ranking_by(candidates, weights._replace(margin=margin)).positions[:, 0] != first).mean()
-
-    assert 0 < changed(margin) <= CHANGED < changed(np.nextafter(margin, 0)) < 1.5 * CHANGED
+    margin, behind = margin_of(candidates, weights), []
+    without = 20 * candidates.cosines + 5 * candidates.chamfer
+    for row, order in zip(without, np.argsort(-(without + candidates.logits)[:, :7], axis=1), strict=True):
+        behind += [max(row[order[place:]]) - row[order[place]] for place in range(PLACES)]
+    assert (np.array(behind) > margin + 1e-6).mean() <= CHANGED < (np.array(behind) > margin - 1e-6).mean()
+    first, found = (
+        ranking_by(candidates, weights._replace(margin=limit)).positions[:, 0] for limit in (np.inf, margin)
+    )
+    assert (first != found).mean() <= PLACES * CHANGED
     assert 0.1 < in_margin(candidates, weights._replace(margin=margin)).mean() < 0.9
+
+
+def test_margin_of_fewer_candidates_than_places():
+    candidates, _, _ = drawn()
+    assert margin_of(candidates, Weights(1, 20, 5, 1)) == 0
+    assert margin_of(candidates, Weights(1, 0, 0, 50)) == 0
 
 
 def test_fitted_margin():
