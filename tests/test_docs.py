@@ -30,6 +30,7 @@ RUN_BY_OTHER_TESTS = {  # pages with blocks of Python
     "README.md": "tests/rrt/test_blocks.py",
     "docs/library.md": "tests/rrt/test_blocks.py",
     "docs/engines.md": "tests/rrt/test_blocks.py",
+    "docs/integrations.md": "tests/rrt/test_blocks.py",
     "docs/extending.md": "tests/extending/test_page.py",
 }
 EXPERIMENTS = {

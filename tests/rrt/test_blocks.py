@@ -1,4 +1,4 @@
-"""The blocks of Python in README.md, docs/library.md and docs/engines.md run."""
+"""The blocks of Python in README.md, docs/library.md, docs/engines.md and docs/integrations.md run."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ def blocks_of(page: str) -> list[str]:
 
 BLOCKS = [
     pytest.param(block, id=f"{page} {number}")
-    for page in ("README.md", "docs/library.md", "docs/engines.md")
+    for page in ("README.md", "docs/library.md", "docs/engines.md", "docs/integrations.md")
     for number, block in enumerate(blocks_of(page))
 ]
 
@@ -37,5 +37,7 @@ def test_a_block_runs(block, saved, paths, tmp_path, monkeypatch):
         assert sorted(found["ranked"].ids[0]) == [0, 1, 2, 3] and not found["ranked"].missing
     if "points" in found:
         assert {point.id for point in found["points"]} == {match.index for match in found["matches"]} == {0, 1, 2, 3}
+    if "best" in found:
+        assert sorted(each.path for each in found["best"]) == found["photos"]
     if "gallery" in found:
         assert len(found["gallery"]) == 3 + ("scores" in found)
