@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -42,7 +43,7 @@ EXPERIMENTS = {
 }
 WITH_PARSERS = {"rrt", "report", "utils.logs", "benchmarks", "docs.example"}
 TOOLS = {"tools.make_head", "tools.judge", "tools.families", "tools.large_index"}
-SHELL = {"source", "touch", "cp", "grep"}  # programs without a check
+SHELL = {"source", "touch", "cp", "grep", "export", "curl"}  # programs without a check
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -101,6 +102,8 @@ def check_module(name: str, words: list[str], monkeypatch) -> None:
         return
     if name == "pytest":
         assert all((ROOT / word).exists() for word in words)
+    elif name == "uvicorn":
+        assert find_spec(words[0].removesuffix(":app"))
     elif name in WITH_PARSERS | TOOLS:
         if name == "benchmarks":
             assert words[0] in BENCHMARKS
