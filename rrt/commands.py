@@ -11,6 +11,7 @@ from typing import Any
 from models.costs import print_costs
 from rrt.arguments import CASCADE, FITTED, Fusion
 from rrt.index import Index, Result, update
+from rrt.index_ranks import on_rank0
 from rrt.index_table import content_of, open_table, own_reranker
 from rrt.page import page, scores_text
 from rrt.photos import find_photos
@@ -23,7 +24,11 @@ from utils.text import printable, shortened
 
 
 def index(options: argparse.Namespace) -> None:
-    """Index photos."""
+    """Index photos, where torchrun has started several ranks with the help of all."""
+    on_rank0(lambda: _index(options))
+
+
+def _index(options: argparse.Namespace) -> None:
     if options.yes and not options.sync:
         raise InputError("--yes needs --sync: leave it out, or give both")
     left_out: Counter[str] = Counter()

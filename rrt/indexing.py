@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from rrt.index_metadata import add_metadata, read_metadata
+from rrt.index_ranks import embed, share
 from rrt.index_table import (
     Address,
     Photo,
@@ -29,7 +29,7 @@ from rrt.index_upkeep import keep_up
 from rrt.photos import is_hidden
 from rrt.reranker import Reranker
 from sop.images.photo import naming
-from sop.images.reading import read_photos
+from utils.distributed.group import world_size
 from utils.errors import InputError
 from utils.io.disk import stamp
 from utils.io.lock import exclusive_lock
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 MAX_REMOVED = 0.1  # of an index's photos, without `yes`
-BATCH_SIZE = 256  # photos, the most that an interrupt costs. Maps of 128 x 7 x 7 take 6 MB
+BATCH_SIZE = 256  # photos of each rank, the most that an interrupt costs. Maps of 128 x 7 x 7 take 6 MB
 
 
 class Update(NamedTuple):
@@ -92,9 +92,11 @@ def update(
         stamps, old = _stamps(given, problems), {photo.path: photo for photo in before}
         missing = [Photo(path, *new) for path, new in stamps.items() if path not in old or old[path].stamp != new]
         embedded: list[str] = []
+        if missing:
+            share(reranker)
         with tqdm(total=len(missing), desc="Indexing", unit="photo", disable=not (progress and missing)) as bar:
-            for start in range(0, len(missing), BATCH_SIZE):
-                batch = missing[start : start + BATCH_SIZE]
+            for start in range(0, len(missing), BATCH_SIZE * world_size()):
+                batch = missing[start : start + BATCH_SIZE * world_size()]
                 table = _with_batch(index, table, digest, batch, reranker, problems, embedded)
                 bar.update(len(batch))
         if given <= problems.keys() or table is None:
@@ -151,20 +153,15 @@ def _with_batch(
     embedded: list[str],
 ) -> "Table | None":
     """The table with those photos that can be read; `embedded` gets their paths, `problems` the others'."""
-    images = {}
-    paths = [Path(photo.path) for photo in photos]
-    for photo, pixels in zip(photos, read_photos(paths, reranker.pixels), strict=True):
-        if isinstance(pixels, InputError):
-            problems[photo.path] = str(pixels)
-        else:
-            images[photo] = pixels
-    if not images:
+    features, unread = embed([photo.path for photo in photos], reranker)
+    problems |= unread
+    photos = [photo for photo in photos if photo.path not in unread]
+    if not photos:
         return table
     if table is None:  # a model of an interrupted call may be there, and may be another one
         save_model(index, reranker)
-    features = reranker.embed_pixels(torch.stack(list(images.values())))
-    table = write(index, table, digest, list(images), features)
-    embedded += [photo.path for photo in images]
+    table = write(index, table, digest, photos, features)
+    embedded += [photo.path for photo in photos]
     return table
 
 
