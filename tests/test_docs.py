@@ -6,6 +6,7 @@ import runpy
 import shlex
 import sys
 from importlib.util import find_spec
+from itertools import dropwhile
 from pathlib import Path
 from string import Template
 
@@ -136,7 +137,7 @@ def check_pip(words: list[str]) -> None:
 def test_a_command_parses(words, monkeypatch, capsys):
     program, *words = words
     if program in ("torchrun", "sbatch"):
-        words = [word for word in words if not re.match("--[a-z]", word)]
+        words = [*dropwhile(lambda word: word.startswith("--"), words)]
         assert program == "torchrun" or (ROOT / words.pop(0)).exists()
         program = "python"
     if program in ("python", "python3"):
