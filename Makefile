@@ -16,7 +16,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
-# Kills, signals, commands at once, and thousands of damaged files: under an hour on two cores
+# Kills, signals, commands at once, an index beside its reader, thousands of damaged files: under an hour on two cores
 soak: install
 	$(BIN)/python -m tests.soak
 

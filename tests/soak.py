@@ -1,4 +1,5 @@
-"""`make soak`: runs that are killed, signalled or started twice, and 10,000 damaged files per reader."""
+"""`make soak`: runs that are killed, signalled or started twice, an index that is killed beside its reader, and 10,000
+damaged files per reader."""
 
 import json
 import os
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from tests import ROOT
 from tests.conftest import TINY, draw_photo
 from tests.fuzz import READERS
+from tests.soak_index import kills_beside_a_reader
 from utils import pickle_save
 from utils.text import text_table
 
@@ -298,6 +300,7 @@ def main() -> int:
             "one of two processes killed": lambda: killed_processes(workshop),
             "signals": lambda: signals(workshop),
             "two commands at once": lambda: at_once(workshop),
+            "an index killed beside its reader": lambda: kills_beside_a_reader(workshop.new_folder()),
         }
         for reader in READERS:
             trials[f"damaged files: {reader}"] = lambda name=reader: fuzzed(name, fuzzing()[name].result())  # type: ignore[misc]
