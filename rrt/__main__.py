@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rrt import __version__
-from rrt.words import JSON_FORMAT, WHERE_FROM
+from rrt.words import JSON_FORMAT, MAPS, WHERE_FROM
 from utils.errors import ReportedError
 from utils.runtime.output import exit_code, unfailing_output
 from utils.settings import expand_home
@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="CSV with a line of names, photos' paths first, for search --where",
+    )
+    of_index.add_argument(
+        "--maps", choices=MAPS, help="how a new index keeps local maps: float16, or in fewer bytes, less accurately"
     )
     of_index.add_argument("--sync", action="store_true", help="remove the index's photos that are not among PHOTOS")
     of_index.add_argument(

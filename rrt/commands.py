@@ -38,7 +38,14 @@ def _index(options: argparse.Namespace) -> None:
         print_costs(reranker.network, reranker.crop_size, len(paths), scorer="chamfer")
         print(reranker)
     updated = update(
-        options.to, paths, reranker, progress=True, sync=options.sync, yes=options.yes, metadata=options.metadata
+        options.to,
+        paths,
+        reranker,
+        progress=True,
+        sync=options.sync,
+        yes=options.yes,
+        metadata=options.metadata,
+        maps=options.maps,
     )
     for line in updated.problems:
         print(printable(line), file=sys.stderr)

@@ -10,6 +10,7 @@ from rrt.features import Features
 from rrt.index_table import Address, Photo, array_of, content_of, existing_table, own_reranker, photos_of
 from rrt.index_upkeep import nearest
 from rrt.indexing import Update, update
+from rrt.map_codes import decode
 from utils.errors import InputError
 from utils.runtime.precision import float32_throughout
 
@@ -79,10 +80,12 @@ class Index:
         ]
         if rerank and results:
             gallery = Features(descriptors[order[:rerank]], self._maps_of(rows["_rowid"].to_pylist()[:rerank]))
-            matches = self.reranker.rank(query, gallery, fusion=fusion)
+            is_calibrated = self.content.maps != "binary"  # whose scores are smaller than those of the calibration
             results[:rerank] = [
-                results[match.index]._replace(score=match.score, logit=match.logit, probability=match.probability)
-                for match in matches
+                results[match.index]._replace(
+                    score=match.score, logit=match.logit, probability=match.probability if is_calibrated else None
+                )
+                for match in self.reranker.rank(query, gallery, fusion=fusion)
             ]
         return results[:top]
 
@@ -106,8 +109,8 @@ class Index:
         except Exception as error:
             raise self._unreadable(error) from error
         position = {row: i for i, row in enumerate(rows["_rowid"].to_pylist())}  # they come in any order
-        maps = torch.from_numpy(array_of(rows, "map")[[position[row] for row in ids]])
-        return maps.reshape(len(ids), *self.content.map_shape)
+        encoded = array_of(rows, "map")[[position[row] for row in ids]]
+        return decode(encoded, self.content.maps, self.content.map_shape)
 
     def _unreadable(self, error: Exception) -> InputError:
         """The engine's error, which may be of any kind, in words."""

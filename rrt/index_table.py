@@ -1,7 +1,7 @@
 """An index of photos, in a folder or below the address of an object store:
 
-* `photos.lance`: a table of LanceDB with a row for each photo: Photo's columns, `descriptor` (float32), `map` (float16)
-  and columns of metadata. Its schema tells FORMAT, the network's digest and the shape of a map.
+* `photos.lance`: a table of LanceDB with a row for each photo: Photo's columns, `descriptor` (float32), `map` as
+  `rrt.map_codes` encodes it, and columns of metadata. Its schema tells `Content`.
 * `model`: the network, as `Reranker.save_pretrained` writes it.
 
 The table has versions. Each write is a new one, or none: readers keep theirs.
@@ -20,9 +20,11 @@ import numpy as np
 import torch
 
 from rrt.features import Features
+from rrt.map_codes import encode
 from rrt.photos import is_hidden
 from rrt.pretrained import CARD, CONFIG, WEIGHTS, load
 from rrt.reranker import Reranker
+from rrt.words import MAPS
 from utils.errors import InputError
 from utils.retrieval.fitted import FittedWeights
 
@@ -58,6 +60,7 @@ class Content(NamedTuple):
     format: int
     model: str  # digest
     map_shape: list[int]
+    maps: str = MAPS[0]  # their kind; tables of before do not tell it
 
 
 def engine() -> Any:
@@ -109,18 +112,30 @@ def content_of(table: "Table") -> Content:
     return Content(**json.loads((table.schema.metadata or {})[KEY]))
 
 
-def write(index: Address, table: "Table | None", model: str, photos: Sequence[Photo], features: Features) -> "Table":
-    """Add or replace photos in one version; makes the table of a new index, whose network's digest is `model`."""
+def write(
+    index: Address,
+    table: "Table | None",
+    model: str,
+    photos: Sequence[Photo],
+    features: Features,
+    maps: str = MAPS[0],
+) -> "Table":
+    """Add or replace photos in one version; makes the table of a new index, whose network's digest is `model`.
+
+    A new index keeps `maps` of that kind. InputError, with the photo, for a map that cannot be kept.
+    """
     import pyarrow as pa
 
     columns: dict[str, Any] = dict(zip(Photo._fields, map(list, zip(*photos, strict=True)), strict=True))
     columns["path"] = as_text(columns["path"])
-    for name, values in (("descriptor", features.descriptors), ("map", features.maps.half())):
-        columns[name] = pa.FixedSizeListArray.from_arrays(values.flatten().numpy(), values[0].numel())
+    kind = maps if table is None else content_of(table).maps
+    encoded = encode(features.maps, kind, [photo.path for photo in photos])
+    for name, values in (("descriptor", features.descriptors.numpy()), ("map", encoded)):
+        columns[name] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
     rows = pa.table(columns)
     with writing(index):
         if table is None:
-            content = Content(FORMAT, model, list(features.maps.shape[1:]))
+            content = Content(FORMAT, model, list(features.maps.shape[1:]), kind)
             rows = rows.replace_schema_metadata({KEY: json.dumps(content._asdict())})
             return engine().connect(str(index)).create_table(TABLE, rows)
         table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)

@@ -28,12 +28,14 @@ from rrt.index_table import (
 from rrt.index_upkeep import keep_up
 from rrt.photos import is_hidden
 from rrt.reranker import Reranker
+from rrt.words import MAPS
 from sop.images.photo import naming
 from utils.distributed.group import world_size
 from utils.errors import InputError
 from utils.io.disk import stamp
 from utils.io.lock import exclusive_lock
 from utils.runtime.precision import float32_throughout
+from utils.settings import check_settings, one_of
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -65,6 +67,7 @@ def update(
     sync: bool = False,
     yes: bool = False,
     metadata: Path | None = None,
+    maps: str | None = None,
 ) -> Update:
     """Embed the new and changed photos of `paths` into an index. An interrupted update continues.
 
@@ -72,15 +75,22 @@ def update(
     reported; one that was embedded before is kept. Photos of the index that are not among `paths` are kept, too, unless
     `sync` removes them: without `yes` at most MAX_REMOVED of all photos, and none of a folder that is empty now, as
     where a drive is not mounted. `metadata` is a CSV file, whose columns are kept beside the photos.
-    InputError where `sync` would remove more, where the index is of another network, is being written by another
-    process or cannot be written, and where none of `paths` can be read.
+    `maps` is the kind in which a new index keeps local maps: 'float16', which is the default, 'int8' or 'binary'.
+    InputError where `sync` would remove more, where the index is of another network or kind, is being written by
+    another process or cannot be written, where none of `paths` can be read, and for a map that cannot be kept.
     """
+    check_settings({"maps": maps}, {"maps": one_of(*MAPS).or_none()})
     engine()  # before photos are embedded
     with _alone(index):
         described = None if metadata is None else read_metadata(metadata)
         table, digest = open_table(index), reranker.digest()
         if table is not None and content_of(table).model != digest:
             raise InputError(f"{index} is an index of another network: choose another folder, or give its own")
+        if table is not None and maps not in (None, content_of(table).maps):
+            raise InputError(
+                f"{index} keeps maps in {content_of(table).maps}, not in {maps}: leave the kind of maps out, or index "
+                "into a new folder"
+            )
         before = [] if table is None else photos_in(table)
         given = {os.path.abspath(path) for path in paths}  # noqa: PTH100  # links keep their names
         removed = [photo.path for photo in before if photo.path not in given] if sync else []
@@ -97,7 +107,7 @@ def update(
         with tqdm(total=len(missing), desc="Indexing", unit="photo", disable=not (progress and missing)) as bar:
             for start in range(0, len(missing), BATCH_SIZE * world_size()):
                 batch = missing[start : start + BATCH_SIZE * world_size()]
-                table = _with_batch(index, table, digest, batch, reranker, problems, embedded)
+                table = _with_batch(index, table, digest, batch, reranker, maps or MAPS[0], problems, embedded)
                 bar.update(len(batch))
         if given <= problems.keys() or table is None:
             raise InputError("; ".join(["no photo could be read", *list(problems.values())[:3]]))
@@ -149,6 +159,7 @@ def _with_batch(
     digest: str,
     photos: Sequence[Photo],
     reranker: Reranker,
+    maps: str,
     problems: dict[str, str],
     embedded: list[str],
 ) -> "Table | None":
@@ -160,7 +171,7 @@ def _with_batch(
         return table
     if table is None:  # a model of an interrupted call may be there, and may be another one
         save_model(index, reranker)
-    table = write(index, table, digest, photos, features)
+    table = write(index, table, digest, photos, features, maps)
     embedded += [photo.path for photo in photos]
     return table
 
