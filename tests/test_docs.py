@@ -43,7 +43,7 @@ EXPERIMENTS = {
     "prepare_data.py": prepare_data,
 }
 WITH_PARSERS = {"rrt", "report", "utils.logs", "benchmarks", "docs.example"}
-TOOLS = {"tools.make_head", "tools.judge", "tools.families", "tools.large_index"}
+TOOLS = {"tools.make_head", "tools.judge", "tools.families", "tools.large_index", "tools.map_codes", "tools.cascade"}
 SHELL = {"source", "touch", "cp", "grep", "export", "curl"}  # programs without a check
 
 

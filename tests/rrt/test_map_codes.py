@@ -12,6 +12,7 @@ from rrt.index import Index, update
 from rrt.index_table import KEY, TABLE, Content, array_of, content_of, engine, existing_table
 from rrt.map_codes import decode, encode
 from rrt.words import MAPS
+from tests.rrt.test_own_weights import OWN
 
 SHAPE = (13, 3, 2)  # 78 numbers: no whole bytes of bits
 
@@ -85,6 +86,14 @@ def test_an_index_of_each_kind(reranker, index, paths, kind):
     expected = reranker.rank(features[2], gallery, fusion=(1, 2))
     assert [result.photo for result in results] == [str(paths[match.index]) for match in expected]
     np.testing.assert_allclose([r.score for r in results], [m.score for m in expected], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_scores_by_binary_maps_are_not_calibrated(reranker, index, paths, kind):
+    calibrated = Reranker(reranker.network, reranker.settings, reranker.crop_size, fusion=OWN, device="cpu")
+    update(index, paths, calibrated, maps=kind)
+    (results,) = Index(index, device="cpu").search(calibrated.embed(paths[0]), 3, rerank=3)
+    assert {result.probability is None for result in results} == {kind == "binary"}
 
 
 def test_another_kind_is_refused(saved, reranker, index, paths, capsys):
