@@ -7,6 +7,7 @@ mAP@R with their change from float32 maps, bytes of a photo's map, and times, me
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def print_changes(photos: Searched, kind: str, scored: Candidates, exact: Candid
         low, high = mean_interval(change, labels)
         print(
             f"{kind}, {name} ({weights}): R@1 {100 * np.mean(ranks[1] < 1):.2f}, mAP@R {100 * precision[1].mean():.2f}",
-            f"  {changes_of(*ranks, labels, [1])[0]}",
+            f"  {changes_of(ranks[0], ranks[1], labels, [1])[0]}",
             f"  mAP@R: {100 * change.mean():+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f})",
             sep="\n",
         )
@@ -79,8 +80,8 @@ def main() -> None:
         gallery = Features(features.descriptors[found[0]], decode(candidates, kind, shape))
         print(
             f"{kind}: {rows[0].nbytes} bytes, decoding {len(candidates)} maps "
-            f"{milliseconds(lambda r=candidates, k=kind: decode(r, k, shape)):.1f} ms, reranking as many "
-            f"{milliseconds(lambda g=gallery: reranker.rank(features[0], g)):.1f} ms"
+            f"{milliseconds(partial(decode, candidates, kind, shape)):.1f} ms, reranking as many "
+            f"{milliseconds(partial(reranker.rank, features[0], gallery)):.1f} ms"
         )
 
 
