@@ -49,14 +49,15 @@ reproduce: install
 # the frozen and the finetuned training.
 demo: install
 	$(BIN)/python prepare_data.py --unobserved demo with val_classes=25
-	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo OBJECTIVE=joint EPOCHS="8 20 1" VIEWS=8
+	$(MAKE) --no-print-directory demo-chain RUN=logs/demo SEED=1 DATA=data/demo EPOCHS="8 20 1" VIEWS=8
 	$(BIN)/python -m utils.logs logs/demo/1/eval_*
 	$(BIN)/python -m report logs/demo/1 --out logs/demo/report.html
 
 demo-long: FROZEN_EPOCHS = 120
+demo-long: SEEDS = 1 2 3
 demo-long: install
 	$(BIN)/python prepare_data.py --unobserved demo with demo_dir=data/demo_long demo_products=1400 val_classes=50
-	for seed in 1 2 3; do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed DATA=data/demo_long OBJECTIVE=published \
+	for seed in $(SEEDS); do $(MAKE) --no-print-directory demo-chain RUN=logs/demo_long SEED=$$seed DATA=data/demo_long \
 		EPOCHS="10 $(FROZEN_EPOCHS) 3" VIEWS=24 || exit; done
 	$(BIN)/python -m utils.logs logs/demo_long/*/eval_*
 
@@ -64,6 +65,7 @@ demo-long: install
 FASTEST = $(eval FASTEST := $(shell $(BIN)/python -c "from utils.runtime.precision import computes_in_bf16; \
 	print('bf16' if computes_in_bf16() else 'fp32')"))$(FASTEST)
 
+OBJECTIVE = joint
 FOLDER = $(RUN)/$(SEED)
 SETTINGS = seed=$(SEED) model.demo dataset.data_path=$(DATA) precision=$(FASTEST)
 GLOBAL = $(FOLDER)/global/resnet18_demo_global.pt
