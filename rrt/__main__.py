@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         help="CSV with a line of names, photos' paths first, for search --where",
     )
     of_index.add_argument(
-        "--maps", choices=MAPS, help="how a new index keeps local maps: float16, or in fewer bytes, less accurately"
+        "--maps",
+        choices=MAPS,
+        help="how a new index keeps local maps: float16; int8, half the bytes; binary, a tenth, without a matcher",
     )
     of_index.add_argument("--sync", action="store_true", help="remove the index's photos that are not among PHOTOS")
     of_index.add_argument(
