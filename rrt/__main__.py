@@ -24,7 +24,8 @@ photos are reranked by, and for each query an answer:
     score           what ranks it; null behind the reranked photos
     logit           of the matcher, or null
     cosine          of the descriptors, from -1 to 1
-    probability     that it shows the query's product, or null where scores are not calibrated"""
+    probability     that it shows the query's product, or null where scores are not calibrated,
+                    of binary maps, or without logit in a cascade"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

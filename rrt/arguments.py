@@ -57,8 +57,8 @@ def weights_of(fusion: Fusion, num_candidates: int, own: Weights | None, cascade
     if isinstance(fusion, str) and fusion == CASCADE:
         if cascade is None:
             raise InputError(
-                f"fusion='{CASCADE}': the network has no margin for it, which is fitted with its weights where they "
-                "take the logit: train it with dataset.val_file, or leave fusion out"
+                f"fusion='{CASCADE}': the network has no weights with a logit and a margin: fit them "
+                "(docs/rankings.md), or leave the cascade out"
             )
         return cascade._replace(num_candidates=num_candidates)
     if isinstance(fusion, str) and fusion == FITTED and own is not None:

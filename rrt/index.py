@@ -64,7 +64,7 @@ class Index:
         queries = self.reranker._checked(queries)
         self.table.checkout_latest()
         if content_of(self.table) != self.content:
-            raise InputError(f"{self.index} is of another network now: open it again")
+            raise InputError(f"{self.index} is of another network, or kind of maps, now: open it again")
         return [self._answer(queries[row], top, rerank, fusion, where) for row in range(len(queries))]
 
     def _answer(self, query: Features, top: int, rerank: int, fusion: Fusion, where: str | None) -> list[Result]:

@@ -1,6 +1,7 @@
 """Photos embedded by several ranks. Rank 0 does all else of an index, and sends the others its network and paths."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,7 +70,8 @@ def _take_part() -> None:
         error = f"rank {rank()}: {reported}"
     all_gather_object(error)
     while (paths := _received()) is not None:
-        _embed_slice(paths, reranker)
+        with suppress(ReportedError, OSError):  # rank 0 has the same, and reports it
+            _embed_slice(paths, reranker)
 
 
 def _received() -> Any:
@@ -78,16 +80,25 @@ def _received() -> Any:
 
 
 def _embed_slice(paths: Sequence[str], reranker: Reranker) -> tuple[Features, dict[str, str]]:
-    """What `embed` returns, on each rank; a rank computes its slice."""
+    """What `embed` returns, on each rank; a rank computes its slice. An error of one is raised by all."""
     paths = paths[shard_slice(len(paths))]
-    pixels, problems = [], {}
-    for path, image in zip(paths, read_photos([*map(Path, paths)], reranker.pixels), strict=True):
-        if isinstance(image, InputError):
-            problems[path] = str(image)
-        else:
-            pixels.append(image)
-    local = reranker.embed_pixels(torch.stack(pixels)) if pixels else reranker._nothing()
+    pixels, problems, error = [], {}, None
+    try:
+        for path, image in zip(paths, read_photos([*map(Path, paths)], reranker.pixels), strict=True):
+            if isinstance(image, InputError):
+                problems[path] = str(image)
+            else:
+                pixels.append(image)
+        local = reranker.embed_pixels(torch.stack(pixels)) if pixels else reranker._nothing()
+    except (ReportedError, OSError) as reported:
+        error = reported
+    of_ranks = all_gather_object((problems, str(error or "")))
+    if error is not None:
+        raise error
+    for source, (_, failure) in enumerate(of_ranks):
+        if failure:
+            raise InputError(f"rank {source}: {failure}")
     features = Features(*map(all_gather_rows, local))
-    for source, of_rank in enumerate(all_gather_object(problems)):
+    for source, (of_rank, _) in enumerate(of_ranks):
         problems |= {path: f"rank {source}: " * bool(source) + problem for path, problem in of_rank.items()}
     return features, problems

@@ -87,7 +87,7 @@ def test_score_is_that_of_each_pair(own, paths):
 def test_a_network_without_a_margin(content, reranker, paths, tmp_path, fitted):
     if fitted is not None:
         reranker = Reranker.from_pretrained(with_weights(content, tmp_path / "plain.pt", fitted), device="cpu")
-    with pytest.raises(InputError, match=r"^fusion='cascade': the network has no margin for it, .* leave fusion out$"):
+    with pytest.raises(InputError, match=r"^fusion='cascade': the network has no weights .* leave the cascade out$"):
         reranker.rank(paths[0], paths[1:], fusion="cascade")
 
 

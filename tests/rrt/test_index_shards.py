@@ -133,6 +133,20 @@ def test_a_rank_that_cannot_use_the_network(model, paths, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.parametrize(("failing", "message"), [("0", ""), ("1", "rank 1: ")])
+def test_an_error_of_a_rank_while_it_embeds(model, paths, tmp_path, failing, message):
+    code = f"""
+def fails(self, pixels):
+    raise rrt.InputError("no memory")
+if os.environ["RANK"] == "{failing}":
+    rrt.Reranker.embed_pixels = fails
+"""
+    (code, out, error), other = of_ranks(
+        "index", *paths, "--to", tmp_path / "index", *model, code=SMALL_BATCHES + "import rrt" + code + RUN
+    )
+    assert (code, out, other) == (1, "", (0, "", "")) and error.endswith(f"{message}no memory\n")
+
+
 def test_ranks_of_others_are_ignored(reranker, paths, tmp_path, monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

@@ -16,7 +16,7 @@ from utils.retrieval.ranking import WEIGHT, Candidates, Weights, fused_scores
 from utils.retrieval.results import Labels
 from utils.settings import LARGEST, TEXT, Rule, Rules, check_settings, number, whole_number
 
-CHANGED, PLACES = 0.001, 5  # the proportion of the first places that a cascade may change where its margin is chosen
+CHANGED, PLACES = 0.001, 5  # of `margin_of`
 FINITE, PROPORTION, COUNT = number(-LARGEST), number(0, 1), whole_number(1)
 GAIN = Rule(
     "three numbers of points, the last two the ends of an interval",
@@ -72,7 +72,7 @@ class FittedWeights(NamedTuple):
     @property
     def cascade(self) -> Weights | None:
         """The weights with their margin."""
-        return None if self.margin is None else self.weights._replace(margin=self.margin)
+        return None if self.margin is None or not self.logit else self.weights._replace(margin=self.margin)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts, lists and dictionaries, for JSON and checkpoints."""
@@ -141,10 +141,11 @@ def fit(candidates: Candidates, labels: Labels, with_logits: bool, fitted_on: st
 
 
 def margin_of(candidates: Candidates, weights: Weights) -> float:
-    """The smallest margin with which a cascade changes at most the proportion CHANGED of the first PLACES places.
+    """The smallest margin with which a cascade changes at most the proportion CHANGED of first results.
 
-    A place changes if its candidate by all scores lies further than the margin behind the best without logits, among
-    those that are not placed before it. A few hundred queries say too little of the first place alone.
+    A first result changes if it lies further than the margin behind the best without logits. A few hundred queries say
+    too little of one in a thousand: so each counts PLACES times, whole, and then without its first results, one by one.
+    Results behind the first of a whole query may change more often.
     """
     complete, without = (
         fused_scores(candidates, of_scores)[:, : weights.num_candidates]

@@ -4,7 +4,7 @@ from PIL import Image
 
 from rrt import InputError
 
-adapter = pytest.importorskip("docs.integrations.pyvisim")
+adapter = pytest.importorskip("docs.integrations.for_pyvisim")
 
 
 def test_a_search_is_reranked(reranker, paths, monkeypatch):

@@ -11,7 +11,7 @@ from utils.retrieval import pair_scoring
 from utils.retrieval.chamfer import Chamfer
 from utils.retrieval.fitted import CHANGED, PLACES, fit, margin_of
 from utils.retrieval.pair_scoring import pair_scores
-from utils.retrieval.ranking import Weights, in_margin, ranking_by
+from utils.retrieval.ranking import Candidates, Weights, in_margin, ranking_by
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.7, 3.0, 1000.0])
@@ -37,18 +37,27 @@ def test_ranking_equals_plain_loop(margin, m):
         assert (ranking.positions == ranking_by(candidates, weights._replace(margin=np.inf)).positions).all()
 
 
-def test_margin_keeps_the_first_places():
+def test_margin_keeps_first_results():
     candidates, _, _ = drawn(queries=1000, classes=100)
     weights = Weights(1, 20, 5, 7)
-    margin, behind = margin_of(candidates, weights), []
-    without = 20 * candidates.cosines + 5 * candidates.chamfer
-    for row, order in zip(without, np.argsort(-(without + candidates.logits)[:, :7], axis=1), strict=True):
-        behind += [max(row[order[place:]]) - row[order[place]] for place in range(PLACES)]
-    assert (np.array(behind) > margin + 1e-6).mean() <= CHANGED < (np.array(behind) > margin - 1e-6).mean()
-    first, found = (
-        ranking_by(candidates, weights._replace(margin=limit)).positions[:, 0] for limit in (np.inf, margin)
-    )
-    assert (first != found).mean() <= PLACES * CHANGED
+    margin = margin_of(candidates, weights)
+    places = ranking_by(candidates, weights).positions[:, :PLACES]
+
+    def changed(margin: float) -> float:
+        """How many first results change, of the queries whole, and without their first results."""
+        number, left = 0, candidates
+        for place in range(PLACES):
+            first = ranking_by(left, weights._replace(margin=margin, num_candidates=7 - place)).positions[:, 0]
+            number += (first != places[:, place]).sum()
+            kept = left.neighbours != places[:, place, None]
+            left = Candidates(
+                left.neighbours[kept].reshape(1000, -1),
+                *(scores[kept[:, : scores.shape[1]]].reshape(1000, -1) for scores in left[1:]),
+            )
+        return number / (PLACES * 1000)
+
+    assert changed(margin + 1e-6) <= CHANGED < changed(margin - 1e-6)
+    assert changed(np.inf) == 0 < changed(0)
     assert 0.1 < in_margin(candidates, weights._replace(margin=margin)).mean() < 0.9
 
 
@@ -66,6 +75,7 @@ def test_fitted_margin():
     without = fit(candidates, labels, False, "val.txt")
     assert without.margin is None and without.cascade is None
     assert fit(*saturated(0, 0), True, "val.txt").margin is None  # ranks by the cosine
+    assert fitted._replace(logit=0.0).cascade is None
 
 
 def test_text():
