@@ -22,6 +22,7 @@ from sop.ingredient import DATASET_RULES
 from utils.errors import InputError
 from utils.io.checkpoint import load_weights
 from utils.logs.json_reader import nested
+from utils.retrieval.chamfer import token_pairs
 from utils.settings import TEXT, check_settings
 
 SIDE = 224  # pixels of a photo, at most
@@ -61,7 +62,8 @@ class Attention:
 
         `weights` are the readout's attention weights times FULL, uint16 (layers, 1 + heads, L), little-endian, in
         base64; head 0 is the mean of all. `pairs` lists the `mutual_pairs` of each layer and head, without the last
-        layer: its patches are not read out. InputError for a photo that cannot be read.
+        layer: its patches are not read out. `matches` are the PATCH_PAIRS pairs of patches that add most to the Chamfer
+        similarity, with what they add. InputError for a photo that cannot be read.
         """
         views = [self._view(path) for path in (query, candidate)]
         maps = [self.maps[view] for view in views]
@@ -79,6 +81,7 @@ class Attention:
             "heads": weights.shape[1] - 1,
             "weights": base64.b64encode(readout.tobytes()).decode(),
             "pairs": [[mutual_pairs(head, n) for head in layer] for layer in weights[:-1]],
+            "matches": [(i, j, round(share, 4)) for i, j, _, share in token_pairs(*maps)[:PATCH_PAIRS]],
             "logit": round(self.model.matcher.score(*tokens).item(), 4),
         }
         self.size += len(json.dumps(pair))

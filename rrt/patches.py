@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sop.images.decoding import Box
 from sop.images.transforms import Resizing
-from utils.retrieval.chamfer import Chamfer
+from utils.retrieval.chamfer import token_pairs
 
 
 class PatchPair(NamedTuple):
@@ -22,21 +21,11 @@ class PatchPair(NamedTuple):
     share: float  # what the pair adds to the Chamfer similarity, which is the sum of all pairs' shares
 
 
-@torch.inference_mode()
 def patch_pairs(query: Tensor, candidate: Tensor, boxes: list[Box], candidate_boxes: list[Box]) -> list[PatchPair]:
     """The pairs of patches of two maps (1, d, h, w) and their boxes, those of the largest share first."""
-    chamfer = Chamfer()
-    cosines = (chamfer.encode_queries(query) @ chamfer.encode_candidates(candidate))[0]
-    n, m = cosines.shape
-    weights = torch.zeros_like(cosines)
-    weights[torch.arange(n), cosines.argmax(dim=1)] += 1 / (2 * n)
-    weights[cosines.argmax(dim=0), torch.arange(m)] += 1 / (2 * m)
-    shares = weights * cosines
-    pairs = [
-        PatchPair(boxes[i], candidate_boxes[j], cosines[i, j].item(), shares[i, j].item())
-        for i, j in weights.nonzero().tolist()
+    return [
+        PatchPair(boxes[i], candidate_boxes[j], cosine, share) for i, j, cosine, share in token_pairs(query, candidate)
     ]
-    return sorted(pairs, key=lambda pair: -pair.share)
 
 
 def patch_boxes(size: tuple[int, int], grid: tuple[int, int], crop_size: int, resizing: Resizing) -> list[Box]:

@@ -48,14 +48,14 @@ function attentionView(gallery, attention) {
   const draw = () => {
     const start = (state.layer * (attention.heads + 1) + state.head) * length;
     const row = Array.from({ length }, (_, i) => values.getUint16(2 * (start + i), true) / FULL);
-    const links = attention.pairs[state.layer]?.[state.head];
+    const links = attention.pairs[state.layer]?.[state.head]; // the last layer has none
     body.replaceChildren(
       element("div", { class: "names" }, element("span", {}, "query"), element("span", {}, "neighbour")),
-      pairPhotos(gallery, attention, row, links ?? []),
+      pairPhotos(gallery, attention, row, links ?? attention.matches),
       ...readoutSums(row, n),
       element("p", { class: "faint" }, links
         ? "Photos are as the network sees them, squared and cut at their edges. Lines join the patches of both photos that attend most to each other in this layer (by the smaller weight of the two directions)."
-        : "Photos are as the network sees them, squared and cut at their edges. In the last layer only the readout’s own row counts towards the logit, so no pairs of patches are shown."),
+        : "Photos are as the network sees them, squared and cut at their edges. In the last layer only the readout’s own row counts towards the logit: here lines join the patches that match best, those that add most to the Chamfer similarity."),
     );
   };
   const layers = Array.from({ length: attention.layers }, (_, i) => [String(i), `${i + 1}${i + 1 === attention.layers ? " (last)" : ""}`]);

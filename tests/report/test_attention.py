@@ -29,6 +29,15 @@ def test_a_pair(evaluation):
         expected = attention.model.matcher.attention(*tokens)[0, :, :, 0]
     np.testing.assert_allclose(weights[:, 1:], expected, atol=1e-4)
     assert [len(layer) for layer in found["pairs"]] == [5]  # of the first of two layers: the mean, and four heads
+    a, b = (torch.nn.functional.normalize(maps[0].flatten(1), dim=0).T for maps in attention.maps)
+    cosines = (a @ b.T).numpy()
+    best = {(i, j) for i, j in enumerate(cosines.argmax(1))} | {(i, j) for j, i in enumerate(cosines.argmax(0))}
+    shares = {
+        (i, j): cosines[i, j] * ((cosines[i].argmax() == j) / 8 + (cosines[:, j].argmax() == i) / 8) for i, j in best
+    }
+    assert len(found["matches"]) == min(len(best), 6)
+    for i, j, share in found["matches"]:
+        assert share == pytest.approx(shares[i, j], abs=1e-4) and share >= sorted(shares.values())[-6:][0] - 1e-4
 
 
 def test_pairs_of_patches_that_attend_to_each_other():

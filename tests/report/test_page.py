@@ -124,7 +124,7 @@ def test_attention_of_a_pair_by_keyboard(opened):
     masks = [float(node.get_attribute("fill-opacity")) for node in all_of(opened, ".mask")]
     assert len(masks) == 2 * 2 * 2 and min(masks) == 0  # 64 pixels have 2 x 2 patches
     assert "The readout takes" in dialog.text and "logit" in dialog.text
-    assert not all_of(opened, ".link")  # of the last layer
+    assert 0 < len(all_of(opened, ".link")) <= 6  # the Chamfer similarity's, in the last layer
     choose(opened, "Layer", "0")
     choose(opened, "Head", "2")
     assert len(all_of(opened, ".link")) == 6

@@ -1,5 +1,7 @@
 """Chamfer similarity of the feature maps of two images; it has no weights."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,3 +26,26 @@ class Chamfer:
         """Similarities (B,), float32, of pairs of encoded images."""
         cosines = torch.bmm(query_tokens, candidate_tokens)
         return (cosines.amax(dim=2).float().mean(dim=1) + cosines.amax(dim=1).float().mean(dim=1)) / 2
+
+
+class TokenPair(NamedTuple):
+    """Two tokens of which at least one has the other as its best partner."""
+
+    query: int
+    candidate: int
+    cosine: float
+    share: float  # what the pair adds to the Chamfer similarity, which is the sum of all pairs' shares
+
+
+@torch.inference_mode()
+def token_pairs(query: Tensor, candidate: Tensor) -> list[TokenPair]:
+    """The pairs of tokens that make the Chamfer similarity of two maps (1, d, h, w), of the largest share first."""
+    chamfer = Chamfer()
+    cosines = (chamfer.encode_queries(query) @ chamfer.encode_candidates(candidate))[0]
+    n, m = cosines.shape
+    weights = torch.zeros_like(cosines)
+    weights[torch.arange(n), cosines.argmax(dim=1)] += 1 / (2 * n)
+    weights[cosines.argmax(dim=0), torch.arange(m)] += 1 / (2 * m)
+    shares = weights * cosines
+    pairs = [TokenPair(i, j, cosines[i, j].item(), shares[i, j].item()) for i, j in weights.nonzero().tolist()]
+    return sorted(pairs, key=lambda pair: -pair.share)
