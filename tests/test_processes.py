@@ -172,6 +172,7 @@ def test_collectives_raise_when_a_rank_dies(exchange, tmp_path):
 def test_foreign_process_group_is_ignored(tmp_path):
     def work():
         dist.init_process_group("gloo")
+        dist.barrier()  # rank 0 has the store: it must not end while rank 1 connects
         return world_size(), shard_slice(7), all_gather_rows(torch.full((2,), rank())).tolist()
 
     assert in_processes(2, work, tmp_path) == [(1, slice(0, 7), [number] * 2) for number in (0, 1)]
