@@ -90,14 +90,14 @@ def pair_scores(
             start = block.start
             while start < block.stop:
                 pairs = slice(start, min(start + pairs_at_once, block.stop))
-                queries = query_of[pairs]
-                first, last = int(queries[0]), int(queries[-1])
+                first, last = int(query_of[pairs.start]), int(query_of[pairs.stop - 1])
+                queries = (query_of[pairs] - first).to(device)
                 of_pairs = block.candidates[pairs.start - block.start : pairs.stop - block.start]
                 try:
                     of_queries = _on_device(block.query_maps[first - block.query : last + 1 - block.query], device)
                     of_candidates = _on_device(block.gallery_maps[of_pairs], device)
                     for scorer, of_scorer in zip(scorers, scores, strict=True):
-                        query = scorer.encode_queries(of_queries)[(queries - first).to(device)]
+                        query = scorer.encode_queries(of_queries)[queries]
                         of_scorer[pairs] = scorer.score(query, scorer.encode_candidates(of_candidates)).cpu()
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
