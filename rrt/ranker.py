@@ -34,9 +34,8 @@ class Match(NamedTuple):
     score: float
     logit: float | None  # of the matcher; None where the ranking, or its cascade, does without it
     cosine: float  # of the global descriptors
-    probability: float | None = (
-        None  # that both show one product; None where the score is not calibrated, or has no logit
-    )
+    # that both show one product; None where the score is not calibrated, or has no logit
+    probability: float | None = None
 
 
 class Ranker(PhotoEmbedder):

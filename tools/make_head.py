@@ -41,13 +41,7 @@ from utils.training.steps import rerank_step
 
 ARCH = "tf_efficientnet_lite0"
 IMAGES_AT_ONCE = 64
-VIEWS, EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = (
-    6,
-    40,
-    60,
-    1e-3,
-    4e-4,
-)  # not searched
+VIEWS, EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 6, 40, 60, 1e-3, 4e-4  # not searched
 
 
 def main() -> None:
